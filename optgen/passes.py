@@ -1,0 +1,316 @@
+"""Program to program: everything between the text and the plan, as a visible list of functions.
+
+`specialise` comes first, because it needs the settings of a parameter group; `PASSES` follow in order.
+None of them changes the value that the reference computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from optgen.errors import RuleError
+from optgen.ir import (
+    LEAVES,
+    DType,
+    Extent,
+    Fact,
+    Node,
+    Op,
+    Program,
+    State,
+    const,
+    load,
+    node,
+    rewrite,
+    toposort,
+)
+from optgen.semantics import constant, evaluate
+
+Pass = Callable[[Program], Program]
+
+
+def holds(fact: Fact, value: object) -> bool:
+    """Whether a compile-time condition holds for a setting of its subject."""
+    if fact.relation == "is":
+        return value is fact.value
+    if fact.relation == "==" and (fact.value is None or isinstance(fact.value, str | bool)):
+        return value == fact.value
+    if value is None or isinstance(value, str):
+        return fact.relation == "!="
+    x, y = float(value), float(fact.value)  # type: ignore[arg-type]
+    return {"==": x == y, "!=": x != y, "<": x < y, "<=": x <= y, ">": x > y, ">=": x >= y}[fact.relation]
+
+
+def specialise(program: Program, truths: Mapping[str, bool], mode: str | None = None) -> Program:
+    """Resolve every compile-time choice; `truths` says which of the program's facts hold.
+
+    With a `mode`, the program of `def train()` or `def eval()` takes the place of the step. State that
+    neither the step nor a mode reads or assigns is dropped.
+
+    Raises:
+        RuleError: a name is used that has no value under these options.
+    """
+
+    def decide(n: Node) -> Node | None:
+        if n.op is Op.FACT:
+            return const(truths[n.value or ""], DType.BOOL)
+        if n.dtype is DType.BOOL and n.extent is Extent.CONST and n.op not in LEAVES:
+            value = constant(n)
+            return None if value is None else const(bool(value), DType.BOOL)
+        if n.op is Op.CHOOSE and n.args[0].op is Op.CONST:
+            return n.args[1] if n.args[0].number else n.args[2]
+        return None
+
+    bare = replace(program, requires=(), update=None, gradient=None, parts=())
+    chosen = bare.map(decide)
+    for n in toposort(chosen.roots()):
+        if n.op is Op.UNDEF:
+            settings = ", ".join(f"{text}: {truth}" for text, truth in truths.items())
+            raise RuleError(
+                f"'{n.value}' has no value with these options ({settings})",
+                _first_span(program, n),
+                f"assign {n.value} on both branches",
+            )
+    chosen = _drop_states(chosen)
+    return replace(chosen, assigns=dict(chosen.modes.get(mode, {})) if mode else chosen.assigns, modes={})
+
+
+def _first_span(program: Program, undefined: Node):  # type: ignore[no-untyped-def]
+    """Where an undefined value was made: the `if` that left it out."""
+    return program.spans.get(undefined)
+
+
+def _drop_states(program: Program) -> Program:
+    """Forget assignments of a state to itself, and states that nothing touches."""
+    def effective(assigns: Mapping[str, Node]) -> dict[str, Node]:
+        return {k: n for k, n in assigns.items() if not (n.op is Op.LOAD and n.value == k)}
+
+    assigns = effective(program.assigns)
+    modes = {m: effective(mode) for m, mode in program.modes.items()}
+    roots = [*assigns.values(), *(n for mode in modes.values() for n in mode.values())]
+    touched = {n.value for n in toposort(roots) if n.op is Op.LOAD}
+    touched |= {*assigns, *(k for mode in modes.values() for k in mode)}
+    states = {k: s for k, s in program.states.items() if k in touched}
+    return replace(program, assigns=assigns, modes=modes, states=states)
+
+
+def fold(program: Program) -> Program:
+    """Compute what is constant, in float64, and drop operations that change no value."""
+
+    def simplify(n: Node) -> Node | None:
+        if n.op in LEAVES:
+            return None
+        if n.extent is Extent.CONST:
+            value = constant(n)
+            return None if value is None else const(float(value), n.dtype)
+        one, zero = const(1), const(0)
+        match n.op, n.args:
+            case Op.MUL, (a, b) if b is one:
+                return a
+            case Op.MUL, (a, b) if a is one:
+                return b
+            case Op.DIV, (a, b) if b is one:
+                return a
+            case Op.SUB, (a, b) if b is zero:
+                return a
+            case Op.NEG, (a,) if a.op is Op.NEG:
+                return a.args[0]
+            case Op.WHERE, (_, a, b) if a is b:
+                return a
+            case Op.WHERE, (c, a, b) if c.op is Op.CONST:
+                return a if c.number else b
+        return None
+
+    return program.map(simplify)
+
+
+def expand(program: Program) -> Program:
+    """Write `tanh`, `atan2` and `**` out in simpler operations wherever the host does not compute them."""
+    rules = {Op.TANH: _tanh, Op.ATAN2: _atan2, Op.POW: _pow}
+
+    def write_out(n: Node) -> Node | None:
+        return rules[n.op](*n.args) if n.op in rules and n.extent > Extent.STEP else None
+
+    return program.map(write_out)
+
+
+def recur(program: Program) -> Program:
+    """Turn tensor state that follows from STEP values alone into a recurrence that the host computes."""
+    host = {k for k, s in program.states.items() if s.extent is Extent.TENSOR}
+    while True:
+        changed = _with_extents(program, dict.fromkeys(host, Extent.STEP))
+        slow = {k for k in host if k in changed.assigns and changed.assigns[k].extent > Extent.STEP}
+        if not slow:
+            return changed
+        host -= slow
+
+
+def _with_extents(program: Program, extents: Mapping[str, Extent]) -> Program:
+    def change(n: Node) -> Node | None:
+        if n.op is Op.LOAD and n.value in extents:
+            return load(n.value, extent=extents[n.value])
+        return None
+
+    changed = program.map(change)
+    states = {k: replace(s, extent=extents.get(k, s.extent)) for k, s in changed.states.items()}
+    return replace(changed, states=states)
+
+
+def hoist(program: Program) -> Program:
+    """Move each largest STEP subtree out of the element loop: the host computes it once per step."""
+    host = {k for k, s in program.states.items() if s.extent is Extent.STEP}
+    wanted: dict[Node, None] = {}
+    for target, root in program.assigns.items():
+        if root.extent is Extent.STEP or (target in host and root.extent is Extent.CONST):
+            wanted[root] = None
+    for n in toposort(program.assigns.values()):
+        if n.extent > Extent.STEP:
+            wanted.update(dict.fromkeys(a for a in n.args if a.extent is Extent.STEP))
+    scalars = {n: node(Op.SCALAR, value=str(i), dtype=n.dtype) for i, n in enumerate(wanted)}
+
+    # Only where a STEP value meets a faster one; inside a larger STEP subtree it stays what it is.
+    done: dict[Node, Node] = {}
+    for n in toposort(program.assigns.values()):
+        if n.extent > Extent.STEP:
+            args = tuple(done[a] if a.extent > Extent.STEP else scalars.get(a, a) for a in n.args)
+            done[n] = n if args == n.args else node(n.op, *args, value=n.value, dtype=n.dtype, extent=n.extent)
+    assigns = {k: done.get(n) or scalars.get(n, n) for k, n in program.assigns.items()}
+    moved = {new: program.names[old] for old, new in done.items() if old in program.names}
+    spans = {new: program.spans[old] for old, new in done.items() if old in program.spans}
+    moved |= {scalars[n]: program.names[n] for n in scalars if n in program.names}
+    return replace(program, assigns=assigns, scalars=tuple(wanted), names=moved, spans=spans)
+
+
+PASSES: tuple[Pass, ...] = (expand, fold, recur, hoist)
+
+
+def lower(program: Program, truths: Mapping[str, bool], mode: str | None = None) -> Program:
+    """The program that `plan` takes: specialised, then every pass in order."""
+    program = specialise(program, truths, mode)
+    for run in PASSES:
+        program = run(program)
+    return program
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many operations a program has after a pass, per element and per step."""
+
+    name: str
+    element: int
+    tensor: int
+    step: int
+
+
+def count(name: str, program: Program) -> Count:
+    """Count the operations of a program by extent; leaves are free."""
+    nodes = [n for n in toposort([*program.assigns.values(), *program.scalars]) if n.op not in LEAVES]
+    element = sum(n.extent is Extent.ELEMENT for n in nodes)
+    tensor = sum(n.extent is Extent.TENSOR for n in nodes)
+    return Count(name, element, tensor, len(nodes) - element - tensor)
+
+
+def trace(program: Program, truths: Mapping[str, bool]) -> list[Count]:
+    """The op counts of the program as written and after each pass."""
+    counts = [count("written", program)]
+    program = specialise(program, truths)
+    counts.append(count("specialise", program))
+    for run in PASSES:
+        program = run(program)
+        counts.append(count(run.__name__, program))
+    return counts
+
+
+# Expansions. Triton has no built-in for these, and a library call would differ between back ends.
+
+
+def _polynomial(z: Node, coefficients: tuple[float, ...]) -> Node:
+    """Horner's scheme, highest power first."""
+    total = const(coefficients[0])
+    for c in coefficients[1:]:
+        total = node(Op.ADD, node(Op.MUL, total, z), const(c))
+    return total
+
+
+def _tanh(x: Node) -> Node:
+    """tanh: a rational function near zero, 1 - 2/(exp(2|x|) + 1) elsewhere.
+
+    Coefficients: S. Moshier, Cephes Mathematical Library, tanh.c (relative error 4e-17 below 0.625).
+    """
+    z = node(Op.MUL, x, x)
+    over = _polynomial(z, (-9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3))
+    under = _polynomial(z, (1.0, 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3))
+    near = node(Op.ADD, x, node(Op.MUL, node(Op.MUL, x, z), node(Op.DIV, over, under)))
+    size = node(Op.ABS, x)
+    raised = node(Op.EXP, node(Op.MUL, const(2), size))
+    tail = node(Op.SUB, const(1), node(Op.DIV, const(2), node(Op.ADD, raised, const(1))))
+    far = node(Op.WHERE, node(Op.LT, x, const(0)), node(Op.NEG, tail), tail)
+    return node(Op.WHERE, node(Op.LT, size, const(0.625)), near, far)
+
+
+def _atan(x: Node) -> Node:
+    """arctan of a non-negative number. Coefficients: Cephes Mathematical Library, atan.c."""
+    large = node(Op.LT, const(2.41421356237309504880), x)  # tan(3 pi/8)
+    middle = node(Op.LT, const(0.66), x)
+    turned = node(Op.DIV, const(-1), x)
+    halved = node(Op.DIV, node(Op.SUB, x, const(1)), node(Op.ADD, x, const(1)))
+    reduced = node(Op.WHERE, large, turned, node(Op.WHERE, middle, halved, x))
+    offset = node(
+        Op.WHERE, large, const(math.pi / 2), node(Op.WHERE, middle, const(math.pi / 4), const(0))
+    )
+    z = node(Op.MUL, reduced, reduced)
+    over = _polynomial(
+        z,
+        (
+            -8.750608600031904122785e-1,
+            -1.615753718733365076637e1,
+            -7.500855792314704667340e1,
+            -1.228866684490136173410e2,
+            -6.485021904942025371773e1,
+        ),
+    )
+    under = _polynomial(
+        z,
+        (
+            1.0,
+            2.485846490142306297962e1,
+            1.650270098316988542046e2,
+            4.328810604912902668951e2,
+            4.853903996359136964868e2,
+            1.945506571482613964425e2,
+        ),
+    )
+    series = node(Op.MUL, z, node(Op.DIV, over, under))
+    return node(Op.ADD, offset, node(Op.ADD, node(Op.MUL, reduced, series), reduced))
+
+
+def _atan2(y: Node, x: Node) -> Node:
+    """The angle of the point (x, y), in (-pi, pi]; 0 at the origin; a zero's sign does not count."""
+    angle = _atan(node(Op.DIV, node(Op.ABS, y), node(Op.ABS, x)))
+    both_infinite = node(
+        Op.AND,
+        node(Op.EQ, node(Op.ABS, y), const(math.inf)),
+        node(Op.EQ, node(Op.ABS, x), const(math.inf)),
+    )
+    angle = node(Op.WHERE, both_infinite, const(math.pi / 4), angle)
+    origin = node(Op.AND, node(Op.EQ, y, const(0)), node(Op.EQ, x, const(0)))
+    angle = node(Op.WHERE, origin, const(0), angle)
+    angle = node(Op.WHERE, node(Op.LT, x, const(0)), node(Op.SUB, const(math.pi), angle), angle)
+    return node(Op.WHERE, node(Op.LT, y, const(0)), node(Op.NEG, angle), angle)
+
+
+def _pow(x: Node, y: Node) -> Node:
+    """x**y as exp(y*log|x|), with IEEE's answers at zero and for negative bases."""
+    size = node(Op.EXP, node(Op.MUL, y, node(Op.LOG, node(Op.ABS, x))))
+    whole = node(Op.EQ, node(Op.FLOOR, y), y)
+    half = node(Op.MUL, y, const(0.5))
+    odd = node(Op.AND, whole, node(Op.NOT, node(Op.EQ, node(Op.FLOOR, half), half)))
+    signed = node(Op.WHERE, odd, node(Op.NEG, size), size)
+    negative = node(Op.WHERE, whole, signed, const(math.nan))
+    result = node(Op.WHERE, node(Op.LT, x, const(0)), negative, size)
+    one = node(Op.OR, node(Op.EQ, y, const(0)), node(Op.EQ, x, const(1)))
+    return node(Op.WHERE, one, const(1), result)
+
+
