@@ -44,6 +44,7 @@ COMPARE: dict[str, Callable[[Node, Node], Node]] = {
     "==": lambda a, b: node(Op.EQ, a, b),
     "!=": lambda a, b: node(Op.NE, a, b),
 }
+ONLY_IS = "'is' compares an option with None, True or False"
 OTHER_NAMES = {"grad": "g", "gradient": "g", "param": "p", "params": "p", "step": "t"}
 OTHER_FUNCTIONS = {
     "max": "maximum",
@@ -62,18 +63,18 @@ class Expressions(Context):
 
     def value(self, at: ast.expr) -> Node:
         """Lower an expression that must be a number."""
-        return self.number(self.node(self.look(at), at), at)
+        return self.number(self.as_node(self.look(at), at), at)
 
     def condition(self, at: ast.expr) -> Node:
         """Lower an expression that must be a condition."""
-        found = self.node(self.look(at), at)
+        found = self.as_node(self.look(at), at)
         if found.dtype is not DType.BOOL:
             raise self.error(
                 "a condition is needed here, and this is a number", at, "compare it: x > 0, x != 0"
             )
         return found
 
-    def fact(self, at: ast.expr) -> Node:
+    def decision(self, at: ast.expr) -> Node:
         """Lower a condition that must be known when the kernel is compiled."""
         outer, self.deciding = self.deciding, True
         condition = self.condition(at)
@@ -112,7 +113,7 @@ class Expressions(Context):
             )
         return found
 
-    def node(self, meaning: Meaning | str | None, at: ast.expr) -> Node:
+    def as_node(self, meaning: Meaning | str | None, at: ast.expr) -> Node:
         """A meaning as a number or a condition: a boolean option is a condition, one of None a number."""
         if isinstance(meaning, Node):
             return meaning
@@ -122,7 +123,7 @@ class Expressions(Context):
             raise self.error(f"{meaning!r} is not a number", at)
         default = self.declared.default(meaning.name)
         if isinstance(default, bool):
-            return self.state_fact(Fact(meaning.name, "is", True))
+            return self.fact_node(Fact(meaning.name, "is", True))
         if default is None:
             return self.make(node(Op.HYPER, value=meaning.name))
         raise self.error(
@@ -156,6 +157,8 @@ class Expressions(Context):
                 raise self.error(f"{ast.unparse(at)} is not a number of the rule language", at)
             case ast.Name(id=name):
                 return self.name(name, at)
+            case ast.Tuple(elts=[]):
+                raise self.error("a tuple needs at least one item", at)
             case ast.Tuple(elts=elements):
                 return tuple(self.item(e) for e in elements)
             case ast.Subscript(value=value, slice=item):
@@ -225,7 +228,7 @@ class Expressions(Context):
         meaning = self.look(at)
         if isinstance(meaning, tuple):
             raise self.error("a tuple holds numbers, not tuples", at)
-        return meaning if isinstance(meaning, Option) else self.node(meaning, at)
+        return meaning if isinstance(meaning, Option) else self.as_node(meaning, at)
 
     def binary(self, at: ast.BinOp) -> Node:
         """Arithmetic on two numbers."""
@@ -247,7 +250,7 @@ class Expressions(Context):
     def select(self, test: ast.expr, body: ast.expr, orelse: ast.expr, at: ast.expr) -> Node:
         """`body if test else orelse`: a choice at compile time where the condition is known then."""
         condition = self.condition(test)
-        a, b = self.node(self.look(body), body), self.node(self.look(orelse), orelse)
+        a, b = self.as_node(self.look(body), body), self.as_node(self.look(orelse), orelse)
         if a.dtype is not b.dtype:
             raise self.error("one side is a number and the other a condition", at)
         decided = self.constant(condition)
@@ -274,19 +277,17 @@ class Expressions(Context):
         if type(op) not in RELATIONS:
             raise self.refusal(at, op)
         relation = RELATIONS[type(op)]
+        mirrored = MIRROR.get(relation, relation)
         if isinstance(left[1], Option):
             return self.compare_option(left[1].name, relation, right[1], at)
         if isinstance(right[1], Option):
-            return self.compare_option(right[1].name, MIRROR.get(relation, relation), left[1], at)
+            return self.compare_option(right[1].name, mirrored, left[1], at)
         if relation not in COMPARE:
-            raise self.error("'is' compares an option with None, True or False", at, "write == or !=")
-        a, b = (self.number(self.node(meaning, side), side) for side, meaning in (left, right))
-        if self.deciding:
-            fact = self.compile_time(a, relation, b) or self.compile_time(
-                b, MIRROR.get(relation, relation), a
-            )
-            if fact is not None:
-                return self.state_fact(fact)
+            raise self.error(ONLY_IS, at, "write == or != between numbers")
+        a, b = (self.number(self.as_node(meaning, side), side) for side, meaning in (left, right))
+        fact = self.compile_time(a, relation, b) or self.compile_time(b, mirrored, a)
+        if fact is not None and self.deciding:
+            return self.fact_node(fact)
         return COMPARE[relation](a, b)
 
     def compile_time(self, a: Node, relation: str, b: Node) -> Fact | None:
@@ -296,41 +297,37 @@ class Expressions(Context):
             return None
         return Fact(cast(str, a.value), relation, _plain(number))
 
-    def compare_option(self, name: str, relation: str, other: Meaning | str | None, at: ast.expr) -> Node:
+    def compare_option(self, name: str, relation: str, other: Meaning | Value, at: ast.expr) -> Node:
         """A comparison of an option with a constant that it could hold.
 
         An option whose default is None can hold a number: compared with a value that is no constant, it
         is one.
         """
         default = self.declared.default(name)
-        value: Value = None
-        if isinstance(other, Option | tuple):
-            raise self.error("an option can be compared with a constant only", at)
         if isinstance(other, Node):
             number = self.constant(other)
-            if number is None:
-                if default is None and other.dtype is DType.REAL and relation in COMPARE:
-                    return COMPARE[relation](node(Op.HYPER, value=name), other)
-                raise self.error("an option can be compared with a constant only", at)
-            value = bool(number) if other.dtype is DType.BOOL else _plain(number)
-        else:
-            value = other
-        same = {"==": True, "is": True, "!=": False, "is not": False}.get(relation)
-        if isinstance(default, bool) and (same is None or not isinstance(value, bool)):
-            raise self.error(f"'{name}' is True or False", at, f"write `{name}` or `not {name}`")
-        if isinstance(default, str) and not (relation in ("==", "!=") and isinstance(value, str)):
-            raise self.error(f"'{name}' is a string", at, f"compare it with == or !=: {name} == {default!r}")
-        if same is None or (
-            relation in COMPARE and isinstance(value, int | float) and not isinstance(value, bool)
-        ):
-            if isinstance(value, bool | str) or value is None:
-                raise self.error(f"'{name}' has no order with {value!r}", at, "compare it with == or !=")
-            return self.state_fact(Fact(name, relation, value))
+            if number is None and default is None and other.dtype is DType.REAL and relation in COMPARE:
+                return COMPARE[relation](node(Op.HYPER, value=name), other)
+            if number is not None:
+                other = bool(number) if other.dtype is DType.BOOL else _plain(number)
+        if isinstance(other, Node | Option | tuple):
+            raise self.error("an option can be compared with a constant only", at)
+        equal = {"==": True, "is": True, "!=": False, "is not": False}.get(relation)
         if isinstance(default, bool):
-            same, value = same is value, True
-        identity = value is None or isinstance(value, bool)
-        fact = self.state_fact(Fact(name, "is" if identity else "==", value))
-        return fact if same else node(Op.NOT, fact)
+            if equal is None or not isinstance(other, bool):
+                raise self.error(f"'{name}' is True or False", at, f"write `{name}` or `not {name}`")
+            equal, other = equal is other, True
+        elif isinstance(default, str) and (relation not in ("==", "!=") or not isinstance(other, str)):
+            raise self.error(f"'{name}' is a string", at, f"compare it with == or !=: {name} == {default!r}")
+        identity = other is None or isinstance(other, bool)
+        if not identity and relation not in COMPARE:
+            raise self.error(ONLY_IS, at, "write == or !=")
+        if not identity and not isinstance(other, str):
+            return self.fact_node(Fact(name, relation, other))
+        if equal is None:
+            raise self.error(f"'{name}' has no order with {other!r}", at, "compare it with == or !=")
+        fact = self.fact_node(Fact(name, "is" if identity else "==", other))
+        return fact if equal else node(Op.NOT, fact)
 
     # Calls
 
@@ -378,7 +375,7 @@ class Expressions(Context):
     def reduction(self, name: str, build: Callable[..., Node], at: ast.Call) -> Node:
         """A reduction over the tensor, which needs a value per element."""
         counts = name in ("sum", "mean")  # of a condition: how often it holds
-        arguments = [self.node(self.look(a), a) if counts else self.value(a) for a in at.args]
+        arguments = [self.as_node(self.look(a), a) if counts else self.value(a) for a in at.args]
         extent = max(a.extent for a in arguments)
         if extent < Extent.ELEMENT:
             raise self.error(f"{name}() needs a value per element, and this is {extent.phrase}", at)

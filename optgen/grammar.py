@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import lru_cache
 
 from optgen.errors import RuleError, Source, Span
 
@@ -177,7 +178,7 @@ def _too_deep(source: Source, line: int) -> RuleError:
     text = source.line(line)
     column = len(text) - len(text.lstrip()) + 1
     help = "give parts of it names, on lines of their own"
-    return RuleError("nested too deeply", Span(source, line, column, len(text)), help)
+    return RuleError("nested too deeply", Span(source, line, column), help)
 
 
 def _deep_line(source: Source) -> int:
@@ -202,6 +203,12 @@ def _check_depth(source: Source, tree: ast.Module) -> None:
         raise _too_deep(source, deepest.lineno)
 
 
+@lru_cache(maxsize=32)
+def _characters(line: str) -> list[int]:
+    """The index of the character at each byte of a line, and past its end: Python counts bytes."""
+    return [i for i, c in enumerate(line) for _ in c.encode()] + [len(line)]
+
+
 class Report:
     """Points at places of one source: the spans of syntax nodes, and the errors there."""
 
@@ -212,12 +219,9 @@ class Report:
         """The characters that a syntax node covers on its first line."""
         line: int = getattr(at, "lineno", 1)
         start: int = getattr(at, "col_offset", 0)
-        text = self.source.line(line)
-        data = text.encode()  # Python counts bytes
-        end: int = getattr(at, "end_col_offset", 0) if getattr(at, "end_lineno", 0) == line else len(data)
-        if len(data) != len(text):
-            start, end = (len(data[:i].decode("utf-8", "ignore")) for i in (start, end))
-        return Span(self.source, line, start + 1, max(1, end - start))
+        index = _characters(self.source.line(line))
+        end: int = getattr(at, "end_col_offset", 0) if getattr(at, "end_lineno", 0) == line else -1
+        return Span(self.source, line, index[start] + 1, max(1, index[end] - index[start]))
 
     def error(self, message: str, at: ast.AST | Span, help: str | None = None) -> RuleError:
         """A mistake at a syntax node or a span."""

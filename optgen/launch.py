@@ -113,7 +113,7 @@ class Bucket:
     reads: tuple[str, ...] = field(init=False)  # host states and shape facts that the scalars depend on
 
     def __post_init__(self) -> None:
-        leaves = [n for n in toposort([*self.plan.scalars, *self.plan.host.values()]) if not n.args]
+        leaves = [n for n in toposort(self.plan.scalars) if not n.args]
         facts = [n.value or "" for n in leaves if n.op is Op.SHAPE]
         states = [n.value or "" for n in leaves if n.op is Op.LOAD]
         self.reads = tuple(dict.fromkeys([*facts, *states]))
@@ -316,8 +316,7 @@ class Launcher:
         bucket: Bucket, work: Sequence[Work], groups: Sequence[Mapping[str, Any]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """A row of float64 scalars for each distinct set of STEP values, and each member's row."""
-        scalars, host = bucket.plan.scalars, bucket.plan.host
-        wanted = [*scalars, *host.values()]
+        scalars = bucket.plan.scalars
         index: dict[tuple[Any, ...], int] = {}
         table: list[list[float]] = []
         rows = np.empty(len(bucket.members), np.int64)
@@ -330,7 +329,7 @@ class Launcher:
                 facts = dict(zip(bucket.reads, key[2:], strict=True))
                 options = groups[w.group]
                 values = evaluate(
-                    wanted, lambda n, o=options, t=w.step, f=facts: _step_leaf(n, o, t, f)  # type: ignore[misc]
+                    scalars, lambda n, o=options, t=w.step, f=facts: _step_leaf(n, o, t, f)  # type: ignore[misc]
                 )
                 table.append([float(values[n]) for n in scalars])
             rows[i] = row

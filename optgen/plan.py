@@ -126,8 +126,21 @@ def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
         phases=best.phases,
         slots=len(slots),
         spills=len(best.spilled),
-        names=best.names(program.names),
+        names={**best.names(program.names), **_name_bits(best.phases, codecs)},
     )
+
+
+def _name_bits(phases: Iterable[Phase], codecs: Mapping[str, str]) -> dict[Node, str]:
+    """Names for what codecs decode and encode, so that emitted code says `g` and `p_bits`."""
+    names: dict[Node, str] = {}
+    for phase in phases:
+        for s in phase.loads:
+            if s in codecs and CODECS[codecs[s]].raw is DType.U32:
+                names[CODECS[codecs[s]].load(s)] = s
+        for s, n in phase.stores.items():
+            if n.dtype is DType.U32:
+                names[n] = f"{s}_bits"
+    return names
 
 
 def _levels(program: Program) -> tuple[dict[Node, int], dict[Node, int]]:

@@ -17,7 +17,7 @@ from optgen.grammar import Report
 from optgen.ir import Extent, Fact, Hyper, Node, Op, Requirement, State, Value, const, load, node, rebuild
 from optgen.semantics import constant
 
-MAX_SIZE = 200_000  # statements and expressions, after unrolling
+MAX_SIZE = 100_000  # statements and expressions, after unrolling
 STORES = ("p", "g", "u")
 SHAPES = ("numel", "ndim", "rows", "cols")
 CONSTANTS = {"pi": const(math.pi), "inf": const(math.inf)}
@@ -161,7 +161,7 @@ class Context(Report):
                 self.known[current] = constant(rebuild(current, args))
         return self.known[root]
 
-    def state_fact(self, fact: Fact) -> Node:
+    def fact_node(self, fact: Fact) -> Node:
         """The condition that a fact holds."""
         self.facts[str(fact)] = fact
         return self.make(node(Op.FACT, value=str(fact)))

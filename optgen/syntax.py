@@ -220,7 +220,7 @@ class Statements:
             return
         name = self.target(target)
         self.bind(
-            name, meaning if isinstance(meaning, tuple) else self.expressions.node(meaning, value), target
+            name, meaning if isinstance(meaning, tuple) else self.expressions.as_node(meaning, value), target
         )
         match value:
             case ast.BinOp(left=ast.Name(id="p"), op=ast.Sub()) if (
@@ -267,9 +267,7 @@ class Statements:
         self.check_name(name, at)
         declared = self.declared
         if name in declared.copies:
-            raise self.error(
-                f"'{name}' has {declared.copies[name]} copies", at, f"assign to {name}[0], {name}[1], …"
-            )
+            raise self.error(f"'{name}' is a state with copies", at, f"assign to {name}[0], {name}[1], …")
         if name in STORES or name in declared.states:
             if not isinstance(meaning, Node) or meaning.dtype is not DType.REAL:
                 raise self.error(
@@ -295,7 +293,7 @@ class Statements:
 
     def branch(self, at: ast.If) -> None:
         """A compile-time choice: lower both sides, and choose between them name by name."""
-        condition = self.expressions.fact(at.test)
+        condition = self.expressions.decision(at.test)
         decided = self.expressions.constant(condition)
         if decided is not None:
             self.block(at.body if decided else at.orelse)

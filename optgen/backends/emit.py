@@ -10,7 +10,7 @@ import keyword
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from optgen.ir import ATOM, INFIX, LEAVES, Node, Op, Spelling, infix, name_nodes, toposort
+from optgen.ir import ATOM, INFIX, LEAVES, DType, Node, Op, Spelling, infix, name_nodes, toposort
 
 Spell = Callable[[Node, Sequence[Spelling]], Spelling]
 
@@ -31,7 +31,9 @@ def leaf_name(n: Node) -> str:
         return f"s{value}"
     if n.op is Op.SLOT:
         return f"r{value}"
-    return f"x{value[1:]}" if n.op is Op.SPILL else identifier(value)
+    if n.op is Op.SPILL:
+        return f"x{value[1:]}"
+    return identifier(value) + ("_bits" if n.dtype is DType.U32 else "")
 
 
 def write(

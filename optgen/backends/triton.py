@@ -28,8 +28,8 @@ from optgen.codecs import CODECS
 from optgen.ir import ATOM, LEAVES, DType, Extent, Node, Op, Spelling, toposort
 from optgen.plan import Phase
 
-BLOCK = 1024
-BLOCKS = 8
+BLOCK = 512  # 4 elements a thread: 128 bits of float32, and at most 64 registers
+BLOCKS = 16
 COMBINE_BLOCK = 256
 WARPS = 4
 TYPES = {"fp64": "tl.float64", "fp32": "tl.float32", "bf16": "tl.uint16", "fp16": "tl.uint16"}
@@ -81,11 +81,11 @@ def speller(real: str, math_mode: str) -> Spell:
 
 
 def _constant(n: Node, kind: str) -> str:
-    """A literal; typed where Triton would read it as float32 or as a signed integer."""
+    """A literal; typed in float64 kernels, where Triton would read it as float32."""
     if n.dtype is DType.BOOL:
         return str(bool(n.number))
     if n.dtype is DType.U32:
-        return f"tl.full((), {int(n.number):#x}, tl.uint32)"
+        return f"{int(n.number):#x}"
     text = repr(n.number) if math.isfinite(n.number) else f'float("{n.number}")'
     return f"tl.full((), {text}, tl.float64)" if kind == "tl.float64" else text
 

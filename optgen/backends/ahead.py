@@ -1,0 +1,169 @@
+"""Ahead-of-time compilation of a Triton module, and what the machine code says.
+
+In: a layout, the module that `triton.emit` made, a target such as `sm_90` or `gfx942`. Out: a `Report`
+for each kernel: registers, spilled bytes, the width of every access to a tensor, bytes per element. No
+GPU is needed. Accesses are told apart by the source line that the compiler notes beside them: the
+unmasked path, the masked one, or a table.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from optgen.backends import Layout
+from optgen.backends.triton import BLOCK, BLOCKS, COMBINE_BLOCK, WARPS, interpreting
+
+# The bits that one thread moves with an access, by the instruction's suffix.
+PTX_ACCESS = re.compile(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\s")
+GCN_ACCESS = re.compile(r"\b(?:global|flat|buffer)_(load|store)_(\w+)")
+GCN_BITS = {
+    "dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128,
+    "b32": 32, "b64": 64, "b128": 128, "ubyte": 8, "byte": 8, "ushort": 16, "short": 16,
+    "short_d16": 16, "short_d16_hi": 16, "ushort_d16": 16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one compiled kernel is. Widths are bits, one entry an access of the unmasked path.
+
+    `planned` and `found` are bytes per element: what the plan moves, and what the unmasked path does.
+    Both are None for a kernel that sweeps no elements.
+    """
+
+    kernel: str
+    target: str
+    registers: int
+    spilled: int
+    loads: tuple[int, ...]
+    stores: tuple[int, ...]
+    planned: int | None
+    found: float | None
+    seconds: float
+
+
+def compile_ahead(layout: Layout, module: ModuleType, target: str, math_mode: str = "exact") -> list[Report]:
+    """Compile every kernel of a module for a target.
+
+    Raises:
+        ValueError: an unknown target.
+        RuntimeError: Triton is interpreting in this process, and cannot compile too.
+    """
+    if interpreting():
+        raise RuntimeError("unset TRITON_INTERPRET to compile: Triton reads it when it decorates a kernel")
+    real = "*fp64" if layout.plan.real == "fp64" else "*fp32"
+    tables = {"tensors": "*i64", "chunks": "*i64", "scalars": real, "partials": "*fp64", "slots": "*fp64"}
+    reports = []
+    for k, phase in enumerate(layout.plan.phases):
+        constants = {"BLOCK": BLOCK, "BLOCKS": BLOCKS}
+        reports.append(_compile(module, f"sweep{k}", tables, constants, target, math_mode, phase.bytes))
+        if phase.reductions:
+            slots = [r.slot for r in phase.reductions]
+            constants = {"FIRST": min(slots), "LAST": max(slots), "BLOCK": COMBINE_BLOCK}
+            some = {k: tables[k] for k in ("tensors", "partials", "slots")}
+            reports.append(_compile(module, "combine", some, constants, target, math_mode, None))
+    if layout.plan.finish:
+        some = {k: tables[k] for k in ("tensors", "scalars", "slots")}
+        reports.append(_compile(module, "finish", some, {}, target, math_mode, None))
+    return reports
+
+
+def _gpu_target(target: str) -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    if match := re.fullmatch(r"sm_(\d+)a?", target):
+        return GPUTarget("cuda", int(match[1]), 32)
+    if re.fullmatch(r"gfx9\w+", target):
+        return GPUTarget("hip", target, 64)
+    if re.fullmatch(r"gfx1\w+", target):
+        return GPUTarget("hip", target, 32)
+    raise ValueError(f"unknown target '{target}': write sm_80, sm_90, gfx942 or the like")
+
+
+def _compile(
+    module: ModuleType,
+    name: str,
+    tables: Mapping[str, str],
+    constants: Mapping[str, int],
+    target: str,
+    math_mode: str,
+    planned: int | None,
+) -> Report:
+    import triton
+    from triton.compiler import ASTSource
+
+    gpu = _gpu_target(target)
+    signature = {**tables, **dict.fromkeys(constants, "constexpr")}
+    source = ASTSource(getattr(module, name), signature=signature, constexprs=dict(constants))
+    options = {"num_warps": WARPS, "enable_fp_fusion": math_mode == "fast"}
+    start = time.perf_counter()
+    built = triton.compile(source, target=gpu, options=options)
+    seconds = time.perf_counter() - start
+    cuda = gpu.backend == "cuda"
+    registers, spilled = _ptx_usage(built.asm["ptx"], target) if cuda else _gcn_usage(built.asm["amdgcn"])
+    if planned is None:
+        return Report(name, target, registers, spilled, (), (), None, None, seconds)
+    lines = _unmasked_lines(Path(module.__file__ or "").read_text(encoding="utf-8"), name)
+    loads, stores = _accesses(built.asm["ptx" if cuda else "amdgcn"], lines, cuda)
+    threads = WARPS * gpu.warp_size
+    found = sum(loads + stores) / 8 * threads / BLOCK
+    return Report(name, target, registers, spilled, tuple(loads), tuple(stores), planned, found, seconds)
+
+
+def _unmasked_lines(source: str, kernel: str) -> range:
+    """The lines of the path for whole, aligned blocks in a kernel's source."""
+    lines = source.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"def {kernel}("))
+    first = next((i for i in range(start, len(lines)) if "if aligned_" in lines[i]), len(lines))
+    last = next((i for i in range(first, len(lines)) if lines[i].strip() == "else:"), len(lines))
+    return range(first + 2, last + 1)  # counted from 1
+
+
+def _accesses(assembly: str, lines: range, cuda: bool) -> tuple[list[int], list[int]]:
+    """The widths in bits of the loads and of the stores that come from some source lines."""
+    found: dict[str, list[int]] = {"ld": [], "st": []}
+    line = 0
+    for text in assembly.splitlines():
+        if place := re.match(r"\s*\.loc\s+\d+\s+(\d+)", text):
+            line = int(place[1])
+        elif line in lines and cuda and (access := PTX_ACCESS.search(text + " ")):
+            found[access[1]].append(int(access[2] or 1) * int(access[3]))
+        elif line in lines and not cuda and (access := GCN_ACCESS.search(text)):
+            found[{"load": "ld", "store": "st"}[access[1]]].append(GCN_BITS[access[2]])
+    return found["ld"], found["st"]
+
+
+def _ptx_usage(ptx: str, target: str) -> tuple[int, int]:
+    """Registers and spilled bytes, as the assembler that Triton ships counts them."""
+    specification = importlib.util.find_spec("triton.backends.nvidia")
+    assert specification is not None
+    assert specification.submodule_search_locations is not None
+    tool = Path(next(iter(specification.submodule_search_locations))) / "bin" / "ptxas"
+    arch = re.search(r"^\s*\.target\s+(\w+)", ptx, re.M)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        command = [tool, "-v", f"--gpu-name={arch[1] if arch else target}", path, "-o", f"{path}.cubin"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    used = re.search(r"Used (\d+) registers", said)
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)]
+    if used is None or not spills:
+        raise RuntimeError(f"ptxas said nothing about registers and spills:\n{said}")
+    return int(used[1]), sum(spills)
+
+
+def _gcn_usage(assembly: str) -> tuple[int, int]:
+    """Vector registers and spilled bytes from the metadata in AMD assembly."""
+    counts = {
+        key: int(value) for key, value in re.findall(r"\.(vgpr_count|[sv]gpr_spill_count):\s+(\d+)", assembly)
+    }
+    return counts["vgpr_count"], 4 * (counts["vgpr_spill_count"] + counts["sgpr_spill_count"])
