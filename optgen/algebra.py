@@ -5,10 +5,10 @@ In: programs from `syntax`. Out: an `Equality`, a `Node`, a text. The only modul
 Numbers are real here, and a constant is the decimal that was written. Nothing found here may replace
 what a kernel computes: sympy reorders float arithmetic and folds `0*x` and `x/x`.
 
-A program shares its nodes; written out as one formula it can be exponentially long. So nothing below
-recurses over nodes or hands sympy a whole program. `equal` evaluates both on random training runs,
-which refutes, or shows which nodes seem equal; then it proves those pairs from the leaves upwards,
-each from the few operations by which the pair differs, with what lies below as free symbols.
+A program shares its nodes; as one formula it can be exponentially long. So nothing here recurses over
+nodes or hands sympy a whole program. `equal` runs both programs on random numbers, which refutes, or
+shows which nodes seem equal. It then proves those pairs from the leaves upwards, each from the few
+operations by which the two differ, with whatever lies below as free symbols.
 """
 
 from __future__ import annotations
@@ -18,70 +18,43 @@ import math
 import operator
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from itertools import product
 from typing import Any
 
-import mpmath
 import numpy as np
 import sympy as sp
 
-from optgen import functions
+from optgen import functions as fn
 from optgen.errors import RuleError
 from optgen.ir import COMPARISONS, LEAVES, REDUCTIONS, DType, Extent, Fact, Node, Op, Program, State, Value
 from optgen.ir import const, load, node, rebuild, rewrite, toposort
 from optgen.semantics import constant, evaluate
 
-CHOICES = COMPARISONS | {Op.AND, Op.OR, Op.NOT, Op.WHERE, Op.CHOOSE, Op.MAXIMUM, Op.MINIMUM}
-COMMON: dict[Op, Callable[..., Any]] = {  # reads the same for sympy's expressions and mpmath's numbers
-    Op.ADD: operator.add,
-    Op.SUB: operator.sub,
-    Op.MUL: operator.mul,
-    Op.DIV: operator.truediv,
-    Op.POW: operator.pow,
-    Op.NEG: operator.neg,
-    Op.ABS: abs,
-}
-SAME_NAME = (Op.SQRT, Op.EXP, Op.LOG, Op.TANH, Op.ATAN2, Op.FLOOR)
 SYMPY: dict[Op, Callable[..., Any]] = {
-    **COMMON,
-    **{op: getattr(sp, op.value) for op in SAME_NAME},
-    Op.MOD: lambda x, y: x - y * sp.floor(x / y),
-    Op.MAXIMUM: sp.Max,
-    Op.MINIMUM: sp.Min,
-    Op.LT: sp.Lt,
-    Op.LE: sp.Le,
-    Op.EQ: sp.Eq,
-    Op.NE: sp.Ne,
-    Op.AND: sp.And,
-    Op.OR: sp.Or,
-    Op.NOT: sp.Not,
+    Op.ADD: operator.add, Op.SUB: operator.sub, Op.MUL: operator.mul, Op.DIV: operator.truediv,
+    Op.MOD: lambda x, y: x - y * sp.floor(x / y), Op.POW: operator.pow, Op.NEG: operator.neg, Op.ABS: abs,
+    Op.SQRT: sp.sqrt, Op.EXP: sp.exp, Op.LOG: sp.log, Op.TANH: sp.tanh, Op.ATAN2: sp.atan2,
+    Op.FLOOR: sp.floor, Op.MAXIMUM: sp.Max, Op.MINIMUM: sp.Min, Op.CAST: lambda x: x,
+    Op.LT: sp.Lt, Op.LE: sp.Le, Op.EQ: sp.Eq, Op.NE: sp.Ne, Op.AND: sp.And, Op.OR: sp.Or, Op.NOT: sp.Not,
     Op.WHERE: lambda c, a, b: sp.Piecewise((a, c), (b, True)),
     Op.CHOOSE: lambda c, a, b: sp.Piecewise((a, c), (b, True)),
-}
-MPMATH: dict[Op, Callable[..., Any]] = {
-    **COMMON,
-    **{op: getattr(mpmath, op.value) for op in SAME_NAME},
-    Op.DIV: lambda x, y: x / y if y else x * mpmath.inf,
-    Op.MOD: lambda x, y: x - y * mpmath.floor(x / y),
-    Op.MAXIMUM: lambda x, y: x + y if mpmath.isnan(x + y) else max(x, y),
-    Op.MINIMUM: lambda x, y: x + y if mpmath.isnan(x + y) else min(x, y),
-    Op.LT: operator.lt,
-    Op.LE: operator.le,
-    Op.EQ: operator.eq,
-    Op.NE: operator.ne,
-    Op.AND: operator.and_,
-    Op.OR: operator.or_,
-    Op.NOT: operator.not_,
-    Op.WHERE: lambda c, a, b: a if c else b,
-}
-RUNS = ((1, 1.0), (1, 1.0), (6, 1.0), (1, 1e-4), (4, 1e-4), (1, 30.0), (6, 30.0), (1, 1e-9))  # numel, scale
+}  # fmt: skip
+CHOICES = COMPARISONS | {Op.AND, Op.OR, Op.NOT, Op.WHERE, Op.CHOOSE, Op.MAXIMUM, Op.MINIMUM}
+LOWERED = {Op.BITS, Op.FLOAT, Op.SHL, Op.SHR, Op.SLOT, Op.SPILL}
+RUNS = (  # the number of elements, their size, and how often a value is an end of its range, or 0
+    (1, 1.0, 0.0), (1, 1.0, 0.2), (6, 1.0, 0.2), (1, 1e-4, 0.2),
+    (4, 1e-4, 0.2), (1, 30.0, 0.2), (6, 30.0, 0.0), (1, 1e-9, 0.0),
+)  # fmt: skip
 STEPS = 4
-TOLERANCE = 1e-10  # a relative difference in float64 beyond this is looked at in 30 and 60 digits
-CONE = 60  # at most so many operations go into one formula
+TOLERANCE = 1e-10  # a larger relative difference in float64 is looked at again, in long double
+CONE = 60  # at most so many operations make one formula
 DEPTH = 5  # at most so many signs are told apart in one proof
+
+Values = Mapping[Node, Any]
+Bounds = tuple[float, float]
+Limits = dict[Node, Bounds]
 
 
 class Undecided(RuntimeError):
@@ -93,8 +66,8 @@ class Equality:
     """The answer of `equal`, true or false like a bool; `reason` says what it rests on.
 
     A refutation has a `counterexample`: the `inputs` of one step (p, g, states, hyperparameters, t) by
-    name, the `target` whose `values` differ, and at which `element`. A value is None where it is not a
-    finite real number.
+    name, the `target` that differs, its two `values`, and at which `element`. A value is None where it
+    is not a finite real number.
     """
 
     equal: bool
@@ -106,17 +79,17 @@ class Equality:
 
 
 def equal(a: Program, b: Program, **settings: Value | tuple[Value, ...]) -> Equality:
-    """Whether two rules are the same: from the same start they move p alike, whatever the gradients.
+    """Whether two rules are the same: whatever the gradients, they move p alike.
 
-    Precisely: take any p, any sequence of gradients, any hyperparameters that satisfy the `require` of
-    both rules (they may change between steps) and any first step count. Training with `a` and with `b`
-    gives the same p after every step, and the same value of every state that both keep: states are the
-    same by their `state_dict` key, or else by their name. A state that only one of them keeps, under
-    these options, may hold anything. Transforms are compared by the g or u that they assign.
+    Precisely: take any p, any gradients, any hyperparameters that satisfy the `require` of both rules
+    (they may change between steps), any first step count. Training with `a` and with `b` gives the same
+    p after every step, and the same value of every state that both keep. A state of one is a state of
+    the other if their `state_dict` keys are the same, or else their names; one that only one rule keeps
+    (under these options) may hold anything. Of transforms, the g or u that they assign is compared.
 
-    A proof shows that one step keeps all this equal, for any values of the states (nonnegative where
-    the rule keeps them so), and that the first values agree. It holds wherever both sides are defined;
-    that they are undefined in the same places is only tried out, at points that include zeros. A
+    A proof shows that the first values agree and that one step keeps all this equal, for any values of
+    the states (nonnegative ones, where the rule keeps them so). It holds where both sides are defined;
+    that they are undefined at the same places is only tried out, at points that include zeros. A
     refutation is a step of such a training whose two results differ by more than rounding explains.
 
     Settings fix hyperparameters in both: `equal(adam, adamw, weight_decay=0)`. Options that are not set
@@ -126,139 +99,129 @@ def equal(a: Program, b: Program, **settings: Value | tuple[Value, ...]) -> Equa
     Raises:
         Undecided: neither a proof nor a counterexample was found.
         TypeError: a setting is no hyperparameter of either rule.
-        ValueError: the settings violate a `require`, or a program is lowered beyond `hoist`.
+        ValueError: the settings violate a `require`, or a program is lowered beyond `passes.hoist`.
     """
-    cases = list(_cases(a, b, settings))
-    for case in cases:
-        found = case.refute()
-        if found:
-            return found
-    for case in cases:
-        open_targets = case.prove()
-        if open_targets:
+    pairs = list(_pairs(a, b, settings))
+    for pair in pairs:
+        refuted = pair.refute()
+        if refuted is not None:
+            return refuted
+    for pair in pairs:
+        unproved = pair.unproved()
+        if unproved:
             raise Undecided(
-                f"{a.name} and {b.name} agree on every training run that was tried, but no proof was "
-                f"found for {', '.join(open_targets)}" + (f" where {case.label}" if case.label else "")
+                f"{a.name} and {b.name} agree wherever they were tried, but there is no proof for "
+                f"{', '.join(unproved)}{pair.where}"
+                + f"; only one of them keeps {', '.join(pair.own)}: is it another's with a new key?"
+                * bool(pair.own)
             )
-    if all(x is y for case in cases for x, y in case.targets.values()):
-        return Equality(True, "the programs are identical" + (f" in {len(cases)} cases" * (len(cases) > 1)))
-    shown = ", ".join(dict.fromkeys(k for case in cases for k in case.targets if " " not in k))
-    labels = "; ".join(case.label for case in cases if case.label)
-    return Equality(True, f"proved that a step assigns the same {shown}" + (f" ({labels})" if labels else ""))
+    if all(x is y for pair in pairs for x, y in pair.targets.values()):
+        return Equality(True, "the programs are identical")
+    shown = ", ".join(dict.fromkeys(k for pair in pairs for k in pair.targets if " " not in k))
+    wheres = ";".join(pair.where for pair in pairs)
+    return Equality(True, f"proved: one step assigns the same {shown}{wheres}")
 
 
-# Which programs are compared: options and compile-time conditions resolved, states matched.
+# What is compared: two programs with options and compile-time conditions decided, and states matched.
 
 
-def _cases(a: Program, b: Program, settings: Mapping[str, Any]) -> Iterator[_Case]:
-    """One pair of programs for each way in which compile-time conditions on free numbers can come out."""
-    fixed = {k: v for name, value in settings.items() for k, v in _items(name, value, (a, b))}
-    free: dict[str, set[float]] = {}
-    for program in (a, b):
-        defaults = _defaults(program)
-        for fact in program.facts.values():
-            value = fixed.get(fact.subject, defaults.get(fact.subject, 0.0))
-            if fact.subject not in fixed and _is_number(value):
-                free.setdefault(fact.subject, set()).add(float(fact.value))  # type: ignore[arg-type]
-    pieces = [_pieces(subject, sorted(values)) for subject, values in free.items()]
-    if math.prod(len(p) for p in pieces) > 500:
-        raise Undecided(f"too many compile-time conditions to tell apart: {', '.join(free)}")
-    for combination in product(*pieces):
-        points = {p.subject: p.value for p in combination if p.exact}
-        inside = {p.subject: p.value for p in combination if not p.exact}
-        sides = [_resolve(x, fixed | points, inside) for x in (a, b)]
-        required = [r for side in sides for r in side.requires]
-        if not combination and any(constant(r.condition) is not None and not constant(r.condition) for r in required):
-            text = next(r.text for r in required if constant(r.condition) is not None and not constant(r.condition))
-            raise ValueError(f"these settings violate require({text})")
-        conditions = [r.condition for r in required] + [c for p in combination for c in p.conditions]
-        bounds = _leaf_bounds(conditions)
-        if bounds is not None:
-            yield _Case(
-                *_matched(*sides), conditions, bounds, _defaults(a) | _defaults(b),
-                ", ".join(p.label for p in combination), (a.name, b.name),
-            )  # fmt: skip
+def _pairs(a: Program, b: Program, settings: Mapping[str, Any]) -> Iterator[_Pair]:
+    """A pair for each way in which the compile-time conditions on free numbers can come out."""
+    defaults = {**_paths(b), **_paths(a)}
+    fixed: dict[str, Value] = {}
+    for name, value in settings.items():
+        items = (
+            {f"{name}[{i}]": v for i, v in enumerate(value)} if isinstance(value, tuple) else {name: value}
+        )
+        for path in items:
+            if path not in defaults:
+                known = ", ".join(sorted(defaults))
+                raise TypeError(f"'{path}' is no hyperparameter of {a.name} or {b.name}; there are {known}")
+        fixed |= items
+    cuts: dict[str, set[float]] = {}
+    for fact in [*a.facts.values(), *b.facts.values()]:
+        if fact.subject not in fixed and _is_number(defaults.get(fact.subject, 0.0)):
+            cuts.setdefault(fact.subject, set()).add(float(fact.value or 0))
+    if math.prod(2 * len(values) + 1 for values in cuts.values()) > 1000:
+        raise Undecided(f"too many compile-time conditions to tell apart, on {', '.join(cuts)}")
+    for ranges in product(*(_ranges(subject, sorted(values)) for subject, values in cuts.items())):
+        points = {r.subject: r.value for r in ranges if not r.conditions}
+        inside = {r.subject: r.value for r in ranges if r.conditions}
+        one, other = (_resolve(x, {**fixed, **points}, inside) for x in (a, b))
+        for r in (*one.requires, *other.requires):
+            if not ranges and r.condition.op is Op.CONST and not r.condition.number:
+                raise ValueError(f"these settings violate `require({r.text})`")
+        conditions = [r.condition for r in (*one.requires, *other.requires)]
+        conditions += [c for r in ranges for c in r.conditions]
+        limits = _limits(conditions)
+        if limits is not None:
+            where = " where " * bool(ranges) + " and ".join(r.text for r in ranges)
+            yield _Pair(one, _like(one, other), conditions, limits, where)
 
 
-def _items(name: str, value: Any, programs: Sequence[Program]) -> list[tuple[str, Value]]:
-    """A setting as paths of single hyperparameters: betas=(x, y) is betas[0]=x, betas[1]=y."""
-    known = {path for program in programs for path in _defaults(program)}
-    items = [(f"{name}[{i}]", v) for i, v in enumerate(value)] if isinstance(value, tuple) else [(name, value)]
-    for path, _ in items:
-        if path not in known:
-            raise TypeError(f"no hyperparameter '{path}' in either rule; there are {', '.join(sorted(known))}")
-    return items
-
-
-def _defaults(program: Program) -> dict[str, Value]:
+def _paths(program: Program) -> dict[str, Value]:
     """The default of every single hyperparameter by its path, `lr` or `betas[0]`."""
     found: dict[str, Value] = {}
     for name, hyper in program.hypers.items():
-        if isinstance(hyper.default, tuple):
-            found |= {f"{name}[{i}]": v for i, v in enumerate(hyper.default)}
-        else:
-            found[name] = hyper.default
+        whole = hyper.default
+        found |= (
+            {f"{name}[{i}]": v for i, v in enumerate(whole)} if isinstance(whole, tuple) else {name: whole}
+        )
     return found
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """One number, or an open interval between two, that a hyperparameter may lie in."""
+class _Range:
+    """One number, or an open interval with a number inside, for the subject of compile-time conditions."""
 
     subject: str
     value: float
-    exact: bool
-    label: str
+    text: str
     conditions: tuple[Node, ...] = ()
 
 
-def _pieces(subject: str, cuts: list[float]) -> list[_Piece]:
-    leaf = node(Op.SHAPE, value=subject) if subject == "ndim" else node(Op.HYPER, value=subject)
-    found = []
+def _ranges(subject: str, cuts: list[float]) -> Iterator[_Range]:
+    x = node(Op.SHAPE if subject == "ndim" else Op.HYPER, value=subject)
     for low, high in zip([-math.inf, *cuts], [*cuts, math.inf], strict=True):
-        inner = high - 1 if low == -math.inf else low + 1 if high == math.inf else (low + high) / 2
-        over = [node(Op.LT, const(low), leaf)] if low > -math.inf else []
-        under = [node(Op.LT, leaf, const(high))] if high < math.inf else []
-        label = (f"{low:g} < " if over and under else "") + subject + (f" < {high:g}" if under else f" > {low:g}")
-        if subject != "ndim" or (inner >= 0 and (high - low > 1)):
-            found.append(_Piece(subject, inner, False, label, (*over, *under)))
+        middle = high - 1 if low == -math.inf else low + 1 if high == math.inf else (low + high) / 2
+        bounds = (node(Op.LT, const(low), x), node(Op.LT, x, const(high)))
+        text = f"{low:g} < " * (low > -math.inf) + subject + f" < {high:g}" * (high < math.inf)
+        if subject != "ndim" or (middle >= 0 and high - low > 1):
+            yield _Range(subject, middle, text, bounds)
         if high < math.inf:
-            found.append(_Piece(subject, high, True, f"{subject} == {high:g}"))
-    return found
+            yield _Range(subject, high, f"{subject} == {high:g}")
 
 
 def _holds(fact: Fact, value: Value) -> bool:
     if fact.relation == "is":
         return value is fact.value
-    if not _is_number(value) or not _is_number(fact.value):
-        return (value == fact.value) == (fact.relation == "==")
-    compare = {"==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}[fact.relation]
-    return bool(getattr(operator, compare)(value, fact.value))
+    if not (_is_number(value) and _is_number(fact.value)):
+        return (value == fact.value) is (fact.relation == "==")
+    name = {"==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}[fact.relation]
+    return bool(getattr(operator, name)(value, fact.value))
 
 
 def _resolve(program: Program, fixed: Mapping[str, Value], inside: Mapping[str, float]) -> Program:
-    """The program with settings put in, compile-time conditions decided, and hoisted scalars put back."""
-    values = {**_defaults(program), **inside, **fixed}
+    """The program with settings put in, conditions decided, and without states that nothing touches."""
+    values = {**_paths(program), **inside, **fixed}
 
     def change(n: Node) -> Node | None:
+        if n.op in LOWERED:
+            raise ValueError(f"{program.name} is lowered: compare rules as syntax.parse gives them")
         if n.op is Op.FACT:
             fact = program.facts[n.value or ""]
             return const(_holds(fact, values[fact.subject]), DType.BOOL)
         if n.op in (Op.HYPER, Op.SHAPE) and _is_number(fixed.get(n.value or "")):
             return const(fixed[n.value or ""])  # type: ignore[arg-type]
-        if n.op is Op.CAST:
-            return n.args[0]
-        if n.op in (Op.BITS, Op.FLOAT, Op.SHL, Op.SHR, Op.SLOT, Op.SPILL):
-            raise ValueError(f"{program.name} is lowered: compare rules as `syntax.parse` gives them")
         if n.op in (Op.CHOOSE, Op.WHERE) and n.args[0].op is Op.CONST:
             return n.args[1] if n.args[0].number else n.args[2]
         if n.op in (Op.AND, Op.OR) and any(x.op is Op.CONST for x in n.args):
             known, other = n.args if n.args[0].op is Op.CONST else n.args[::-1]
-            return other if bool(known.number) == (n.op is Op.AND) else known
+            return other if bool(known.number) is (n.op is Op.AND) else known
         if n.dtype is DType.BOOL and n.args and all(x.op is Op.CONST for x in n.args):
             return const(bool(constant(n)), DType.BOOL)
         return None
@@ -267,195 +230,747 @@ def _resolve(program: Program, fixed: Mapping[str, Value], inside: Mapping[str, 
     if bare.scalars:
         bare = bare.map(lambda n: program.scalars[int(n.value or 0)] if n.op is Op.SCALAR else None)
     bare = replace(bare, scalars=()).map(change)
-    missing = next((n for n in toposort(_step_roots(bare)) if n.op is Op.UNDEF), None)
-    if missing is not None:
-        raise RuleError(f"'{missing.value}' has no value in {program.name} with these options")
-    kept = {n.value for n in toposort(_step_roots(bare)) if n.op is Op.LOAD}
-    kept |= {k for k, n in bare.assigns.items() if n.op is not Op.LOAD or n.value != k}
-    return replace(bare, states={k: s for k, s in bare.states.items() if k in kept})
+    assigns = {k: n for k, n in bare.assigns.items() if not (n.op is Op.LOAD and n.value == k)}
+    reached = toposort([*assigns.values(), *(n for mode in bare.modes.values() for n in mode.values())])
+    for n in reached:
+        if n.op is Op.UNDEF:
+            raise RuleError(f"'{n.value}' has no value in {program.name} with these options")
+    kept = {*assigns, *(n.value for n in reached if n.op is Op.LOAD)}
+    return replace(bare, assigns=assigns, states={k: s for k, s in bare.states.items() if k in kept})
 
 
-def _step_roots(program: Program) -> list[Node]:
-    return [*program.assigns.values(), *(n for mode in program.modes.values() for n in mode.values())]
-
-
-def _matched(a: Program, b: Program) -> tuple[Program, Program]:
-    """Both programs, with the states of `b` called as in `a` where they are the same."""
-    by_key = {s.key: k for k, s in a.states.items()}
+def _like(a: Program, b: Program) -> Program:
+    """The program `b` with its states called as in `a` where they are the same."""
+    keys = {s.key: k for k, s in a.states.items()}
     names: dict[str, str] = {}
-    for find in (lambda k: by_key.get(b.states[k].key), lambda k: k):
-        for k, state in b.states.items():
-            match = find(k)
-            if k not in names and match in a.states and match not in names.values():
-                if a.states[match].extent is state.extent:
-                    names[k] = match
-    for k in b.states:
-        names.setdefault(k, k if k not in a.states else f"{k} of {b.name}")
-    return a, _rename(b, names)
-
-
-def _rename(program: Program, names: Mapping[str, str]) -> Program:
-    def change(n: Node) -> Node | None:
-        if n.op is Op.LOAD and n.value in names:
-            return load(names[n.value], n.dtype, n.extent)
-        return None
-
-    moved = program.map(change)
-    return replace(
-        moved,
-        assigns={names.get(k, k): n for k, n in moved.assigns.items()},
-        modes={m: {names.get(k, k): n for k, n in mode.items()} for m, mode in moved.modes.items()},
-        states={names.get(k, k): replace(s, name=names.get(k, k)) for k, s in moved.states.items()},
+    for find in (lambda k: keys.get(b.states[k].key, ""), lambda k: k):
+        for k, s in b.states.items():
+            same = a.states.get(find(k))
+            if k not in names and same and same.name not in names.values() and same.extent is s.extent:
+                names[k] = same.name
+    names |= {k: f"{k} of {b.name}" for k in b.states if k in a.states and k not in names}
+    b = b.map(
+        lambda n: load(names[n.value], extent=n.extent) if n.op is Op.LOAD and n.value in names else None
     )
+    modes = {m: {names.get(k, k): n for k, n in mode.items()} for m, mode in b.modes.items()}
+    states = {names.get(k, k): s for k, s in b.states.items()}
+    return replace(b, assigns={names.get(k, k): n for k, n in b.assigns.items()}, modes=modes, states=states)
 
 
-@dataclass
-class _Case:
-    """Two resolved programs with common names; what must agree; random training runs of both."""
+class _Pair:
+    """Two resolved programs with common names: what must agree, and training runs of both at once.
 
-    a: Program
-    b: Program
-    conditions: list[Node]
-    bounds: dict[Node, Bounds]
-    defaults: dict[str, Value]
-    label: str
-    titles: tuple[str, str]
-    points: list[dict[Node, Any]] = field(default_factory=list)
+    `targets` are the pairs of nodes that must be equal, `own` the next values of states of one program
+    only, `points` the values of all leaves at every step of the runs.
+    """
 
-    def __post_init__(self) -> None:
-        both = {k for k in self.a.states if k in self.b.states}
-        self.states: dict[str, State] = {**self.b.states, **self.a.states}
-        self.targets: dict[str, tuple[Node, Node]] = {}
+    def __init__(self, a: Program, b: Program, conditions: list[Node], limits: Limits, where: str):
+        self.titles = (a.name, b.name) if a.name != b.name else ("the first", "the second")
+        self.conditions, self.limits, self.where = conditions, limits, where
+        self.defaults = {**_paths(b), **_paths(a)}
+        self.states: dict[str, State] = {**b.states, **a.states}
+        shared = [k for k in a.states if k in b.states]
+        old = {k: load(k, extent=s.extent) for k, s in self.states.items()} | {
+            k: load(k) for k in ("p", "g", "u")
+        }
+        self.targets = {f"first {k}": (a.states[k].init, b.states[k].init) for k in shared}
         self.own: dict[str, Node] = {}
-        for k in dict.fromkeys([*self.a.assigns, *self.b.assigns]):
-            x, y = (side.assigns.get(k, load(k, extent=self.extent(k))) for side in (self.a, self.b))
-            if k in self.states and k not in both:
-                self.own[k] = x if k in self.a.states else y
+        self.firsts = set(a.states)
+        for k in dict.fromkeys([*a.assigns, *b.assigns, *self.states]):
+            x, y = a.assigns.get(k, old[k]), b.assigns.get(k, old[k])
+            if k in self.states and k not in shared:
+                self.own[k] = x if k in a.states else y
             else:
                 self.targets[k] = (x, y)
-        for k in both:
-            self.targets[f"first {k}"] = (self.a.states[k].init, self.b.states[k].init)
-        for mode in {**self.a.modes, **self.b.modes}:
-            one, other = self.a.modes.get(mode, {}), self.b.modes.get(mode, {})
+        for mode in {**a.modes, **b.modes}:
+            one, other = a.modes.get(mode, {}), b.modes.get(mode, {})
             for k in {**one, **other}:
-                old = load(k, extent=self.extent(k))
-                if k not in self.states or k in both:
-                    self.targets[f"{k} after {mode}()"] = (one.get(k, old), other.get(k, old))
-        self.leaves = [
-            n for n in toposort([*self.roots(), *self.conditions]) if not n.args and n.op is not Op.CONST
-        ]
-
-    def extent(self, name: str) -> Extent:
-        return self.states[name].extent if name in self.states else Extent.ELEMENT
-
-    def roots(self) -> list[Node]:
-        found = [n for pair in self.targets.values() for n in pair] + list(self.own.values())
-        return found + [s.init for s in self.states.values()]
-
-    # Refutation: random training runs, in float64 and where they differ once more in many digits
+                if k not in self.own:
+                    self.targets[f"{k} after {mode}()"] = (one.get(k, old[k]), other.get(k, old[k]))
+        self.next = {k: x for k, (x, _) in self.targets.items() if k == "p" or k in self.states} | self.own
+        self.roots = [n for both in self.targets.values() for n in both] + list(self.own.values())
+        self.inits = [s.init for s in self.states.values()]
+        reached = toposort([*self.roots, *self.inits, *conditions, load("p")])
+        self.leaves = [n for n in reached if not n.args and n.op is not Op.CONST]
+        self.points: list[dict[Node, Any]] = []
 
     def refute(self) -> Equality | None:
-        """A training run on which the programs differ; `points` are what the others started each step from."""
+        """A step of a training run in which a target differs."""
         rng = np.random.default_rng(0)
-        pairs = {k: pair for k, pair in self.targets.items() if pair[0] is not pair[1]}
-        for numel, scale in RUNS:
-            inputs = self.inputs(rng, numel, scale)
-            for i, (leaves, values) in enumerate(self.train(inputs, _floats)):
-                for target, (x, y) in pairs.items():
-                    at = _difference(np.broadcast_to(values[x], numel), np.broadcast_to(values[y], numel))
-                    if at is not None and self.confirmed(inputs[: i + 1], (x, y), at):
-                        return self.counterexample(leaves, target, at, values[x], values[y])
+        tried = {k: both for k, both in self.targets.items() if both[0] is not both[1]}
+        for run in RUNS:
+            inputs = self.inputs(rng, *run)
+            for i, (leaves, values) in enumerate(self.train(inputs)):
                 self.points.append(leaves)
+                for target, both in tried.items():
+                    x, y = (np.broadcast_to(values[n], run[0]) for n in both)
+                    at = _apart(x, y)
+                    if at is not None and self.confirmed(inputs[: i + 1], both, at):
+                        return self.refutation(leaves, target, at, (float(x[at]), float(y[at])))
         return None
 
-    def inputs(self, rng: np.random.Generator, numel: int, scale: float) -> list[dict[Node, Any]]:
+    def inputs(
+        self, rng: np.random.Generator, numel: int, scale: float, edge: float
+    ) -> list[dict[Node, Any]]:
         """What a run is given at each step: gradients, hyperparameters, t; and p, used at the first."""
         t = int(rng.choice([1, 1, 2, 7, 1000]))
         rows = 2 if numel > 1 else 1
         shape = {"numel": numel, "ndim": 2, "rows": rows, "cols": numel // rows}
         steps: list[dict[Node, Any]] = []
-        hypers: dict[Node, float] = {}
         for i in range(STEPS):
-            if i == 0 or rng.random() < 0.5:
-                hypers = self.hypers(rng)
-            step: dict[Node, Any] = dict(hypers)
-            for n in [*self.leaves, load("p")]:
+            keep = i > 0 and rng.random() < 0.5
+            step = (
+                {n: v for n, v in steps[-1].items() if n.op is Op.HYPER} if keep else self.hypers(rng, edge)
+            )
+            for n in self.leaves:
                 if n.op is Op.COUNT:
-                    step[n] = np.float64(t + i)
+                    step[n] = t + i
                 elif n.op is Op.SHAPE:
-                    step[n] = np.float64(shape[n.value or ""])
+                    step[n] = shape[n.value or ""]
                 elif n.op is Op.LOAD and n.value not in self.states:
-                    drawn = _short(rng.normal(size=numel) * scale * 10 ** rng.uniform(-1, 0.5, numel))
-                    step[n] = np.where(rng.random(numel) < 0.15, 0.0, drawn)
+                    drawn = rng.normal(size=numel) * scale * 10 ** rng.uniform(-1, 0.5, numel)
+                    step[n] = np.array([0.0 if rng.random() < edge else _short(x) for x in drawn])
             steps.append(step)
         return steps
 
-    def hypers(self, rng: np.random.Generator) -> dict[Node, float]:
-        """Hyperparameters that satisfy every condition, where such were found."""
-        leaves = [n for n in self.leaves if n.op is Op.HYPER]
-        found = {n: np.float64(_as_number(self.defaults.get(n.value or ""))) for n in leaves}
-        for _ in range(2):
-            for n in leaves:
-                for _ in range(20):
-                    trial = found | {n: np.float64(_draw(rng, self.bounds.get(n, REALS), found[n]))}
-                    about = [c for c in self.conditions if n in toposort([c])]
-                    if all(evaluate(about, lambda x, v=trial: v.get(x, np.float64(2)))[c] for c in about):
-                        found = trial
-                        break
+    def hypers(self, rng: np.random.Generator, edge: float) -> dict[Node, Any]:
+        """Hyperparameters that satisfy all conditions, as far as trying finds such."""
+        defaults = {n: self.defaults.get(n.value or "") for n in self.leaves if n.op is Op.HYPER}
+        found = {n: float(v) if _is_number(v) else 1.0 for n, v in defaults.items()}  # type: ignore[arg-type]
+        for n in [*found, *found]:
+            about = [c for c in self.conditions if n in toposort([c])]
+            for _ in range(20):
+                trial = {**found, n: _draw(rng, self.limits.get(n, REALS), found[n], edge)}
+                holds = evaluate(about, lambda x, given=trial: np.float64(given.get(x, 2)))
+                if all(holds[c] for c in about):
+                    found = trial
+                    break
         return found
 
     def train(
-        self, inputs: list[dict[Node, Any]], run: Callable[..., dict[Node, Any]]
-    ) -> Iterator[tuple[dict[Node, Any], dict[Node, Any]]]:
-        """Run both programs side by side: for each step the values of the leaves, and of all nodes.
+        self, inputs: list[dict[Node, Any]], real: type = np.float64
+    ) -> Iterator[tuple[Values, Values]]:
+        """Run both programs: the values of the leaves and of all nodes at each step.
 
-        States that both keep agree, so that one copy of them is enough.
+        One copy of the states that both keep is enough: they agreed up to here.
         """
-        numel = len(inputs[0][load("p")])
-        first = run([s.init for s in self.states.values()], inputs[0].__getitem__, numel)
-        stores = {k: first[s.init] for k, s in self.states.items()}
+        first = _evaluate(self.inits, inputs[0], real)
+        stores = {"p": inputs[0][load("p")], **{k: first[s.init] for k, s in self.states.items()}}
         for step in inputs:
-            stores = {"p": step[load("p")], **stores}
-            known = {n: stores[n.value or ""] if n.value in stores else step[n] for n in self.leaves}
-            values = run(self.roots(), known.__getitem__, numel)
-            yield known, values
-            after = {k: pair[0] for k, pair in self.targets.items() if k == "p" or k in self.states} | self.own
-            stores |= {k: values[n] for k, n in after.items()}
+            leaves = {n: stores[n.value] if n.value in stores else step[n] for n in self.leaves}
+            values = _evaluate(self.roots, leaves, real)
+            yield leaves, values
+            stores |= {k: values[n] for k, n in self.next.items()}
 
-    def confirmed(self, inputs: list[dict[Node, Any]], pair: tuple[Node, Node], at: int) -> bool:
-        """Whether the last step's difference is more than rounding: it is the same in 30 and 60 digits."""
-        gaps = []
-        for digits in (30, 60):
-            with mpmath.workdps(digits):
-                *_, (_, values) = self.train(inputs, _precise)
-                x, y = (values[n][at] for n in pair)
-                if not (mpmath.isfinite(x) and mpmath.isfinite(y)):
-                    gaps.append(mpmath.inf if mpmath.isfinite(x) or mpmath.isfinite(y) else mpmath.mpf(0))
-                else:
-                    gaps.append((x - y) / max(abs(x), abs(y), mpmath.mpf(10) ** -300))
-        return bool(abs(gaps[1]) > TOLERANCE / 10 and (gaps[0] == gaps[1] or abs(gaps[0] / gaps[1] - 1) < 1e-6))
+    def confirmed(self, inputs: list[dict[Node, Any]], both: tuple[Node, Node], at: int) -> bool:
+        """Whether the last step's difference is no rounding: it is the same in long double."""
+        gaps, finite = [], []
+        for real in (np.float64, np.longdouble):
+            *_, (leaves, values) = self.train(inputs, real)
+            x, y = (np.broadcast_to(values[n], np.shape(leaves[load("p")]))[at] for n in both)
+            finite.append((np.isfinite(x), np.isfinite(y)))
+            gaps.append(x - y if all(finite[-1]) else real(1))
+        return finite[0] == finite[1] and bool(abs(gaps[0] - gaps[1]) < 1e-3 * abs(gaps[1]))
 
-    def counterexample(self, leaves: Mapping[Node, Any], target: str, at: int, x: Any, y: Any) -> Equality:
+    def refutation(self, leaves: Values, target: str, at: int, both: tuple[float, float]) -> Equality:
         inputs = {n.value or "t": np.asarray(v, float).tolist() for n, v in leaves.items()}
-        values = [float(np.broadcast_to(v, at + 1)[at]) if np.ndim(v) == 0 else float(v[at]) for v in (x, y)]
-        shown = tuple(v if math.isfinite(v) else None for v in values)
-        one = lambda v: v[at] if isinstance(v, list) else v  # noqa: E731
-        given = ", ".join(f"{k}={one(v):.6g}" for k, v in inputs.items())
-        words = [f"{v:.9g}" if v is not None else "undefined" for v in shown]
-        reason = f"{target} is {words[0]} in {self.titles[0]} and {words[1]} in {self.titles[1]}, from {given}"
-        if self.label:
-            reason += f" (where {self.label})"
-        return Equality(False, reason, dict(inputs=inputs, target=target, values=shown, element=at))
+        values = tuple(x if math.isfinite(x) else None for x in both)
+        words = ["undefined" if x is None else f"{x:.12g}" for x in values]
+        shown = ", ".join(f"{k}={v[at] if isinstance(v, list) else v:.6g}" for k, v in inputs.items())
+        reason = f"{target} is {words[0]} in {self.titles[0]} and {words[1]} in {self.titles[1]} for {shown}"
+        return Equality(False, reason, {"inputs": inputs, "target": target, "values": values, "element": at})
 
-    # Proof
-
-    def prove(self) -> list[str]:
-        """The targets for which no proof was found."""
+    def unproved(self) -> list[str]:
+        """The targets for which no proof is found; at t = 1, where states are new, there may be one of its own."""
         if all(x is y for x, y in self.targets.values()):
             return []
-        sweep = _Sweep(self.bounds, self.nonnegative(), self.points)
-        merged = sweep.merge(self.pair_states())
-        return [k for k, (x, y) in self.targets.items() if merged(x) is not merged(y)]
+        targets = dict(self.targets)
+        count = node(Op.COUNT)
+        first = {load(k, extent=s.extent): s.init for k, s in self.states.items()}
+        same = self.renamed()
+        for x, y in same.items():
+            targets[f"next {y.value}"] = (self.own[x.value or ""], self.own[y.value or ""])
+            targets[f"first {y.value}"] = (first[x], first[y])
+        missing = self.attempt(targets, {**self.limits, count: (1, math.inf)}, self.points, same)
+        if not missing or count not in self.leaves:
+            return missing
+        news = rewrite([n for both in targets.values() for n in both], {**first, count: const(1)}.get)
+        new = {k: (news[x], news[y]) for k, (x, y) in targets.items()}
+        return [
+            *self.attempt(new, self.limits, [p for p in self.points if p[count] == 1], {}),
+            *self.attempt(
+                targets, {**self.limits, count: (2, math.inf)}, [p for p in self.points if p[count] > 1], same
+            ),
+        ]
 
-    def pair_states(self) -> ...:
-        raise NotImplementedError
+    def renamed(self) -> dict[Node, Node]:
+        """States of the first program only, and the states of the second that had the same values throughout."""
+        history = {
+            n: repr([p[n] for p in self.points])
+            for n in self.leaves
+            if n.op is Op.LOAD and n.value in self.own
+        }
+        found: dict[Node, Node] = {}
+        for x, y in product(history, history):
+            if x.value in self.firsts and y.value not in self.firsts and x.extent is y.extent:
+                if x not in found and y not in found.values() and history[x] == history[y]:
+                    found[x] = y
+        return found
+
+    def attempt(
+        self,
+        targets: Mapping[str, tuple[Node, Node]],
+        limits: Limits,
+        points: list[Values],
+        same: Mapping[Node, Node],
+    ) -> list[str]:
+        """The targets that are not proved equal within limits, where `same` leaves are."""
+        order = toposort(n for both in targets.values() for n in both)
+        loads = [n for n in self.leaves if n.op is Op.LOAD and n.value in self.states]
+        bounds = _all_bounds([*order, *toposort(self.inits)], limits)
+        kept = {n for n in loads if bounds[self.states[n.value or ""].init][0] >= 0}
+        while True:  # the largest set of states that stay nonnegative as long as all of them are
+            limits = {**limits, **{n: (0 if n in kept else -math.inf, math.inf) for n in loads}}
+            bounds = _all_bounds(toposort(self.roots), limits)
+            after = {n: self.targets.get(n.value or "") or [self.own[n.value or ""]] for n in kept}
+            negative = {n for n, nodes in after.items() if any(bounds[x][0] < 0 for x in nodes)}
+            if not negative:
+                break
+            kept -= negative
+        sweep = _Sweep(limits)
+        merged = sweep.merge(order, _signatures(order, points), {y: x for x, y in same.items()})
+        pairs = {k: (merged[x], merged[y]) for k, (x, y) in targets.items()}
+        return [k for k, (x, y) in pairs.items() if not (x is y or sweep.equal(x, y))]
+
+
+def _evaluate(nodes: Iterable[Node], leaves: Values, real: type = np.float64) -> Values:
+    shape = np.shape(leaves[load("p")])
+
+    def leaf(n: Node) -> Any:
+        value = np.asarray(leaves[n], real)
+        return np.broadcast_to(value, shape) if n.extent is Extent.ELEMENT else value[()]
+
+    return evaluate(nodes, leaf, real)
+
+
+def _apart(x: np.ndarray, y: np.ndarray) -> int | None:
+    """Where two arrays differ most, if that is beyond rounding: by value, or where one only is finite."""
+    with np.errstate(all="ignore"):
+        gap = np.nan_to_num(np.abs(x - y) / np.maximum(np.maximum(np.abs(x), np.abs(y)), 1e-300))
+    gap = np.where(np.isfinite(x) & np.isfinite(y), gap, np.isfinite(x) != np.isfinite(y))
+    at = int(np.argmax(gap))
+    return at if gap[at] > TOLERANCE else None
+
+
+def _short(x: float) -> float:
+    return float(f"{x:.3g}")
+
+
+def _draw(rng: np.random.Generator, limits: Bounds, default: float, edge: float) -> float:
+    """A number within limits, sometimes one of them, mostly of the size of 1 or of the default."""
+    low, high = limits
+    ends = [x for x in limits if x == _short(x) and math.isfinite(x)]
+    if low == high or (ends and rng.random() < edge):
+        return float(rng.choice(ends or [low]))
+    if high - low < math.inf:
+        return _short(rng.uniform(low, high))
+    size = rng.choice([1.0, abs(default) or 1.0]) * 10 ** rng.uniform(-1, 0.5)
+    return _short(
+        low + size if low > -math.inf else high - size if high < math.inf else size * rng.choice([-1, 1])
+    )
+
+
+# Bounds: what is known of a value's sign. An end that is not reached is the next float inside.
+
+TINY = math.ulp(0.0)
+REALS: Bounds = (-math.inf, math.inf)
+
+
+def _limits(conditions: Iterable[Node]) -> Limits | None:
+    """What conditions like `0 <= x < 1` say of single leaves; None if they cannot all hold."""
+    found: Limits = {}
+    stack = list(conditions)
+    while stack:
+        c = stack.pop()
+        if c.op is Op.AND:
+            stack.extend(c.args)
+        elif c.op is Op.CONST and not c.number:
+            return None
+        elif c.op in (Op.LT, Op.LE, Op.EQ):
+            for x, other, below in ((*c.args, True), (*c.args[::-1], False)):
+                end = constant(other) if x.op in (Op.HYPER, Op.SHAPE) else None
+                if end is None or not math.isfinite(end):
+                    continue
+                low, high = found.get(x, REALS)
+                if below or c.op is Op.EQ:
+                    high = min(high, float(end if c.op is not Op.LT else np.nextafter(end, -math.inf)))
+                if not below or c.op is Op.EQ:
+                    low = max(low, float(end if c.op is not Op.LT else np.nextafter(end, math.inf)))
+                if low > high:
+                    return None
+                found[x] = (low, high)
+    return found
+
+
+def _all_bounds(order: Iterable[Node], limits: Limits) -> dict[Node, Bounds]:
+    found: dict[Node, Bounds] = {}
+    for n in order:
+        found[n] = _bounds(n, found, limits)
+    return found
+
+
+def _bounds(n: Node, found: Mapping[Node, Bounds], limits: Limits) -> Bounds:
+    """Where the value of a node lies, wherever it is defined."""
+    match n.op, [found[x] for x in n.args]:
+        case Op.CONST, _ if n.dtype is DType.REAL and not math.isnan(n.number):
+            return n.number, n.number
+        case ((Op.COUNT | Op.SHAPE), _):
+            return limits.get(n, (0 if n.value == "ndim" else 1, math.inf))
+        case Op.NEG, [(low, high)]:
+            return -high, -low
+        case Op.ADD, [x, y]:
+            a, step = n.args
+            if step.op is Op.MUL and step.args[1].op is Op.SUB and step.args[1].args[1] is a:
+                (least, most), b = found[step.args[0]], found[step.args[1].args[0]]
+                if least >= 0 and most <= 1:  # lerp(a, b, weight) lies between a and b
+                    return min(x[0], b[0]), max(x[1], b[1])
+            return x[0] + y[0], x[1] + y[1]
+        case Op.SUB, [x, y]:
+            return x[0] - y[1], x[1] - y[0]
+        case Op.MUL, [x, y]:
+            low, high = _times(x, y)
+            return (max(low, 0) if n.args[0] is n.args[1] else low), high
+        case Op.DIV, [x, (low, high)] if low >= 0:  # and not 0, where it is defined
+            return _times(x, (max(1 / high, TINY) if high else TINY, 1 / low if low else math.inf))
+        case Op.ABS, [(low, high)]:
+            return max(low, -high, 0), max(high, -low)
+        case Op.SQRT, [(low, high)]:
+            return math.sqrt(max(low, 0)), math.sqrt(max(high, 0))
+        case Op.EXP, _:
+            return TINY, math.inf
+        case Op.POW, [(low, high), (least, _)] if low >= 0:
+            most = math.inf if high > 1 or least < 0 else high if least >= 1 else 1
+            return (TINY if low > 0 else 0), most
+        case Op.MAXIMUM, [x, y]:
+            return max(x[0], y[0]), max(x[1], y[1])
+        case Op.MINIMUM, [x, y]:
+            return min(x[0], y[0]), min(x[1], y[1])
+        case Op.WHERE, [_, x, y]:
+            return min(x[0], y[0]), max(x[1], y[1])
+        case Op.SUM, [(low, _)] if low >= 0:
+            return low, math.inf
+        case ((Op.AMAX | Op.CAST), [x]):
+            return x
+    return limits.get(n, REALS)
+
+
+def _times(x: Bounds, y: Bounds) -> Bounds:
+    ends = [0 if 0 in (p, q) else p * q for p in x for q in y]
+    return (max(min(ends), TINY) if x[0] > 0 and y[0] > 0 else min(ends)), max(ends)
+
+
+# Proof: the nodes of both programs from the leaves upwards, merging those that are proved equal.
+
+
+def _signatures(order: Sequence[Node], points: Iterable[Mapping[Node, Any]]) -> dict[Node, str]:
+    """What each node is worth at every point, as a text of nine digits a value."""
+    columns: dict[Node, list[str]] = {n: [] for n in order}
+    for leaves in points:
+        values = _evaluate(order, leaves)
+        for n in order:
+            columns[n].append(f"{float(np.ravel(values[n])[0]) + 0.0:.8e}")
+    return {n: " ".join(column) for n, column in columns.items()}
+
+
+class _Sweep:
+    """Merges nodes that are equal for all values of the leaves within their limits."""
+
+    def __init__(self, limits: Mapping[Node, Bounds]):
+        self.limits = limits
+        self.bounds: dict[Node, Bounds] = {}
+        self.place: dict[Node, int] = {}
+
+    def merge(
+        self, order: Sequence[Node], signatures: Mapping[Node, str], leaves: Mapping[Node, Node]
+    ) -> dict[Node, Node]:
+        """For each node the first that is proved equal to it; only those with equal signatures are tried.
+
+        `leaves` are taken to be equal to begin with.
+        """
+        built: dict[Node, Node] = {}
+        merged: dict[Node, Node] = {}
+        same: dict[Node, Node] = {}
+        groups: dict[str, list[Node]] = {}
+        for n in order:
+            args = (same[x] for x in n.args)
+            if n.op in REDUCTIONS:  # the sum of a constant over the elements is not the constant
+                args = (same[x] if same[x].extent is x.extent else built[x] for x in n.args)
+            built[n] = new = rebuild(leaves.get(n, n), tuple(args))
+            if new not in merged:
+                merged[new] = new
+                self.place[new] = len(self.place)
+                self.bounds[new] = _bounds(new, self.bounds, self.limits)
+                group = groups.setdefault(signatures[n], [])
+                if n.dtype is not DType.BOOL:
+                    merged[new] = next((old for old in group[:4] if self.equal(new, old)), new)
+                    group.extend([new] * (merged[new] is new))
+            same[n] = merged[new]
+        return same
+
+    def equal(self, x: Node, y: Node) -> bool:
+        """Whether a proof is found: first from what both share, then from ever smaller things."""
+        tried: list[list[Node]] = []
+        for level in range(3):
+            inside = self.cone(x, y, level)
+            if inside not in tried:
+                tried.append(inside)
+                if _Formula(inside, self.bounds).vanishes(x, y, {}):
+                    return True
+        return False
+
+    def cone(self, x: Node, y: Node, level: int) -> list[Node]:
+        """The operations that a formula for both is made of, arguments first; the rest is symbols.
+
+        Level 0 stops at every node that both reach, level 1 unless the host knows it, level 2 nowhere.
+        A node is met after all its users, as it is younger than they are.
+        """
+        reached = {x: 1, y: 2}
+        heap = [(-self.place[n], n) for n in (x, y)]
+        heapq.heapify(heap)
+        inside: list[Node] = []
+        while heap and len(inside) < CONE:
+            _, n = heapq.heappop(heap)
+            if reached[n] == 3 and (level == 0 or (level == 1 and n.extent > Extent.STEP)):
+                continue
+            inside.extend([n] * bool(n.args))
+            for arg in n.args:
+                if arg not in reached:
+                    heapq.heappush(heap, (-self.place[arg], arg))
+                reached[arg] = reached.get(arg, 0) | reached[n]
+        return inside[::-1]
+
+
+class _Split(Exception):
+    """The sign of `key` is needed and not known; it is one of `signs`."""
+
+    def __init__(self, key: sp.Expr, signs: Sequence[int]):
+        self.key, self.signs = key, signs
+
+
+class _Formula:
+    """A few operations as sympy's expressions, and the nodes below them as symbols with known signs.
+
+    Choices are made while the expressions are built: a comparison whose outcome is open splits the proof
+    into one for each sign of the difference. A sum is a symbol of its own for each term, after what is
+    the same for all elements is taken out. The sign of an element says nothing about a sum over all of
+    them, so that inside a reduction choices are symbols too.
+    """
+
+    def __init__(self, inside: Sequence[Node], bounds: Mapping[Node, Bounds]):
+        self.inside, self.bounds = inside, bounds
+        self.symbols: dict[Node, sp.Symbol] = {}
+        self.sums: dict[Any, sp.Symbol] = {}
+        self.within = self.expressions(None) if any(n.op in REDUCTIONS for n in inside) else {}
+
+    def expression(self, n: Node) -> Any:
+        """A leaf, or a node that stands for all below it. Names follow from the order of first use."""
+        if n.op is Op.CONST:
+            return _exact(n)
+        if n not in self.symbols:
+            low, high = self.bounds[n]
+            known: dict[str, bool] = {} if n.dtype is DType.BOOL else {"real": True}
+            if n.op is Op.COUNT:  # from 2 on it is 1 + a positive integer
+                return sp.Symbol("t", integer=True, positive=True) + int(low - 1)
+            if low >= 0:
+                known["positive" if low > 0 else "nonnegative"] = True
+            elif high <= 0:
+                known["negative" if high < 0 else "nonpositive"] = True
+            self.symbols[n] = sp.Symbol(f"x{len(self.symbols)}", **known)
+        return self.symbols[n]
+
+    def expressions(self, signs: Mapping[Any, int] | None) -> dict[Node, Any]:
+        found: dict[Node, Any] = {}
+        for n in self.inside:
+            args = [found[x] if x in found else self.expression(x) for x in n.args]
+            if n.op in REDUCTIONS:
+                found[n] = self.within[n] if signs is not None else self.reduction(n, args[0])
+            elif n.op in CHOICES:
+                found[n] = self.expression(n) if signs is None else self.choice(n.op, args, signs)
+            else:
+                found[n] = SYMPY[n.op](*args)
+        return found
+
+    def reduction(self, n: Node, x: Any) -> Any:
+        if n.args[0].extent is not Extent.ELEMENT:
+            return x
+        elements = [s for m, s in self.symbols.items() if m.extent is Extent.ELEMENT]
+        whole = sp.Integer(0)
+        for term in sp.Add.make_args(sp.expand(x)) if n.op is Op.SUM else [x]:
+            factor, rest = term.as_independent(*elements, as_Add=False)
+            if n.op is Op.AMAX and not factor.is_nonnegative:
+                factor, rest = sp.Integer(1), term
+            if rest == 1:
+                whole += factor * (self.expression(fn.NUMEL) if n.op is Op.SUM else 1)
+            else:
+                known = (
+                    {"positive": True}
+                    if rest.is_positive
+                    else {"nonnegative": True}
+                    if rest.is_nonnegative
+                    else {}
+                )
+                name = f"s{len(self.sums)}"
+                whole += factor * self.sums.setdefault((n.op, rest), sp.Symbol(name, real=True, **known))
+        return whole
+
+    def choice(self, op: Op, args: list[Any], signs: Mapping[Any, int]) -> Any:
+        if op in (Op.WHERE, Op.CHOOSE, Op.AND, Op.OR, Op.NOT):
+            truths = [self.truth(x, signs) for x in (args[:1] if len(args) == 3 else args)]
+            if len(args) == 3:
+                return args[1] if truths[0] else args[2]
+            return not truths[0] if op is Op.NOT else all(truths) if op is Op.AND else any(truths)
+        sign = self.sign(args[0] - args[1], signs)
+        if op in (Op.MAXIMUM, Op.MINIMUM):
+            return args[0] if (sign >= 0) is (op is Op.MAXIMUM) else args[1]
+        return {Op.LT: sign < 0, Op.LE: sign <= 0, Op.EQ: sign == 0, Op.NE: sign != 0}[op]
+
+    @staticmethod
+    def truth(x: Any, signs: Mapping[Any, int]) -> bool:
+        if isinstance(x, bool):
+            return x
+        if x not in signs:
+            raise _Split(x, (1, -1))
+        return signs[x] > 0
+
+    @staticmethod
+    def sign(x: Any, signs: Mapping[Any, int]) -> int:
+        """The sign of an expression: from its symbols, from the signs supposed so far, or a split."""
+        turn, rest = 1, sp.Integer(1)
+        for factor in sp.Mul.make_args(sp.factor_terms(sp.expand(x))):
+            if factor.is_extended_negative:
+                turn = -turn
+            elif not factor.is_extended_positive:
+                rest *= factor
+        if rest.could_extract_minus_sign():
+            turn, rest = -turn, -rest
+        if rest.is_zero or rest == 1:
+            return turn * int(rest)
+        if rest in signs:
+            return turn * signs[rest]
+        for other, sign in signs.items():
+            if sign and isinstance(other, sp.Expr):
+                for side in (1, -1):
+                    if sp.expand(side * rest - sign * other).is_nonnegative:
+                        return turn * side
+        possible = {1: not rest.is_nonpositive, 0: not rest.is_nonzero, -1: not rest.is_nonnegative}
+        raise _Split(rest, [s for s, open_ in possible.items() if open_])
+
+    def vanishes(self, x: Node, y: Node, signs: Mapping[Any, int]) -> bool:
+        """Whether two nodes are equal, supposing these signs."""
+        try:
+            values = self.expressions(signs)
+            gap = (values[x] if x in values else self.expression(x)) - (
+                values[y] if y in values else self.expression(y)
+            )
+            for absolute in gap.atoms(sp.Abs):
+                known = [
+                    s
+                    for s in (1, -1)
+                    if signs.get(s * absolute.args[0]) == 1 or signs.get(-s * absolute.args[0]) == -1
+                ]
+                gap = gap.subs(absolute, known[0] * absolute.args[0]) if known else gap
+        except _Split as split:
+            return len(signs) < DEPTH and all(
+                self.vanishes(x, y, {**signs, split.key: s}) for s in split.signs
+            )
+        for key, sign in signs.items():
+            if sign == 0:  # then one symbol is a function of the others
+                for symbol in key.free_symbols:
+                    factor = sp.diff(key, symbol)
+                    if factor.is_nonzero and not factor.has(symbol):
+                        gap = gap.subs(symbol, symbol - key / factor)
+                        break
+        return _is_zero(gap)
+
+
+@lru_cache(maxsize=10_000)
+def _is_zero(x: sp.Expr) -> bool:
+    """Whether an expression is zero; symbols go by their place, so that the same question comes often."""
+    if x == 0:
+        return True
+    if x.has(sp.nan, sp.zoo, sp.oo) or sp.count_ops(x) > 300:
+        return False
+    if sp.expand(x) == 0:
+        return True
+    # Most of what is no identity stops here: simplify would look for long.
+    primes = (sp.Rational(sp.prime(17 + i), 53) for i in range(len(x.free_symbols)))
+    trial = {
+        s: 2 + i if s.is_integer else -q if s.is_nonpositive else q
+        for i, (s, q) in enumerate(zip(sorted(x.free_symbols, key=str), primes, strict=True))
+    }
+    value = x.evalf(30, subs=trial)
+    if not value.is_number or abs(value) > 1e-15:
+        return False
+    return sp.cancel(sp.together(sp.expand_power_exp(x))) == 0 or sp.simplify(x) == 0
+
+
+def _exact(n: Node) -> Any:
+    """A constant as the decimal that was written."""
+    if n.dtype is DType.BOOL:
+        return bool(n.number)
+    if not math.isfinite(n.number):
+        return sp.nan if math.isnan(n.number) else sp.oo if n.number > 0 else -sp.oo
+    return sp.pi if n.number == math.pi else sp.Rational(repr(n.number))
+
+
+# Scalars and derivatives: nodes to sympy's expressions and back.
+
+NODES: dict[Any, Op] = {
+    sp.exp: Op.EXP, sp.log: Op.LOG, sp.tanh: Op.TANH, sp.atan2: Op.ATAN2, sp.floor: Op.FLOOR, sp.Abs: Op.ABS,
+    sp.Max: Op.MAXIMUM, sp.Min: Op.MINIMUM, sp.And: Op.AND, sp.Or: Op.OR, sp.Not: Op.NOT,
+    sp.Lt: Op.LT, sp.Le: Op.LE, sp.Eq: Op.EQ, sp.Ne: Op.NE, sp.Mod: Op.MOD,
+}  # fmt: skip
+
+
+def simplify(scalar: Node) -> Node:
+    """A STEP scalar with fewer operations and the same real value, or the same node where none is found.
+
+    It rounds differently: use it to show a scalar, not to compute one.
+
+    Raises:
+        ValueError: the node is not a value per step.
+    """
+    if scalar.extent > Extent.STEP:
+        raise ValueError(f"simplify() takes a value per step, and this is {scalar.extent.phrase}")
+    order = toposort([scalar])
+    if len(order) > 300:  # sympy recurses, and would take minutes
+        return scalar
+    values: dict[Node, Any] = {}
+    leaves: dict[Any, Node] = {}
+    for n in order:
+        if n.args:
+            values[n] = SYMPY[n.op](*(values[x] for x in n.args))
+        elif n.op is Op.CONST:
+            values[n] = sp.true if n.dtype is DType.BOOL and n.number else _exact(n)
+        else:
+            known = {"real": True} if n.dtype is not DType.BOOL else {}
+            known |= {"integer": True, "positive": True} if n.op is Op.COUNT else {}
+            values[n] = sp.Symbol(n.value or "t", **known)
+            leaves[values[n]] = n
+    short = sp.simplify(values[scalar])
+    if not all(f.func in NODES or isinstance(f, sp.Piecewise | sp.sign) for f in short.atoms(sp.Function)):
+        return scalar
+    found = _node(short, leaves)
+    return found if len(toposort([found])) < len(order) else scalar
+
+
+def _node(x: Any, leaves: Mapping[Any, Node]) -> Node:
+    """The node of a small sympy expression."""
+    if x in leaves:
+        return leaves[x]
+    if x in (sp.true, sp.false):
+        return const(bool(x), DType.BOOL)
+    if x.is_number and x.is_real is not False and not x.free_symbols:
+        return const(float(x))
+    if x.is_Add:
+        first, *rest = sorted(x.as_ordered_terms(), key=lambda term: bool(term.could_extract_minus_sign()))
+        whole = _node(first, leaves)
+        for term in rest:
+            minus = term.could_extract_minus_sign()
+            whole = node(Op.SUB if minus else Op.ADD, whole, _node(-term if minus else term, leaves))
+        return whole
+    if x.is_Mul and x.could_extract_minus_sign():
+        return node(Op.NEG, _node(-x, leaves))
+    if x.is_Mul or (x.is_Pow and x.exp.could_extract_minus_sign()):
+        over, under = x.as_numer_denom() if x.is_Pow else sp.fraction(x)
+        if under != 1:
+            return node(Op.DIV, _node(over, leaves), _node(under, leaves))
+        whole, *factors = (_node(f, leaves) for f in x.as_ordered_factors())
+        for factor in factors:
+            whole = node(Op.MUL, whole, factor)
+        return whole
+    if x.is_Pow:
+        return fn.power(_node(x.base, leaves), _node(x.exp, leaves))
+    if isinstance(x, sp.Piecewise):
+        whole = _node(x.args[-1].expr, leaves)
+        for value, condition in x.args[-2::-1]:
+            whole = node(Op.WHERE, _node(condition, leaves), _node(value, leaves), whole)
+        return whole
+    if isinstance(x, sp.Gt | sp.Ge):
+        return _node(x.reversed, leaves)
+    if isinstance(x, sp.sign):
+        return fn.sign(_node(x.args[0], leaves))
+    whole, *rest = (_node(arg, leaves) for arg in x.args)
+    for arg in rest or [None]:
+        whole = node(NODES[x.func], whole, *([arg] if arg else []))
+    return whole
+
+
+@cache
+def _partials(op: Op, count: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Symbols for the arguments of an operation, and its derivative with respect to each."""
+    x, y = symbols = sp.symbols("x y", real=True)
+    if op is Op.FLOOR:
+        return symbols, (sp.Integer(0),)
+    if op is Op.MOD:
+        return symbols, (sp.Integer(1), -sp.floor(x / y))
+    if op in (Op.MAXIMUM, Op.MINIMUM):
+        first = sp.Piecewise((1, x >= y if op is Op.MAXIMUM else x <= y), (0, True))
+        return symbols, (first, 1 - first)
+    value = SYMPY[op](*symbols[:count])
+    return symbols, tuple(sp.powsimp(sp.diff(value, s)) for s in symbols[:count])
+
+
+def derive(program: Program, by: str, of: str = "p") -> Node:
+    """The derivative of what a step assigns to `of`, by a hyperparameter, `t`, p, g or a state.
+
+    For example `derive(sgd, "lr")`, the hypergradient of p. What `of` and `by` name is per element:
+    the derivative of an element by that same element. At a kink (`maximum`, `abs`) it is one side's.
+
+    Raises:
+        ValueError: the rule has no such name, or through a reduction an element depends on all others.
+    """
+    if of not in program.assigns:
+        raise ValueError(f"{program.name} does not assign '{of}'; it assigns {', '.join(program.assigns)}")
+    known = [*_paths(program), *program.states, "p", "g", "u", "t"]
+    if by not in known:
+        raise ValueError(f"{program.name} has no '{by}'; there are {', '.join(known)}")
+    found: dict[Node, Node] = {}
+    zero, one = const(0), const(1)
+    for n in toposort([program.assigns[of]]):
+        if not n.args and n.op is not Op.CONST and (n.value or "t") == by:
+            found[n] = one
+        rates = [found.get(x) for x in n.args]
+        if not any(rates) or n.dtype is DType.BOOL:
+            continue
+        if n.op in REDUCTIONS:
+            if n.op is Op.AMAX or by in program.states or by in ("p", "g", "u"):
+                raise ValueError(
+                    f"through {n.op.value}() every element of {of} depends on every element of {by}"
+                )
+            rate = rates[0] or zero
+            found[n] = node(Op.SUM, rate) if rate.extent is Extent.ELEMENT else _product(fn.NUMEL, rate)
+        elif n.op in (Op.WHERE, Op.CHOOSE):
+            found[n] = node(n.op, n.args[0], rates[1] or zero, rates[2] or zero)
+        else:
+            symbols, partials = _partials(n.op, len(n.args))
+            leaves = dict(zip(symbols, n.args, strict=False))
+            terms = [
+                _product(_node(part, leaves), r)
+                for part, r in zip(partials, rates, strict=True)
+                if r and part != 0
+            ]
+            whole = terms[0] if terms else zero
+            for term in terms[1:]:
+                whole = node(Op.ADD, whole, term)
+            if terms:
+                found[n] = whole
+    return found.get(program.assigns[of], zero)
+
+
+def _product(x: Node, y: Node) -> Node:
+    if x is const(1):
+        return y
+    if x is const(-1):
+        return node(Op.NEG, y)
+    return x if y is const(1) else node(Op.MUL, x, y)

@@ -69,15 +69,14 @@ class Declarations:
     def arguments(self, call: ast.Call) -> Iterator[tuple[str, ast.keyword]]:
         """The `name=value` arguments of a declaration, which has no others."""
         what = cast(ast.Name, call.func).id
-        for argument in call.args:
-            raise self.error(f"{what}() takes name=value only", argument, f"write {what}(name=value)")
-        if not call.keywords:
+        if not call.keywords and not call.args:
             raise self.error(f"{what}() declares nothing", call, f"write {what}(name=value)")
+        for argument in call.args:
+            name = argument.id if isinstance(argument, ast.Name) else "name"
+            raise self.error(f"{what}() takes name=value only", argument, f"write {what}({name}=value)")
         for keyword in call.keywords:
             if keyword.arg is None:
-                raise self.error(
-                    f"{what}() takes name=value only", keyword.value, f"write {what}(name=value)"
-                )
+                raise self.error(f"{what}() takes name=value only", keyword, f"write {what}(name=value)")
             yield keyword.arg, keyword
 
     # hyper()
@@ -152,7 +151,7 @@ class Declarations:
         if name in EXTENTS_NOT_YET:
             raise self.error(f"per={ast.unparse(at)} is not yet supported", at)
         if name not in EXTENTS or word is not at:
-            raise self.error(f"unknown extent {ast.unparse(at)}", at, "write per=element or per=tensor")
+            raise self.error(f"per={ast.unparse(at)} is not an extent", at, "write per=element or per=tensor")
         return Extent[name.upper()]
 
     def states(self, entries: Mapping[str, Entry], keys: Mapping[str, tuple[str, Span]]) -> None:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import lru_cache
+from keyword import kwlist
 
 from optgen.errors import RuleError, Source, Span
 
@@ -88,6 +89,7 @@ SYNTAX_ERRORS: list[tuple[str, str, str | None]] = [
     (r"Exceeds the limit", "the number is too large for a float", None),
     (r"invalid escape|unicode error", "invalid escape in a string", None),
 ]  # fmt: skip
+RESERVED_WORDS = frozenset(kwlist) - set("True False None and or not is if elif else for in def pass".split())
 INVALID_CHARACTER = re.compile(r"invalid (?:non-printable )?character.*U\+([0-9A-F]+)")
 TYPOGRAPHY = {
     "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "∕": "/", "−": "-", "–": "-", "²": "**2", "³": "**3",
@@ -170,8 +172,17 @@ def _syntax_error(source: Source, error: SyntaxError) -> RuleError:
     for pattern, message, help in SYNTAX_ERRORS:
         if found := re.search(pattern, error.msg):
             return RuleError(found.expand(message), place, help)
-    word = re.search(r"\blambda\b", text)
-    return RuleError("invalid syntax", place, ADVICE["Lambda"][1] if word else None)
+    return RuleError("invalid syntax", place, _reserved_word(text, column))
+
+
+def _reserved_word(text: str, column: int) -> str | None:
+    """A help line where a word of Python stands in a name's place."""
+    if re.search(r"\blambda\b", text):  # the error is at the sign after it
+        return ADVICE["Lambda"][1]
+    word = re.compile(r"\w*").match(text, column - 1)
+    if word and word[0] in RESERVED_WORDS:
+        return f"'{word[0]}' is a word of Python: choose another name"
+    return None
 
 
 def _too_deep(source: Source, line: int) -> RuleError:

@@ -201,7 +201,7 @@ class Launcher:
         self.per_shape = any(f.subject == "ndim" for f in self.facts)
         self._lowered: dict[tuple[Truths, str | None], Program] = {}
         self._plans: dict[tuple[Truths, str | None, tuple[str, ...]], Plan] = {}
-        self._buckets: dict[str | None, tuple[list[Any], list[Bucket]]] = {}
+        self._buckets: dict[str | None, tuple[list[Any], list[Bucket], list[Any]]] = {}
 
     def truths(self, options: Mapping[str, Any], ndim: int = 0) -> Truths:
         """Which of the program's compile-time conditions hold for a group and a number of dimensions."""
@@ -308,7 +308,7 @@ class Launcher:
         for bucket in buckets:
             if bucket.kernel is not None:
                 bucket.build(work)
-        self._buckets[mode] = (signature, buckets)
+        self._buckets[mode] = (signature, buckets, [w.states for w in work])
         return buckets
 
     @staticmethod
@@ -369,15 +369,10 @@ def _array(tensor: Tensor) -> np.ndarray:
 def _signature(w: Work) -> tuple[Any, ...]:
     """Everything that a bucket and its tables depend on, but for addresses and scalars."""
     p, g = w.param, w.grad
-    return (
-        p.shape,
-        p.stride(),
-        p.dtype,
-        p.device,
-        None if g is None else (g.stride(), g.dtype),
-        w.truths,
-        [(s.stride(), s.dtype) for s in w.states.values()],
-    )
+    states = tuple(map(id, w.states.values()))  # alive as long as the signature is kept
+    if g is None:
+        return p.shape, p.stride(), p.dtype, p.device, w.truths, states
+    return p.shape, p.stride(), p.dtype, p.device, g.stride(), g.dtype, w.truths, states
 
 
 def _fact(w: Work, name: str) -> float:

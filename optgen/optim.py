@@ -11,17 +11,17 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from difflib import get_close_matches, unified_diff
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from optgen import library
-from optgen.compose import chain, complete, with_maximize
+from optgen.compose import chain, complete, with_defaults, with_maximize
 from optgen.errors import RuleError, Source
 from optgen.ir import Extent, Node, Op, Program, State, toposort
-from optgen.launch import BACKENDS, CODEC_OF, MODES, Launcher, Work, lookup
+from optgen.launch import BACKENDS, CODEC_OF, MODES, Launcher, Truths, Work, lookup
 from optgen.semantics import evaluate
 
 SUPPORTED = "float32, float64, bfloat16 and float16"
@@ -33,13 +33,36 @@ class Optimizer(torch.optim.Optimizer):
     program: ClassVar[Program]
 
     def __init__(self, params: Any, *args: Any, **options: Any):
-        bound = self.__signature__.bind(params, *args, **options)  # type: ignore[attr-defined]
-        bound.apply_defaults()
-        given = dict(bound.arguments)
-        given.pop("params")
+        given = self._arguments(params, args, options)
         self._configure(given.pop("backend"), given.pop("math"), given.pop("state_dtype"))
         defaults = {name: self._value(name, value) for name, value in given.items()}
         super().__init__(params, {**defaults, "rule": rule_text(self.program), "frozen": []})
+
+    def _arguments(self, params: Any, args: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """The constructor's arguments by name, defaults filled in; torch's own flags are looked at."""
+        name = type(self).__name__
+        for flag in ("foreach", "fused"):  # they choose an implementation, and optgen has one
+            options.pop(flag, None)
+        for flag in ("capturable", "differentiable"):
+            if options.pop(flag, False):
+                raise ValueError(f"{name} does not support {flag}=True")
+        signature: inspect.Signature = self.__signature__  # type: ignore[attr-defined]
+        try:
+            bound = signature.bind(params, *args, **options)
+        except TypeError as error:
+            known = ", ".join(n for n in signature.parameters if n != "params")
+            raise TypeError(f"{name}: {error}; it takes {known}") from None
+        bound.apply_defaults()
+        return {n: value for n, value in bound.arguments.items() if n != "params"}
+
+    def __repr__(self) -> str:
+        """As torch's: every group with its options, but not the rule's text."""
+        lines = []
+        for i, group in enumerate(self.param_groups):
+            lines += ["", f"Parameter Group {i}"]
+            hidden = {"params", "rule"} | (set() if group.get("frozen") else {"frozen"})
+            lines += [f"    {key}: {group[key]}" for key in sorted(group) if key not in hidden]
+        return f"{type(self).__name__} (" + "\n".join(lines) + "\n)"
 
     def _configure(self, backend: str, math: str, state_dtype: torch.dtype | None) -> None:
         """Keep what is not saved: how to compute, not what."""
@@ -126,48 +149,61 @@ class Optimizer(torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             if group.get("mode") == "eval":
                 raise RuntimeError(f"group {index} is in evaluation mode: call optimizer.train() before step()")
-        moving = [
-            (index, group, p)
-            for index, group in enumerate(self.param_groups)
-            for i, p in enumerate(group["params"])
-            if p.grad is not None and i not in group["frozen"]
-        ]
-        for _, _, p in moving:
-            self._check_tensors(p, p.grad)
-        if moving:
-            self._launcher.run(self._prepare(moving), self.param_groups)
+        work, counters = self._prepare()
+        if work:
+            self._launcher.run(work, self.param_groups)
+        if counters:
+            torch._foreach_add_(counters, 1.0)
         return loss
 
-    def _prepare(self, moving: Iterable[tuple[int, dict[str, Any], Tensor]]) -> list[Work]:
-        """Create missing state, count the step, and describe the work; empty tensors only count."""
-        work = []
-        truths: dict[Any, Any] = {}
-        counters = []
-        for index, group, p in moving:
+    def _prepare(self) -> tuple[list[Work], list[Tensor]]:
+        """Describe this step's work, creating missing state, and the counters that it will advance.
+
+        Every tensor is checked before any state is created. Empty tensors are counted, not launched.
+        """
+        moving = []
+        for index, group in enumerate(self.param_groups):
+            frozen = group["frozen"]
+            for position, p in enumerate(group["params"]):
+                grad = p.grad
+                if grad is None or (frozen and position in frozen):
+                    continue
+                if grad.layout is not torch.strided or grad.dtype not in CODEC_OF or p.dtype not in CODEC_OF:
+                    self._refuse(p, grad)
+                moving.append((index, group, p, grad))
+        work, counters = [], []
+        used: dict[tuple[int, int], tuple[Truths, list[State]]] = {}
+        for index, group, p, grad in moving:
             key = (index, p.dim() if self._launcher.per_shape else 0)
-            if key not in truths:
-                truths[key] = self._launcher.truths(group, p.dim())
-            states = self._states(p, group, truths[key])
-            counter = self.state[p]["step"]
+            if key not in used:
+                truths = self._launcher.truths(group, p.dim())
+                used[key] = truths, list(self._launcher.lowered(truths).states.values())
+            truths, wanted = used[key]
+            kept, states = self._states(p, group, wanted)
+            counter = kept["step"]
             counters.append(counter)
             if p.numel():
-                work.append(Work(p, p.grad, states, index, truths[key], counter.item() + 1.0))
-        torch._foreach_add_(counters, 1.0)
-        return work
+                work.append(Work(p, grad, states, index, truths, counter.item() + 1.0))
+        return work, counters
 
-    def _states(self, p: Tensor, group: Mapping[str, Any], truths: Any) -> dict[str, Tensor]:
-        """The states that this parameter's specialisation uses, by name; missing ones are created."""
+    def _states(
+        self, p: Tensor, group: Mapping[str, Any], wanted: Iterable[State]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """A parameter's saved state by key, and the tensors of the wanted states; missing ones are made."""
         kept = self.state[p]
         if "step" not in kept:
             kept["step"] = torch.tensor(0.0, dtype=_counter_dtype())
         states = {}
-        for name, state in self._launcher.lowered(truths).states.items():
-            if state.key not in kept:
-                kept[state.key] = self._launcher.initial(state, p, group, self._settings["state_dtype"])
-            states[name] = kept[state.key]
-        return states
+        for state in wanted:
+            tensor = kept.get(state.key)
+            if tensor is None:
+                tensor = self._launcher.initial(state, p, group, self._settings["state_dtype"])
+                kept[state.key] = tensor
+            states[state.name] = tensor
+        return kept, states
 
-    def _check_tensors(self, p: Tensor, grad: Tensor) -> None:
+    def _refuse(self, p: Tensor, grad: Tensor) -> NoReturn:
+        """Say why a parameter cannot be stepped."""
         name = type(self).__name__
         if grad.layout is not torch.strided:
             raise RuntimeError(
@@ -176,8 +212,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         if p.is_complex() or grad.is_complex():
             raise RuntimeError(f"{name} does not support complex tensors: optimize torch.view_as_real(param)")
-        if p.dtype not in CODEC_OF or grad.dtype not in CODEC_OF:
-            raise RuntimeError(f"{name} supports {SUPPORTED}, not {p.dtype} with a gradient of {grad.dtype}")
+        raise RuntimeError(f"{name} supports {SUPPORTED}, not {p.dtype} with a gradient of {grad.dtype}")
 
     def train(self, mode: bool = True) -> None:
         """Run the rule's `train()` program on every parameter that has state; nothing without one."""
@@ -198,8 +233,9 @@ class Optimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 if p in self.state and p.numel():
                     truths = self._launcher.truths(group, p.dim())
-                    states = self._states(p, group, truths)
-                    work.append(Work(p, None, states, index, truths, self.state[p]["step"].item()))
+                    wanted = self._launcher.lowered(truths).states.values()
+                    kept, states = self._states(p, group, wanted)
+                    work.append(Work(p, None, states, index, truths, kept["step"].item()))
         if work and mode in self.program.modes:
             self._launcher.run(work, self.param_groups, mode)
         for group in self.param_groups:
@@ -362,8 +398,8 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
 
     def __reduce__(self) -> Any:
-        texts = rule_text(self.program)
-        return _restore, (type(self).__name__, texts if isinstance(texts, str) else tuple(texts)), self.__getstate__()
+        defaults = {h.name: h.default for h in self.program.hypers.values()}
+        return _restore, (type(self).__name__, _as_tuple(rule_text(self.program)), defaults), self.__getstate__()
 
 
 def check(program: Program, options: Mapping[str, Any]) -> None:
@@ -501,8 +537,8 @@ def _docstring(program: Program) -> str:
     return "\n".join(lines)
 
 
-def _restore(name: str, texts: str | tuple[str, ...]) -> Optimizer:
+def _restore(name: str, texts: tuple[str, ...], defaults: dict[str, Any]) -> Optimizer:
     """An empty optimizer of the class that these rule texts make; unpickling fills it."""
-    program = _from_texts((texts,) if isinstance(texts, str) else texts)
-    cls = _make(with_maximize(complete(program)), name)
+    program = with_defaults(with_maximize(complete(_from_texts(texts))), **defaults)
+    cls = _make(program, name)
     return cls.__new__(cls)

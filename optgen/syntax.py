@@ -78,24 +78,23 @@ class Statements:
         """The program of a whole rule."""
         doc, body = _docstring(tree.body)
         calls: dict[str, list[ast.Call]] = {kind: [] for kind in DECLARATIONS}
-        functions, steps = [], []
+        functions: dict[str, ast.FunctionDef] = {}
+        steps = []
         for statement in body:
             match statement:
                 case ast.Expr(value=ast.Call(func=ast.Name(id=kind)) as call) if kind in DECLARATIONS:
                     calls[kind].append(call)
                 case ast.FunctionDef():
-                    functions.append(statement)
+                    if statement.name in functions:
+                        raise self.error(f"{statement.name}() is defined twice", statement)
+                    functions[statement.name] = self.check_function(statement)
                 case _:
                     steps.append(statement)
         Declarations(self.expressions).read(calls)
         self.expressions.scope = Scope(self.declared.start())
         self.block(steps)
         assigns, update = self.finish(), self.scope.update
-        modes: dict[str, dict[str, Node]] = {}
-        for function in functions:
-            if function.name in modes:
-                raise self.error(f"{function.name}() is defined twice", function)
-            modes[function.name] = self.function(function)
+        modes = {mode: self.function(function) for mode, function in functions.items()}
         self.check_use(modes)
         return Program(
             name=name,
@@ -135,21 +134,22 @@ class Statements:
             )
         return assigns
 
-    def function(self, at: ast.FunctionDef) -> dict[str, Node]:
-        """What `def train()` or `def eval()` assigns."""
-        arguments = at.args
-        if at.name not in ("train", "eval"):
-            raise self.error(
-                f"function '{at.name}' is not part of the rule language", at, "only train() and eval()"
-            )
+    def check_function(self, at: ast.FunctionDef) -> ast.FunctionDef:
+        """The function itself, which must be `def train():` or `def eval():`."""
+        name, given = at.name, at.args
+        if name not in ("train", "eval"):
+            message = f"function '{name}' is not part of the rule language"
+            raise self.error(message, at, "only train() and eval() are")
         if at.decorator_list:
             raise self.error("a decorator is not part of the rule language", at.decorator_list[0])
-        if any(
-            (arguments.args, arguments.posonlyargs, arguments.kwonlyargs, arguments.vararg, arguments.kwarg)
-        ):
-            raise self.error(f"{at.name}() takes no arguments", at)
+        if given.posonlyargs or given.args or given.vararg or given.kwonlyargs or given.kwarg:
+            raise self.error(f"{name}() takes no arguments", at)
         if at.returns:
             raise self.error("a type annotation is not part of the rule language", at.returns)
+        return at
+
+    def function(self, at: ast.FunctionDef) -> dict[str, Node]:
+        """What `def train()` or `def eval()` assigns."""
         outer, self.assigned = self.assigned, {}
         self.expressions.scope, self.expressions.mode = Scope(self.declared.start()), at.name
         self.block(_docstring(at.body)[1])
