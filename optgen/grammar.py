@@ -89,7 +89,9 @@ SYNTAX_ERRORS: list[tuple[str, str, str | None]] = [
     (r"Exceeds the limit", "the number is too large for a float", None),
     (r"invalid escape|unicode error", "invalid escape in a string", None),
 ]  # fmt: skip
-RESERVED_WORDS = frozenset(kwlist) - set("True False None and or not is if elif else for in def pass".split())
+RESERVED_WORDS = frozenset(kwlist) - {
+    "True", "False", "None", "and", "or", "not", "is", "if", "elif", "else", "for", "in", "def", "pass",
+}  # fmt: skip
 INVALID_CHARACTER = re.compile(r"invalid (?:non-printable )?character.*U\+([0-9A-F]+)")
 TYPOGRAPHY = {
     "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "∕": "/", "−": "-", "–": "-", "²": "**2", "³": "**3",

@@ -1,0 +1,198 @@
+"""A program under chosen settings: what `--set` says, which facts hold, the plan, every combination.
+
+In: a program and texts or storage forms. Out: programs, plans, lists of options. Nothing here needs torch,
+so that `optgen list`, `show` and `emit` start quickly.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, product
+from math import prod
+from typing import Any
+
+from optgen import compose, library
+from optgen.errors import RuleError
+from optgen.ir import Extent, Fact, Program, Value
+from optgen.passes import holds, lower
+from optgen.plan import Plan, plan
+
+DTYPES = ("fp32", "fp64", "bf16", "fp16")
+NDIM = 2  # of the tensors that a plan is shown for, where the rule asks
+EXAMINED = 1000  # combinations at most, before the search for valid ones gives up
+PARTNERS = {"before": "sgd", "after": "adamw"}  # rules that transforms are chained with
+Options = dict[str, Any]
+
+
+def default(program: Program, path: str) -> Any:
+    """The default of a hyperparameter, `betas`, or of one item of a tuple, `betas[0]`."""
+    name, _, item = path.partition("[")
+    value = program.hypers[name].default
+    return value[int(item[:-1])] if item and isinstance(value, tuple) else value
+
+
+def truths(program: Program, ndim: int = NDIM) -> dict[str, bool]:
+    """Which of the program's compile-time conditions hold under its defaults."""
+    return {
+        text: holds(fact, ndim if fact.subject == "ndim" else default(program, fact.subject))
+        for text, fact in program.facts.items()
+    }
+
+
+def planned(program: Program, dtype: str = "fp32", state_dtype: str | None = None, ndim: int = NDIM) -> Plan:
+    """The plan under a program's defaults.
+
+    Args:
+        program: a rule, or a chain with one.
+        dtype: the storage of parameters and gradients, one of `DTYPES`.
+        state_dtype: the storage of element states; by default fp32, or fp64 beside fp64 parameters.
+        ndim: how many dimensions the parameter has, where the rule asks.
+    """
+    lowered = lower(program, truths(program, ndim))
+    element = [name for name, state in lowered.states.items() if state.extent is Extent.ELEMENT]
+    kept = state_dtype or ("fp64" if dtype == "fp64" else "fp32")
+    return plan(lowered, {"p": dtype, "g": dtype, **dict.fromkeys(element, kept)})
+
+
+def runnable(program: Program) -> tuple[Program, str | None]:
+    """The program itself, or a transform chained with a shipped rule, and the name of that rule.
+
+    Raises:
+        RuleError: the program reads a `u` that nothing gives.
+    """
+    partner = PARTNERS.get(program.kind)
+    if partner is not None:
+        rule = library.rule(partner)
+        program = compose.chain(program, rule) if program.kind == "before" else compose.chain(rule, program)
+    return compose.complete(program), partner
+
+
+def assign(program: Program, texts: Iterable[str]) -> tuple[Program, list[str]]:
+    """The program with the defaults that `name=value` texts set, and the names.
+
+    Raises:
+        RuleError: a text is no assignment, or the program has no such hyperparameter or not this value.
+    """
+    values: Options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise RuleError(f"--set {text}: write name=value", None, "for example --set weight_decay=0.1")
+        values[name.strip()] = _literal(value.strip())
+    if "maximize" in values:
+        program = compose.with_maximize(program)
+    for name, value in values.items():
+        if name in program.hypers:
+            values[name] = _fit(name, value, program.hypers[name].default)
+    return compose.with_defaults(program, **values), list(values)
+
+
+def _literal(text: str) -> Any:
+    """A Python literal; anything else is a word, such as an option's name."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _fit(name: str, value: Any, given: Value | tuple[Value, ...]) -> Any:
+    """The value as the kind of thing that the default is."""
+    if isinstance(given, tuple):
+        if not isinstance(value, tuple | list) or len(value) != len(given):
+            raise RuleError(f"'{name}' is a tuple of {len(given)} values, not {value!r}")
+        pairs = zip(value, given, strict=True)
+        return tuple(_fit(f"{name}[{i}]", v, d) for i, (v, d) in enumerate(pairs))
+    if isinstance(given, bool):
+        if not isinstance(value, bool):
+            raise RuleError(f"'{name}' is True or False, not {value!r}")
+    elif isinstance(given, str):
+        if not isinstance(value, str):
+            raise RuleError(f"'{name}' is a word, not {value!r}")
+    elif value is not None or given is not None:
+        try:
+            return float(bool_is_no_number(value))
+        except (TypeError, ValueError):
+            raise RuleError(f"'{name}' is a number, not {value!r}") from None
+    return value
+
+
+def bool_is_no_number(value: Any) -> Any:
+    """The value, or a TypeError for True and False, which Python counts as 1 and 0."""
+    if isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def every(
+    program: Program,
+    valid: Callable[[Options], bool],
+    fixed: Collection[str] = (),
+    limit: int | None = None,
+) -> tuple[list[Options], int]:
+    """Options that make each of the program's facts true and false: the defaults first, then one change, …
+
+    Args:
+        program: what has the facts; facts about `ndim` are left to the shapes.
+        valid: whether the rule's requirements hold.
+        fixed: hyperparameters that keep their defaults.
+        limit: how many to return at most.
+
+    Returns:
+        Valid options by name, each only with what departs from the defaults; and how many combinations
+        there are, with those that the requirements exclude.
+    """
+    subjects: dict[str, list[Fact]] = {}
+    for fact in program.facts.values():
+        if fact.subject != "ndim" and fact.subject.partition("[")[0] not in fixed:
+            subjects.setdefault(fact.subject, []).append(fact)
+    others = {s: _others(default(program, s), facts) for s, facts in subjects.items()}
+    total = prod(1 + len(values) for values in others.values())
+    found: list[Options] = []
+    for examined, changes in enumerate(_departures(others)):
+        options = _options(program, changes)
+        if valid(options):
+            found.append(options)
+        if len(found) == limit or examined == EXAMINED:
+            break
+    return found, total
+
+
+def _departures(others: Mapping[str, Sequence[Value]]) -> Iterator[dict[str, Value]]:
+    """Every choice of other values for some subjects, the fewest changes first."""
+    for count in range(len(others) + 1):
+        for chosen in combinations(others, count):
+            for values in product(*(others[subject] for subject in chosen)):
+                yield dict(zip(chosen, values, strict=True))
+
+
+def _options(program: Program, changes: Mapping[str, Value]) -> Options:
+    """Values by path, `betas[0]`, as options by name."""
+    options: Options = {}
+    for path, value in changes.items():
+        name, _, item = path.partition("[")
+        if not item:
+            options[name] = value
+            continue
+        items = list(options.get(name, program.hypers[name].default))
+        items[int(item[:-1])] = value
+        options[name] = tuple(items)
+    return options
+
+
+def _others(given: Value, facts: Sequence[Fact]) -> list[Value]:
+    """Values of one subject whose facts hold otherwise than for the default and for each other."""
+    pool: list[Value] = [given]
+    for fact in facts:
+        value = fact.value
+        if isinstance(given, bool):
+            pool += [True, False]
+        elif value is None or isinstance(value, str):
+            pool += [value, 0.9] if given is None else [value]
+        else:
+            around = abs(float(value)) / 2 or 0.9
+            pool += [float(value), value + around, value - around]
+    seen: dict[tuple[bool, ...], Value] = {}
+    for candidate in pool:
+        seen.setdefault(tuple(holds(fact, candidate) for fact in facts), candidate)
+    return list(seen.values())[1:]

@@ -1,0 +1,156 @@
+"""The same rules and properties on a CUDA or ROCm GPU: `pytest -m gpu`. Collected, and skipped, elsewhere."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import optgen
+from optgen import cache, library
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+SHAPES = ((), (1,), (513,), (64, 33), (8193,), (3, 5, 7), (0, 4), (100_003,))
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def program_of(name):
+    kind = library.rule(name).kind
+    return optgen.chain(*{"before": (name, "adam"), "rule": (name,), "after": ("adamw", name)}[kind])
+
+
+@pytest.fixture(params=library.names())
+def make(request):
+    return optgen.optimizer(program_of(request.param))
+
+
+def parameters(dtype, device, shapes=SHAPES):
+    generator = torch.Generator().manual_seed(1)
+    return [nn.Parameter(torch.randn(s, generator=generator).to(dtype).to(device)) for s in shapes]
+
+
+def train(optimizer, params, steps, start=0):
+    for k in range(start, start + steps):
+        generator = torch.Generator().manual_seed(k)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).to(p.dtype).to(p.device)
+        optimizer.step()
+
+
+def exact(make):
+    """Whether the rule has neither a reduction nor a transcendental function per element."""
+    from optgen.ir import REDUCTIONS, Extent, Op, toposort
+
+    free = {Op.EXP, Op.LOG, Op.TANH, Op.ATAN2, Op.POW}
+    nodes = toposort(make.program.assigns.values())
+    return not any(n.op in REDUCTIONS or (n.op in free and n.extent > Extent.STEP) for n in nodes)
+
+
+def compare(a, b, same):
+    for x, y in zip(a, b, strict=True):
+        x, y = x.detach().cpu(), y.detach().cpu()
+        if same:
+            assert torch.equal(x, y)
+        elif x.numel():
+            bound = {8: 1e-12, 4: 2e-6, 2: 2e-2}[x.element_size()]
+            assert ((x - y).abs().max() <= bound * y.abs().max()).item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "fp64", "bf16", "fp16"])
+def test_agrees_with_the_reference(make, dtype):
+    here, there = parameters(dtype, "cpu"), parameters(dtype, "cuda")
+    a, b = make(here, backend="numpy"), make(there)
+    train(a, here, 20)
+    train(b, there, 20)
+    compare(there, here, exact(make))
+    for p, q in zip(here, there, strict=True):
+        assert a.state[p].keys() == b.state[q].keys()
+        compare([b.state[q][k] for k in a.state[p]], [a.state[p][k] for k in a.state[p]], exact(make))
+
+
+def test_runs_are_deterministic(make):
+    results = []
+    for _ in range(2):
+        params = parameters(torch.float32, "cuda")
+        train(make(params), params, 5)
+        results.append(params)
+    compare(*results, True)
+
+
+def test_layouts_agree_with_contiguous_copies(make):
+    base = torch.randn(64, 48, generator=torch.Generator().manual_seed(3)).cuda()
+    gaps = base.clone()
+    views = [base.clone().t(), gaps[::2, 1::3], base.clone()[1:, :]]
+    views.append(torch.randn(2, 3, 4, 5).cuda().to(memory_format=torch.channels_last))
+    odd = [nn.Parameter(v) for v in views]
+    plain = [nn.Parameter(v.clone(memory_format=torch.contiguous_format)) for v in views]
+    a, b = make(odd), make(plain)
+    train(a, odd, 3)
+    train(b, plain, 3)
+    compare(odd, plain, exact(make))
+    mask = torch.ones_like(gaps, dtype=torch.bool)
+    mask[::2, 1::3] = False
+    assert torch.equal(gaps[mask], base[mask])
+
+
+def test_resumes_to_the_bit(make):
+    whole, part = parameters(torch.bfloat16, "cuda"), parameters(torch.bfloat16, "cuda")
+    a, b = make(whole), make(part)
+    train(a, whole, 6)
+    train(b, part, 3)
+    fresh = make(part)
+    fresh.load_state_dict(copy.deepcopy(b.state_dict()))
+    train(fresh, part, 3, 3)
+    compare(part, whole, True)
+
+
+def test_new_lr_compiles_nothing(make):
+    params = parameters(torch.float32, "cuda")
+    optimizer = make(params)
+    train(optimizer, params, 1)
+    built = cache.built
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.37
+    train(optimizer, params, 3, 1)
+    assert cache.built == built
+
+
+def test_frozen_and_missing_gradients(make):
+    params = parameters(torch.float32, "cuda")
+    optimizer = make(params)
+    train(optimizer, params, 1)
+    optimizer.freeze(params[3])
+    before = [p.detach().clone() for p in params]
+    params[4].grad = None
+    optimizer.step()
+    assert torch.equal(params[3], before[3])
+    assert torch.equal(params[4], before[4])
+    assert not torch.equal(params[5], before[5])
+
+
+def test_a_cpu_checkpoint_moves_to_the_gpu():
+    here, there = parameters(torch.float32, "cpu"), parameters(torch.float32, "cuda")
+    a, b = optgen.AdamW(here), optgen.AdamW(there)
+    train(a, here, 3)
+    with torch.no_grad():
+        for p, q in zip(here, there, strict=True):
+            q.copy_(p)
+    b.load_state_dict(a.state_dict())
+    train(a, here, 3, 3)
+    train(b, there, 3, 3)
+    compare(there, here, True)
+
+
+def test_one_launch_for_a_thousand_tensors_and_four_groups():
+    params = [nn.Parameter(torch.ones(8, device="cuda")) for _ in range(1000)]
+    optimizer = optgen.AdamW([{"params": params[i::4], "lr": 0.1 * (i + 1)} for i in range(4)])
+    train(optimizer, params, 2)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        optimizer.step()
+        torch.cuda.synchronize()
+    kernels = [e.key for e in profile.events() if "sweep" in e.key]
+    assert len(kernels) == 1
