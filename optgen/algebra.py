@@ -589,6 +589,7 @@ class _Sweep:
         self.limits = limits
         self.bounds: dict[Node, Bounds] = {}
         self.place: dict[Node, int] = {}
+        self.height: dict[Node, int] = {}
 
     def merge(
         self, order: Sequence[Node], signatures: Mapping[Node, str], leaves: Mapping[Node, Node]
@@ -610,9 +611,11 @@ class _Sweep:
                 merged[new] = new
                 self.place[new] = len(self.place)
                 self.bounds[new] = _bounds(new, self.bounds, self.limits)
-                group = groups.setdefault(signatures[n], [])
+                self.height[new] = height = 1 + max((self.height[x] for x in new.args), default=0)
                 if n.dtype is not DType.BOOL:
-                    merged[new] = next((old for old in group[:4] if self.equal(new, old)), new)
+                    group = groups.setdefault(signatures[n], [])
+                    near = heapq.nsmallest(4, group, key=lambda old: abs(self.height[old] - height))
+                    merged[new] = next((old for old in near if self.equal(new, old)), new)
                     group.extend([new] * (merged[new] is new))
             same[n] = merged[new]
         return same
@@ -622,7 +625,7 @@ class _Sweep:
         tried: list[list[Node]] = []
         for level in range(3):
             inside = self.cone(x, y, level)
-            if inside not in tried:
+            if inside and inside not in tried:
                 tried.append(inside)
                 if _Formula(inside, self.bounds).vanishes(x, y, {}):
                     return True
@@ -647,7 +650,10 @@ class _Sweep:
                 if arg not in reached:
                     heapq.heappush(heap, (-self.place[arg], arg))
                 reached[arg] = reached.get(arg, 0) | reached[n]
-        return inside[::-1]
+        size: dict[Node, int] = {}
+        for n in inside[::-1]:
+            size[n] = 1 + sum(size.get(arg, 0) for arg in n.args)
+        return inside[::-1] if max(size.values(), default=0) <= 4 * CONE else []
 
 
 class _Split(Exception):
@@ -745,14 +751,7 @@ class _Formula:
     @staticmethod
     def sign(x: Any, signs: Mapping[Any, int]) -> int:
         """The sign of an expression: from its symbols, from the signs supposed so far, or a split."""
-        turn, rest = 1, sp.Integer(1)
-        for factor in sp.Mul.make_args(sp.factor_terms(sp.expand(x))):
-            if factor.is_extended_negative:
-                turn = -turn
-            elif not factor.is_extended_positive:
-                rest *= factor
-        if rest.could_extract_minus_sign():
-            turn, rest = -turn, -rest
+        turn, rest = _signed(x)
         if rest.is_zero or rest == 1:
             return turn * int(rest)
         if rest in signs:
@@ -812,6 +811,18 @@ def _is_zero(x: sp.Expr) -> bool:
     if not value.is_number or abs(value) > 1e-15:
         return False
     return sp.cancel(sp.together(sp.expand_power_exp(x))) == 0 or sp.simplify(x) == 0
+
+
+@lru_cache(maxsize=10_000)
+def _signed(x: sp.Expr) -> tuple[int, sp.Expr]:
+    """An expression without its factors of known sign, and the sign of those."""
+    turn, rest = 1, sp.Integer(1)
+    for factor in sp.Mul.make_args(sp.factor_terms(sp.expand(x))):
+        if factor.is_extended_negative:
+            turn = -turn
+        elif not factor.is_extended_positive:
+            rest *= factor
+    return (-turn, -rest) if rest.could_extract_minus_sign() else (turn, rest)
 
 
 def _exact(n: Node) -> Any:

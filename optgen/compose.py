@@ -5,25 +5,28 @@ In: programs. Out: one program, by substitution, so that a chain plans and fuses
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-from optgen.errors import RuleError, Span
-from optgen.ir import Fact, Hyper, Node, Op, Program, State, Value, load, node, rewrite, toposort
+from optgen.errors import RuleError
+from optgen.ir import Fact, Hyper, Node, Op, Program, State, Value, load, node, toposort
+
+Names = Mapping[str, str]
 
 
 def chain(*programs: Program) -> Program:
     """One program that runs the given ones in order: transforms of `g`, a rule, transforms after it.
 
     A transform after the rule sees `u`, the X of the rule's last `p = p - X`, and the value that `p`
-    had there; one that assigns `p` or its own state sees the new `p`. `g` is what the rule was given.
-    Hyperparameters and states whose names collide get the name of their part in front.
+    had there; one that assigns `p` or its own state sees the new `p`, also as `prev(p)`. `g` is what the
+    rule was given. A chain among the programs counts as its parts, with the defaults that it has now.
+    Hyperparameters, states and keys whose names are taken get the name of their part in front.
 
     Raises:
         RuleError: the order makes no sense, or a transform needs a `u` that the rule does not have.
     """
-    parts = [part for program in programs for part in (program.parts or (program,))]
+    parts = [part for program in programs for part in _parts(program)]
     if not parts:
         raise RuleError("a chain needs at least one rule")
     rules = [i for i, part in enumerate(parts) if part.kind == "rule" and not _reads(part, "u")]
@@ -33,11 +36,12 @@ def chain(*programs: Program) -> Program:
             _refuse(part, "stands before the rule, but is a transform that comes after one")
         if i > first and part.kind == "before":
             _refuse(part, "assigns g, so it must come before the rule")
-    result = _distinct(parts[0], None)
-    for part in parts[1:]:
-        result = _join(result, _distinct(part, result))
+    renamed = [_rename(part, hypers) for part, hypers in zip(parts, _hyper_names(parts), strict=True)]
+    result = renamed[0]
+    for part in renamed[1:]:
+        result = _join(result, _own_states(part, result))
     name = "_".join(part.name for part in parts)
-    return replace(result, name=name, parts=tuple(parts) if len(parts) > 1 else parts[0].parts)
+    return replace(result, name=name, parts=tuple(parts) if len(parts) > 1 else ())
 
 
 def _refuse(part: Program, why: str) -> NoReturn:
@@ -49,44 +53,89 @@ def _reads(program: Program, name: str) -> Node | None:
     return next(found, None)
 
 
-def _distinct(part: Program, others: Program | None) -> Program:
-    """The part with names of its own where they collide with the chain so far."""
-    if others is None:
-        return part
-    hypers = {h: f"{part.name}_{h}" for h in part.hypers if h in others.hypers}
-    states = {s: f"{part.name}_{s}" for s in part.states if s in others.states}
-    keys = {s.key for s in others.states.values()}
-    facts = {text: str(_rename_fact(fact, hypers)) for text, fact in part.facts.items()}
+def _parts(program: Program) -> list[Program]:
+    """What a chain was made of, each part with the defaults that the chain has for it."""
+    if not program.parts:
+        return [program]
+    found = []
+    for part, names in zip(program.parts, _hyper_names(program.parts), strict=True):
+        hypers = {h: Hyper(h, program.hypers[names[h]].default) for h in part.hypers}
+        found.append(replace(part, hypers=hypers))
+    return found
 
-    def rename(n: Node) -> Node | None:
-        value = n.value or ""
-        if n.op is Op.HYPER and value.split("[")[0] in hypers:
-            return node(Op.HYPER, value=hypers[value.split("[")[0]] + value[len(value.split("[")[0]) :])
-        if n.op is Op.LOAD and value in states:
-            return load(states[value], extent=n.extent)
-        if n.op is Op.FACT and facts[value] != value:
-            return node(Op.FACT, value=facts[value])
-        return None
 
-    renamed = part.map(rename)
+# Names of their own
+
+
+def _free(name: str, prefix: str, taken: Container[str]) -> str:
+    """The name, with as many prefixes as it takes for it to be free."""
+    while name in taken:
+        name = f"{prefix}_{name}"
+    return name
+
+
+def _hyper_names(parts: Sequence[Program]) -> list[dict[str, str]]:
+    """For each part of a chain: its hyperparameters, and what they are called in the chain."""
+    taken: set[str] = set()
+    tables = []
+    for part in parts:
+        table: dict[str, str] = {}
+        for h in part.hypers:
+            table[h] = _free(h, part.name, taken | (part.hypers.keys() - {h}) if h in taken else ())
+            taken.add(table[h])
+        tables.append(table)
+    return tables
+
+
+def _rename(part: Program, names: Names) -> Program:
+    """The part with other names for its hyperparameters."""
+    facts = {text: replace(fact, subject=_path(fact.subject, names)) for text, fact in part.facts.items()}
+
+    def change(n: Node) -> Node | None:
+        if n.op is Op.HYPER:
+            return node(Op.HYPER, value=_path(n.value or "", names))
+        return node(Op.FACT, value=str(facts[n.value or ""])) if n.op is Op.FACT else None
+
     return replace(
-        renamed,
-        hypers={hypers.get(k, k): Hyper(hypers.get(k, k), h.default) for k, h in part.hypers.items()},
-        states={
-            states.get(k, k): State(
-                states.get(k, k), s.init, s.extent, f"{part.name}_{s.key}" if s.key in keys else s.key
-            )
-            for k, s in renamed.states.items()
-        },
-        facts={facts[text]: _rename_fact(fact, hypers) for text, fact in part.facts.items()},
-        assigns={states.get(k, k): n for k, n in renamed.assigns.items()},
-        modes={m: {states.get(k, k): n for k, n in mode.items()} for m, mode in renamed.modes.items()},
+        part.map(change),
+        hypers={names[h]: Hyper(names[h], hyper.default) for h, hyper in part.hypers.items()},
+        facts={str(fact): fact for fact in facts.values()},
     )
 
 
-def _rename_fact(fact: Fact, hypers: Mapping[str, str]) -> Fact:
-    stem, bracket, rest = fact.subject.partition("[")
-    return replace(fact, subject=hypers.get(stem, stem) + bracket + rest)
+def _path(path: str, names: Names) -> str:
+    """`betas[0]` with another name for `betas`."""
+    stem, bracket, rest = path.partition("[")
+    return names.get(stem, stem) + bracket + rest
+
+
+def _own_states(part: Program, others: Program) -> Program:
+    """The part with other names and keys for its states where the chain so far has them already."""
+    keys = {s.key for s in others.states.values()}
+    taken = others.states.keys() | part.states.keys()
+    names: dict[str, str] = {}
+    states: dict[str, State] = {}
+    for s, state in part.states.items():
+        names[s] = _free(f"{part.name}_{s}", part.name, taken) if s in others.states else s
+        key = _free(state.key, part.name, keys)
+        states[names[s]] = replace(state, name=names[s], key=key)
+        taken.add(names[s])
+        keys.add(key)
+
+    def change(n: Node) -> Node | None:
+        if n.op is Op.LOAD and n.value in names:
+            return load(names[n.value], extent=n.extent)
+        return None
+
+    def named(assigns: Mapping[str, Node]) -> dict[str, Node]:
+        return {names.get(k, k): n for k, n in assigns.items()}
+
+    renamed = replace(part, states=states).map(change)
+    modes = {mode: named(assigns) for mode, assigns in renamed.modes.items()}
+    return replace(renamed, assigns=named(renamed.assigns), modes=modes)
+
+
+# Two programs as one
 
 
 def _join(first: Program, then: Program) -> Program:
@@ -106,18 +155,16 @@ def _join(first: Program, then: Program) -> Program:
     if "u" not in then.assigns:
         inputs[load("p")] = first.assigns["p"]
         after = _substitute(then, inputs)
-        merged = _merge(first, after)
-        return replace(merged, assigns={**first.assigns, **after.assigns}, update=first.update)
-    assert first.update is not None, f"{then.name} assigns u"
+        return replace(_merge(first, after), assigns={**first.assigns, **after.assigns}, update=first.update)
+    if first.update is None:
+        raise RuleError(f"'{then.name}' assigns u, but '{first.name}' has no last statement `p = p - X`")
     before, old = first.update
     inputs[load("p")] = before
     after = _substitute(then, inputs)
     new = after.assigns["u"]
-    changed = rewrite(first.assigns.values(), _replacing(node(Op.SUB, before, old), node(Op.SUB, before, new)))
-    merged = _merge(first, after)
     own = {k: n for k, n in after.assigns.items() if k != "u"}
-    assigns = {k: changed[n] for k, n in first.assigns.items()}
-    return replace(merged, assigns={**assigns, **own}, update=(before, new))
+    changed = _substitute(first, {node(Op.SUB, before, old): node(Op.SUB, before, new)})
+    return replace(_merge(changed, after), assigns={**changed.assigns, **own}, update=(before, new))
 
 
 def _gradient(program: Program) -> Node:
@@ -127,19 +174,24 @@ def _gradient(program: Program) -> Node:
     return load("g") if program.gradient is None else program.gradient
 
 
-def _replacing(old: Node, new: Node):  # type: ignore[no-untyped-def]
-    return lambda n: new if n is old else None
-
-
 def _substitute(program: Program, inputs: Mapping[Node, Node]) -> Program:
-    return program.map(inputs.get)
+    """The program with other nodes in its step; first values, modes and conditions are outside it."""
+    outer = replace(program, states={}, modes={}, requires=())
+    inner = outer.map(inputs.get)
+    return replace(
+        inner,
+        states=program.states,
+        modes=program.modes,
+        requires=program.requires,
+        spans={**program.spans, **inner.spans},
+        names={**program.names, **inner.names},
+    )
 
 
 def _merge(a: Program, b: Program) -> Program:
     """The declarations of both; `b`'s assignments and update."""
-    for mode in set(a.modes) & set(b.modes):
+    for mode in a.modes.keys() & b.modes.keys():
         raise RuleError(f"'{a.name}' and '{b.name}' both define {mode}()")
-    spans: dict[Node, Span] = {**b.spans, **a.spans}
     return replace(
         b,
         doc="\n".join(filter(None, (a.doc, b.doc))),
@@ -150,9 +202,12 @@ def _merge(a: Program, b: Program) -> Program:
         facts={**a.facts, **b.facts},
         modes={**a.modes, **b.modes},
         gradient=a.gradient,
-        spans=spans,
+        spans={**b.spans, **a.spans},
         names={**b.names, **a.names},
     )
+
+
+# One program
 
 
 def complete(program: Program) -> Program:
@@ -181,7 +236,7 @@ def with_defaults(program: Program, **defaults: Value | tuple[Value, ...]) -> Pr
     """The program with other defaults for some hyperparameters.
 
     Raises:
-        RuleError: a name is not a hyperparameter of the program.
+        RuleError: a name is not a hyperparameter of the program, or its value is of another kind.
     """
     hypers = dict(program.hypers)
     for name, value in defaults.items():
@@ -189,12 +244,25 @@ def with_defaults(program: Program, **defaults: Value | tuple[Value, ...]) -> Pr
             known = ", ".join(hypers) or "none"
             raise RuleError(f"'{program.name}' has no hyperparameter '{name}'", None, f"it has: {known}")
         old = hypers[name].default
-        if isinstance(old, tuple) != isinstance(value, tuple) or isinstance(old, bool) != isinstance(value, bool):
-            raise RuleError(f"'{name}' of '{program.name}' cannot be {value!r}", None, f"its default is {old!r}")
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        hypers[name] = Hyper(name, value)
+        if not _same_kind(value, old):
+            raise RuleError(
+                f"'{name}' of '{program.name}' cannot be {value!r}", None, f"its default is {old!r}"
+            )
+        hypers[name] = Hyper(name, tuple(map(_plain, value)) if isinstance(value, tuple) else _plain(value))
     return replace(program, hypers=hypers)
+
+
+def _same_kind(value: object, old: object) -> bool:
+    """Whether a value can stand for a default: a number for a number or None, an option for an option."""
+    if isinstance(old, tuple):
+        return isinstance(value, tuple) and len(value) == len(old) and all(map(_same_kind, value, old))
+    if isinstance(old, bool | str):
+        return type(value) is type(old)
+    return (value is None and old is None) or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _plain(value: Value) -> Value:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def with_maximize(program: Program) -> Program:

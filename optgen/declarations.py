@@ -19,7 +19,10 @@ EXTENTS = ("element", "tensor")
 EXTENTS_NOT_YET = ("row", "col", "unit", "dim", "block", "all")
 MAX_COPIES = 64
 # Constructor arguments of every optimizer, so no hyperparameter can have their names.
-RESERVED = ("params", "backend", "math", "state_dtype", "maximize", "frozen", "rule", "self")
+RESERVED = (
+    *("params", "self", "closure", "backend", "math", "state_dtype", "maximize"),
+    *("foreach", "fused", "capturable", "differentiable", "frozen", "rule", "train_mode"),
+)
 
 
 class Entry(NamedTuple):

@@ -130,9 +130,7 @@ def read(source: Source) -> ast.Module:
         if found := re.search(forbidden, source.text):
             raise RuleError(f"the rule holds {what}", Span(source, *_position(source.text, found.start())))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source.text, feature_version=(3, 11))
+        tree = _parse(source.text)
     except (RecursionError, MemoryError):
         raise _too_deep(source, _deep_line(source)) from None
     except SyntaxError as error:
@@ -141,6 +139,12 @@ def read(source: Source) -> ast.Module:
         raise RuleError("the rule is empty", start, "a rule assigns p, for example `p = p - 0.1*g`")
     _check_depth(source, tree)
     return tree
+
+
+def _parse(text: str) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a SyntaxWarning is about Python, not about rules
+        return ast.parse(text, feature_version=(3, 11))
 
 
 def _position(text: str, index: int) -> tuple[int, int]:
@@ -198,7 +202,7 @@ def _deep_line(source: Source) -> int:
     """The line that Python's parser gives up on; the first where only several lines together do that."""
     for number, line in enumerate(source.lines, 1):
         try:
-            ast.parse(line.strip())
+            _parse(line.strip())
         except (RecursionError, MemoryError):
             return number
         except SyntaxError:

@@ -425,8 +425,8 @@ def name_nodes(
 def statements(program: Program) -> list[str]:
     """The program's assignments as lines in the notation of rules."""
     roots = list(program.assigns.values())
-    loads = {n.value or "" for n in toposort(roots) if n.op is Op.LOAD}
-    names = name_nodes(roots, program.names, loads)
+    leaves = {spell(n, ())[0] for n in toposort(roots) if n.op in LEAVES}
+    names = name_nodes(roots, program.names, leaves)
     texts: dict[Node, Spelling] = {}
     lines = [f"s{i} = {scalar!r}" for i, scalar in enumerate(program.scalars)]
     for n in toposort(roots):

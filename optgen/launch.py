@@ -31,6 +31,7 @@ CODEC_OF = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
 }
+SUPPORTED = "float32, float64, bfloat16 and float16"
 BACKENDS = ("auto", "triton", "cpu", "numpy")
 MODES = ("exact", "fast")
 Truths = tuple[bool, ...]
@@ -158,6 +159,7 @@ class Bucket:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
     def empty(self, rows: int, columns: int) -> Any:
+        """A float64 table of zeros where the kernel reads it, with at least one column."""
         return self.put(np.zeros((rows, max(1, columns))))
 
     @property
@@ -329,7 +331,8 @@ class Launcher:
                 facts = dict(zip(bucket.reads, key[2:], strict=True))
                 options = groups[w.group]
                 values = evaluate(
-                    scalars, lambda n, o=options, t=w.step, f=facts: _step_leaf(n, o, t, f)  # type: ignore[misc]
+                    scalars,
+                    lambda n, o=options, t=w.step, f=facts: _step_leaf(n, o, t, f),  # type: ignore[misc]
                 )
                 table.append([float(values[n]) for n in scalars])
             rows[i] = row
@@ -441,4 +444,3 @@ def resolve(backend: str, device: torch.device) -> str:
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Triton launches on the current device, whatever the tensors say."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-

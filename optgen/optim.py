@@ -10,21 +10,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from difflib import get_close_matches, unified_diff
 from typing import Any, ClassVar, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from optgen import library
-from optgen.compose import chain, complete, with_defaults, with_maximize
-from optgen.errors import RuleError, Source
-from optgen.ir import Extent, Node, Op, Program, State, toposort
-from optgen.launch import BACKENDS, CODEC_OF, MODES, Launcher, Truths, Work, lookup
-from optgen.semantics import evaluate
-
-SUPPORTED = "float32, float64, bfloat16 and float16"
+from optgen.compose import complete, with_defaults, with_maximize
+from optgen.ir import Program, State
+from optgen.launch import BACKENDS, CODEC_OF, MODES, SUPPORTED, Launcher, Truths, Work
+from optgen.options import checked, complete_group
+from optgen.saved import as_tuple, check_groups, counter_dtype, from_texts, load_entry, rule_text
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -35,7 +31,7 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, *args: Any, **options: Any):
         given = self._arguments(params, args, options)
         self._configure(given.pop("backend"), given.pop("math"), given.pop("state_dtype"))
-        defaults = {name: self._value(name, value) for name, value in given.items()}
+        defaults = {name: checked(self.program, name, value) for name, value in given.items()}
         super().__init__(params, {**defaults, "rule": rule_text(self.program), "frozen": []})
 
     def _arguments(self, params: Any, args: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -77,55 +73,17 @@ class Optimizer(torch.optim.Optimizer):
 
     # Options
 
-    def _value(self, name: str, value: Any) -> Any:
-        """A hyperparameter's value as it is kept in a group, or an error that names it."""
-        default = self.program.hypers[name].default
-        if isinstance(default, tuple):
-            if not isinstance(value, tuple | list) or len(value) != len(default):
-                raise ValueError(f"{name} is a tuple of {len(default)} values, not {value!r}")
-            return tuple(self._item(f"{name}[{i}]", v, d) for i, (v, d) in enumerate(zip(value, default)))
-        return self._item(name, value, default)
-
-    @staticmethod
-    def _item(name: str, value: Any, default: Any) -> Any:
-        if isinstance(default, bool):
-            if not isinstance(value, bool | np.bool_):
-                raise ValueError(f"{name} is True or False, not {value!r}")
-        elif isinstance(default, str):
-            if not isinstance(value, str):
-                raise ValueError(f"{name} is a string, not {value!r}")
-        elif value is None and default is None:
-            pass
-        elif isinstance(value, bool | str) or value is None:
-            raise ValueError(f"{name} is a number, not {value!r}")
-        elif isinstance(value, Tensor):
-            if value.numel() != 1:
-                raise ValueError(f"{name} is one number, not a tensor of shape {tuple(value.shape)}")
-        else:
-            try:
-                float(value)
-            except (TypeError, ValueError):
-                raise ValueError(f"{name} is a number, not {value!r}") from None
-        return value
-
     def _check_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """A group's hyperparameters, completed and checked against the rule's requirements."""
-        for key in group:
-            if key not in self.program.hypers and key not in ("params", "rule", "frozen"):
-                close = get_close_matches(key, self.program.hypers, 1, 0.8)
-                if close:
-                    raise ValueError(f"unknown option '{key}' in a parameter group: did you mean '{close[0]}'?")
-        options = {n: self._value(n, group.get(n, self.defaults[n])) for n in self.program.hypers}
-        check(self.program, options)
-        self._launcher.lowered(self._launcher.truths(options))  # an undefined name shows itself here
+        """A group's hyperparameters, completed and checked; the rule has a value for every name then."""
+        options = complete_group(self.program, group, self.defaults)
+        self._launcher.lowered(self._launcher.truths(options))
         return options
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters with its own options, as torch does; a bad one changes nothing."""
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        checked = {**param_group, **self._check_group(param_group), "frozen": []}
-        super().add_param_group(checked)
+        super().add_param_group({**param_group, **self._check_group(param_group), "frozen": []})
 
     # Step
 
@@ -147,8 +105,10 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for index, group in enumerate(self.param_groups):
-            if group.get("mode") == "eval":
-                raise RuntimeError(f"group {index} is in evaluation mode: call optimizer.train() before step()")
+            if not group.get("train_mode", True):
+                raise RuntimeError(
+                    f"group {index} is in evaluation mode: call optimizer.train() before step()"
+                )
         work, counters = self._prepare()
         if work:
             self._launcher.run(work, self.param_groups)
@@ -192,7 +152,7 @@ class Optimizer(torch.optim.Optimizer):
         """A parameter's saved state by key, and the tensors of the wanted states; missing ones are made."""
         kept = self.state[p]
         if "step" not in kept:
-            kept["step"] = torch.tensor(0.0, dtype=_counter_dtype())
+            kept["step"] = torch.tensor(0.0, dtype=counter_dtype())
         states = {}
         for state in wanted:
             tensor = kept.get(state.key)
@@ -216,19 +176,20 @@ class Optimizer(torch.optim.Optimizer):
 
     def train(self, mode: bool = True) -> None:
         """Run the rule's `train()` program on every parameter that has state; nothing without one."""
-        self._enter("train" if mode else "eval")
+        self._enter(mode)
 
     def eval(self) -> None:
         """Run the rule's `eval()` program on every parameter that has state; nothing without one."""
-        self._enter("eval")
+        self._enter(False)
 
     @torch.no_grad()
-    def _enter(self, mode: str) -> None:
+    def _enter(self, training: bool) -> None:
         if not self.program.modes:
             return
+        mode = "train" if training else "eval"
         work = []
         for index, group in enumerate(self.param_groups):
-            if group.get("mode", "train") == mode:
+            if group.get("train_mode", True) == training:
                 continue
             for p in group["params"]:
                 if p in self.state and p.numel():
@@ -239,7 +200,7 @@ class Optimizer(torch.optim.Optimizer):
         if work and mode in self.program.modes:
             self._launcher.run(work, self.param_groups, mode)
         for group in self.param_groups:
-            group["mode"] = mode
+            group["train_mode"] = training
 
     # Freezing
 
@@ -306,7 +267,7 @@ class Optimizer(torch.optim.Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         saved = deepcopy(state_dict["param_groups"])
-        self._check_saved(saved)
+        check_groups(self.program, saved, self.param_groups)
         params: dict[Any, Tensor] = {}
         for group, mine in zip(saved, self.param_groups, strict=True):
             params |= dict(zip(group["params"], mine["params"], strict=True))
@@ -321,71 +282,12 @@ class Optimizer(torch.optim.Optimizer):
         state: dict[Any, Any] = {}
         for key, entry in state_dict["state"].items():
             if key in params:
-                state[params[key]] = self._load_entry(key, params[key], entry)
+                state[params[key]] = load_entry(self._launcher, key, params[key], entry)
             else:
                 state[key] = deepcopy(entry)
         self.__setstate__({"state": state, "param_groups": groups})
         for post in self._optimizer_load_state_dict_post_hooks.values():
             post(self)
-
-    def _check_saved(self, saved: list[dict[str, Any]]) -> None:
-        if len(saved) != len(self.param_groups):
-            raise ValueError(
-                f"the state dict has {len(saved)} parameter groups, the optimizer {len(self.param_groups)}"
-            )
-        for i, (group, mine) in enumerate(zip(saved, self.param_groups, strict=True)):
-            if len(group["params"]) != len(mine["params"]):
-                raise ValueError(
-                    f"group {i} of the state dict has {len(group['params'])} parameters, "
-                    f"the optimizer's has {len(mine['params'])}"
-                )
-            text = group.get("rule", mine["rule"])
-            if text != mine["rule"] and not same_rule(text, self.program):
-                raise ValueError(
-                    f"group {i} of the state dict was made by another rule:\n{_difference(text, mine['rule'])}"
-                )
-
-    def _load_entry(self, key: Any, p: Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """One parameter's saved state, each tensor cloned to where the step wants it."""
-        by_key = {s.key: s for s in self.program.states.values()}
-        loaded: dict[str, Any] = {}
-        for name, value in entry.items():
-            if name == "step":
-                loaded[name] = torch.tensor(float(value), dtype=_counter_dtype())
-            elif value is None:
-                continue
-            elif name not in by_key:
-                known = ", ".join(by_key) or "none"
-                raise ValueError(
-                    f"parameter {key} of the state dict has a state '{name}', which the rule "
-                    f"'{self.program.name}' does not have (it has: {known})"
-                )
-            else:
-                loaded[name] = self._load_tensor(key, name, by_key[name], p, value)
-        if loaded and "step" not in loaded:
-            # torch's SGD counts no steps; 1 makes the next step the second, which keeps its momentum.
-            loaded["step"] = torch.tensor(1.0, dtype=_counter_dtype())
-        return loaded
-
-    def _load_tensor(self, key: Any, name: str, state: State, p: Tensor, value: Any) -> Tensor:
-        if state.extent is not Extent.ELEMENT:
-            number = float(value)
-            if self._on_host(state):
-                return torch.tensor(number, dtype=torch.float64)
-            dtype = torch.float64 if p.dtype is torch.float64 else torch.float32
-            return torch.tensor(number, dtype=dtype, device=p.device)
-        if not isinstance(value, Tensor) or value.shape != p.shape:
-            shape = tuple(value.shape) if isinstance(value, Tensor) else value
-            raise ValueError(f"state '{name}' of parameter {key} is {shape}, its parameter {tuple(p.shape)}")
-        if value.dtype not in CODEC_OF:
-            raise ValueError(f"state '{name}' of parameter {key} is {value.dtype}; optgen reads {SUPPORTED}")
-        like = torch.empty_like(p, dtype=value.dtype, memory_format=torch.preserve_format)
-        return like.copy_(value)
-
-    def _on_host(self, state: State) -> bool:
-        lowered = self._launcher.lowered(self._launcher.truths(self.defaults, 2))
-        found = lowered.states.get(state.name)
-        return found is not None and found.extent is Extent.STEP
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "settings": self._settings}
@@ -399,69 +301,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def __reduce__(self) -> Any:
         defaults = {h.name: h.default for h in self.program.hypers.values()}
-        return _restore, (type(self).__name__, _as_tuple(rule_text(self.program)), defaults), self.__getstate__()
-
-
-def check(program: Program, options: Mapping[str, Any]) -> None:
-    """Check a group's options against the rule's `require` conditions.
-
-    Raises:
-        ValueError: a condition does not hold; the message quotes it and the values.
-    """
-    launcher = Launcher(program)
-    truths = dict(zip(program.facts, launcher.truths(options, 2), strict=True))
-
-    def leaf(n: Node) -> Any:
-        if n.op is Op.FACT:
-            return np.bool_(truths[n.value or ""])
-        value = lookup(options, n.value or "")
-        return np.float64(np.nan if value is None else float(value))
-
-    for requirement in program.requires:
-        condition = requirement.condition
-        if not evaluate([condition], leaf)[condition]:
-            leaves = [n for n in toposort([condition]) if n.op in (Op.HYPER, Op.FACT)]
-            subjects = [program.facts[n.value or ""].subject if n.op is Op.FACT else n.value for n in leaves]
-            values = ", ".join(f"{s} = {lookup(options, s or '')}" for s in dict.fromkeys(subjects))
-            raise ValueError(f"{program.name} needs {requirement.text}, but {values}")
-
-
-def rule_text(program: Program) -> str | list[str]:
-    """The text of a rule, or of each part of a chain, as it travels in a state dict."""
-    texts = [part.sources[0].text for part in program.parts or (program,)]
-    return texts[0] if len(texts) == 1 else texts
-
-
-def same_rule(text: str | list[str], program: Program) -> bool:
-    """Whether a saved rule text does what a program does, whatever its comments and defaults."""
-    try:
-        saved = _from_texts((text,) if isinstance(text, str) else tuple(text))
-    except RuleError:
-        return False
-    return _meaning(saved) == _meaning(_from_texts(_as_tuple(rule_text(program))))
-
-
-def _meaning(program: Program) -> tuple[str, list[tuple[str, str, str]]]:
-    states = [(s.name, s.key, s.extent.name) for s in program.states.values()]
-    return str(program), states
-
-
-def _as_tuple(text: str | list[str]) -> tuple[str, ...]:
-    return (text,) if isinstance(text, str) else tuple(text)
-
-
-def _from_texts(texts: tuple[str, ...]) -> Program:
-    return chain(*(library.rule(Source(text)) for text in texts))
-
-
-def _difference(saved: str | list[str], mine: str | list[str]) -> str:
-    a, b = ("\n\n".join(_as_tuple(t)).splitlines() for t in (saved, mine))
-    return "\n".join(unified_diff(a, b, "saved", "this optimizer", lineterm="", n=1))
-
-
-def _counter_dtype() -> torch.dtype:
-    """torch's own choice for step counts: exact up to 2**24 steps, or 2**53."""
-    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+        return (
+            _restore,
+            (type(self).__name__, as_tuple(rule_text(self.program)), defaults),
+            self.__getstate__(),
+        )
 
 
 def optimizer(source: library.Rule, name: str | None = None) -> type[Optimizer]:
@@ -491,7 +335,7 @@ _made: dict[tuple[Any, ...], type[Optimizer]] = {}
 
 
 def _make(program: Program, name: str) -> type[Optimizer]:
-    key = (name, _as_tuple(rule_text(program)), repr(program.hypers))
+    key = (name, as_tuple(rule_text(program)), repr(program.hypers))
     if key not in _made:
         shipped = library.classes().get(name)
         own = not (shipped and not program.parts and library.rule(shipped).sources == program.sources)
@@ -525,7 +369,9 @@ def _docstring(program: Program) -> str:
         if hyper.name == "maximize":
             continue
         bounds = [r.text for r in program.requires if hyper.name in r.text]
-        lines.append(f"    {hyper.name}: default {hyper.default!r}{'; needs ' + ', '.join(bounds) if bounds else ''}.")
+        lines.append(
+            f"    {hyper.name}: default {hyper.default!r}{'; needs ' + ', '.join(bounds) if bounds else ''}."
+        )
     lines += [
         "    maximize: ascend instead of descend.",
         '    backend: "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy".',
@@ -539,6 +385,6 @@ def _docstring(program: Program) -> str:
 
 def _restore(name: str, texts: tuple[str, ...], defaults: dict[str, Any]) -> Optimizer:
     """An empty optimizer of the class that these rule texts make; unpickling fills it."""
-    program = with_defaults(with_maximize(complete(_from_texts(texts))), **defaults)
+    program = with_defaults(with_maximize(complete(from_texts(texts))), **defaults)
     cls = _make(program, name)
     return cls.__new__(cls)

@@ -1,46 +1,63 @@
 """Program to program: everything between the text and the plan, as a visible list of functions.
 
-`specialise` comes first, because it needs the settings of a parameter group; `PASSES` follow in order.
-None of them changes the value that the reference computes.
+`recur` and `specialise` come first: one says for every setting which state the host computes, the other
+needs the settings of a parameter group. `PASSES` follow in order. None of them changes the value that the
+reference computes, except that `expand` rounds otherwise than a library does (its figures are there).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from optgen.errors import RuleError
-from optgen.ir import (
-    LEAVES,
-    DType,
-    Extent,
-    Fact,
-    Node,
-    Op,
-    Program,
-    State,
-    const,
-    load,
-    node,
-    rewrite,
-    toposort,
-)
-from optgen.semantics import constant, evaluate
+from optgen.functions import NUMEL
+from optgen.ir import LEAVES, DType, Extent, Fact, Node, Op, Program, const, load, node, rebuild, toposort
+from optgen.semantics import constant
 
 Pass = Callable[[Program], Program]
 
 
 def holds(fact: Fact, value: object) -> bool:
     """Whether a compile-time condition holds for a setting of its subject."""
+    given = bool(value) if isinstance(value, bool | np.bool_) else value
     if fact.relation == "is":
-        return value is fact.value
-    if fact.relation == "==" and (fact.value is None or isinstance(fact.value, str | bool)):
-        return value == fact.value
-    if value is None or isinstance(value, str):
+        return given is fact.value
+    if fact.value is None or isinstance(fact.value, str | bool):
+        return (given == fact.value) is (fact.relation == "==")
+    if given is None or isinstance(given, str):
         return fact.relation == "!="
-    x, y = float(value), float(fact.value)  # type: ignore[arg-type]
+    x, y = float(given), float(fact.value)  # type: ignore[arg-type]
     return {"==": x == y, "!=": x != y, "<": x < y, "<=": x <= y, ">": x > y, ">=": x >= y}[fact.relation]
+
+
+def recur(program: Program) -> Program:
+    """Turn tensor state that follows from STEP values alone into a recurrence that the host computes.
+
+    The answer holds for every setting of the options and for `train()` and `eval()`, so a state never
+    changes its place.
+    """
+    host = {k for k, s in program.states.items() if s.extent is Extent.TENSOR}
+    while True:
+        changed = _with_extent(program, host, Extent.STEP)
+        steps = (changed.assigns, *changed.modes.values())
+        slow = {k for step in steps for k, n in step.items() if k in host and n.extent > Extent.STEP}
+        if not slow:
+            return changed
+        host -= slow
+
+
+def _with_extent(program: Program, names: Collection[str], extent: Extent) -> Program:
+    def change(n: Node) -> Node | None:
+        name = n.value or ""
+        return load(name, extent=extent) if n.op is Op.LOAD and name in names else None
+
+    changed = program.map(change)
+    states = {k: replace(s, extent=extent) if k in names else s for k, s in changed.states.items()}
+    return replace(changed, states=states)
 
 
 def specialise(program: Program, truths: Mapping[str, bool], mode: str | None = None) -> Program:
@@ -61,6 +78,9 @@ def specialise(program: Program, truths: Mapping[str, bool], mode: str | None = 
             return None if value is None else const(bool(value), DType.BOOL)
         if n.op is Op.CHOOSE and n.args[0].op is Op.CONST:
             return n.args[1] if n.args[0].number else n.args[2]
+        if n.op in (Op.SUM, Op.AMAX) and n.args[0].extent < Extent.ELEMENT:
+            # The option chose one value for every element.
+            return node(Op.MUL, NUMEL, n.args[0]) if n.op is Op.SUM else n.args[0]
         return None
 
     bare = replace(program, requires=(), update=None, gradient=None, parts=())
@@ -70,30 +90,36 @@ def specialise(program: Program, truths: Mapping[str, bool], mode: str | None = 
             settings = ", ".join(f"{text}: {truth}" for text, truth in truths.items())
             raise RuleError(
                 f"'{n.value}' has no value with these options ({settings})",
-                _first_span(program, n),
+                program.spans.get(n),
                 f"assign {n.value} on both branches",
             )
     chosen = _drop_states(chosen)
-    return replace(chosen, assigns=dict(chosen.modes.get(mode, {})) if mode else chosen.assigns, modes={})
-
-
-def _first_span(program: Program, undefined: Node):  # type: ignore[no-untyped-def]
-    """Where an undefined value was made: the `if` that left it out."""
-    return program.spans.get(undefined)
+    return replace(chosen, assigns=chosen.modes.get(mode, {}) if mode else chosen.assigns, modes={})
 
 
 def _drop_states(program: Program) -> Program:
     """Forget assignments of a state to itself, and states that nothing touches."""
+
     def effective(assigns: Mapping[str, Node]) -> dict[str, Node]:
         return {k: n for k, n in assigns.items() if not (n.op is Op.LOAD and n.value == k)}
 
     assigns = effective(program.assigns)
     modes = {m: effective(mode) for m, mode in program.modes.items()}
+    touched = {*assigns, *(k for mode in modes.values() for k in mode)}
     roots = [*assigns.values(), *(n for mode in modes.values() for n in mode.values())]
-    touched = {n.value for n in toposort(roots) if n.op is Op.LOAD}
-    touched |= {*assigns, *(k for mode in modes.values() for k in mode)}
+    touched |= {n.value or "" for n in toposort(roots) if n.op is Op.LOAD}
     states = {k: s for k, s in program.states.items() if k in touched}
     return replace(program, assigns=assigns, modes=modes, states=states)
+
+
+def expand(program: Program) -> Program:
+    """Write `tanh`, `atan2` and `**` out in simpler operations wherever the host does not compute them."""
+    rules: dict[Op, Callable[..., Node]] = {Op.TANH: _tanh, Op.ATAN2: _atan2, Op.POW: _pow}
+
+    def write_out(n: Node) -> Node | None:
+        return rules[n.op](*n.args) if n.op in rules and n.extent > Extent.STEP else None
+
+    return program.map(write_out)
 
 
 def fold(program: Program) -> Program:
@@ -105,57 +131,30 @@ def fold(program: Program) -> Program:
         if n.extent is Extent.CONST:
             value = constant(n)
             return None if value is None else const(float(value), n.dtype)
-        one, zero = const(1), const(0)
-        match n.op, n.args:
-            case Op.MUL, (a, b) if b is one:
-                return a
-            case Op.MUL, (a, b) if a is one:
-                return b
-            case Op.DIV, (a, b) if b is one:
-                return a
-            case Op.SUB, (a, b) if b is zero:
-                return a
-            case Op.NEG, (a,) if a.op is Op.NEG:
-                return a.args[0]
-            case Op.WHERE, (_, a, b) if a is b:
-                return a
-            case Op.WHERE, (c, a, b) if c.op is Op.CONST:
-                return a if c.number else b
-        return None
+        plain = _without(n)
+        # A value per step is not yet rounded to working precision: nothing faster may become one.
+        return plain if plain is None or max(plain.extent, Extent.STEP) == n.extent else None
 
     return program.map(simplify)
 
 
-def expand(program: Program) -> Program:
-    """Write `tanh`, `atan2` and `**` out in simpler operations wherever the host does not compute them."""
-    rules = {Op.TANH: _tanh, Op.ATAN2: _atan2, Op.POW: _pow}
-
-    def write_out(n: Node) -> Node | None:
-        return rules[n.op](*n.args) if n.op in rules and n.extent > Extent.STEP else None
-
-    return program.map(write_out)
-
-
-def recur(program: Program) -> Program:
-    """Turn tensor state that follows from STEP values alone into a recurrence that the host computes."""
-    host = {k for k, s in program.states.items() if s.extent is Extent.TENSOR}
-    while True:
-        changed = _with_extents(program, dict.fromkeys(host, Extent.STEP))
-        slow = {k for k in host if k in changed.assigns and changed.assigns[k].extent > Extent.STEP}
-        if not slow:
-            return changed
-        host -= slow
-
-
-def _with_extents(program: Program, extents: Mapping[str, Extent]) -> Program:
-    def change(n: Node) -> Node | None:
-        if n.op is Op.LOAD and n.value in extents:
-            return load(n.value, extent=extents[n.value])
-        return None
-
-    changed = program.map(change)
-    states = {k: replace(s, extent=extents.get(k, s.extent)) for k, s in changed.states.items()}
-    return replace(changed, states=states)
+def _without(n: Node) -> Node | None:
+    """The argument that an operation gives back as it is, if it does that."""
+    one, zero = const(1), const(0)
+    match n.op, n.args:
+        case ((Op.MUL | Op.DIV), (a, b)) if b is one:
+            return a
+        case Op.MUL, (a, b) if a is one:
+            return b
+        case Op.SUB, (a, b) if b is zero:
+            return a
+        case Op.NEG, (a,) if a.op is Op.NEG:
+            return a.args[0]
+        case Op.WHERE, (_, a, b) if a is b:
+            return a
+        case Op.WHERE, (c, a, b) if c.op is Op.CONST:
+            return a if c.number else b
+    return None
 
 
 def hoist(program: Program) -> Program:
@@ -175,20 +174,24 @@ def hoist(program: Program) -> Program:
     for n in toposort(program.assigns.values()):
         if n.extent > Extent.STEP:
             args = tuple(done[a] if a.extent > Extent.STEP else scalars.get(a, a) for a in n.args)
-            done[n] = n if args == n.args else node(n.op, *args, value=n.value, dtype=n.dtype, extent=n.extent)
+            done[n] = rebuild(n, args)
     assigns = {k: done.get(n) or scalars.get(n, n) for k, n in program.assigns.items()}
-    moved = {new: program.names[old] for old, new in done.items() if old in program.names}
-    spans = {new: program.spans[old] for old, new in done.items() if old in program.spans}
-    moved |= {scalars[n]: program.names[n] for n in scalars if n in program.names}
-    return replace(program, assigns=assigns, scalars=tuple(wanted), names=moved, spans=spans)
+    moved = done | scalars
+    return replace(
+        program,
+        assigns=assigns,
+        scalars=tuple(wanted),
+        names={moved[n]: name for n, name in program.names.items() if n in moved},
+        spans={moved[n]: span for n, span in program.spans.items() if n in moved},
+    )
 
 
-PASSES: tuple[Pass, ...] = (expand, fold, recur, hoist)
+PASSES: tuple[Pass, ...] = (expand, fold, hoist)
 
 
 def lower(program: Program, truths: Mapping[str, bool], mode: str | None = None) -> Program:
     """The program that `plan` takes: specialised, then every pass in order."""
-    program = specialise(program, truths, mode)
+    program = specialise(recur(program), truths, mode)
     for run in PASSES:
         program = run(program)
     return program
@@ -215,7 +218,7 @@ def count(name: str, program: Program) -> Count:
 def trace(program: Program, truths: Mapping[str, bool]) -> list[Count]:
     """The op counts of the program as written and after each pass."""
     counts = [count("written", program)]
-    program = specialise(program, truths)
+    program = specialise(recur(program), truths)
     counts.append(count("specialise", program))
     for run in PASSES:
         program = run(program)
@@ -241,7 +244,9 @@ def _tanh(x: Node) -> Node:
     """
     z = node(Op.MUL, x, x)
     over = _polynomial(z, (-9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3))
-    under = _polynomial(z, (1.0, 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3))
+    under = _polynomial(
+        z, (1.0, 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3)
+    )
     near = node(Op.ADD, x, node(Op.MUL, node(Op.MUL, x, z), node(Op.DIV, over, under)))
     size = node(Op.ABS, x)
     raised = node(Op.EXP, node(Op.MUL, const(2), size))
@@ -257,9 +262,7 @@ def _atan(x: Node) -> Node:
     turned = node(Op.DIV, const(-1), x)
     halved = node(Op.DIV, node(Op.SUB, x, const(1)), node(Op.ADD, x, const(1)))
     reduced = node(Op.WHERE, large, turned, node(Op.WHERE, middle, halved, x))
-    offset = node(
-        Op.WHERE, large, const(math.pi / 2), node(Op.WHERE, middle, const(math.pi / 4), const(0))
-    )
+    offset = node(Op.WHERE, large, const(math.pi / 2), node(Op.WHERE, middle, const(math.pi / 4), const(0)))
     z = node(Op.MUL, reduced, reduced)
     over = _polynomial(
         z,
@@ -312,5 +315,3 @@ def _pow(x: Node, y: Node) -> Node:
     result = node(Op.WHERE, node(Op.LT, x, const(0)), negative, size)
     one = node(Op.OR, node(Op.EQ, y, const(0)), node(Op.EQ, x, const(1)))
     return node(Op.WHERE, one, const(1), result)
-
-

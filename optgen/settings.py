@@ -110,18 +110,17 @@ def _fit(name: str, value: Any, given: Value | tuple[Value, ...]) -> Any:
         if not isinstance(value, str):
             raise RuleError(f"'{name}' is a word, not {value!r}")
     elif value is not None or given is not None:
+        return _number(name, value)
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, bool):
         try:
-            return float(bool_is_no_number(value))
-        except (TypeError, ValueError):
-            raise RuleError(f"'{name}' is a number, not {value!r}") from None
-    return value
-
-
-def bool_is_no_number(value: Any) -> Any:
-    """The value, or a TypeError for True and False, which Python counts as 1 and 0."""
-    if isinstance(value, bool):
-        raise TypeError
-    return value
+            return float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    raise RuleError(f"'{name}' is a number, not {value!r}")
 
 
 def every(
@@ -187,8 +186,8 @@ def _others(given: Value, facts: Sequence[Fact]) -> list[Value]:
         value = fact.value
         if isinstance(given, bool):
             pool += [True, False]
-        elif value is None or isinstance(value, str):
-            pool += [value, 0.9] if given is None else [value]
+        elif value is None or isinstance(value, str | bool):
+            pool += [0.9] if given is None else [value] if isinstance(given, str) else []
         else:
             around = abs(float(value)) / 2 or 0.9
             pool += [float(value), value + around, value - around]

@@ -621,7 +621,7 @@ def test_train_and_eval_programs(backend):
         optimizer.step()
     optimizer.eval()  # a second call changes nothing
     saved = copy.deepcopy(optimizer.state_dict())
-    assert saved["param_groups"][0]["mode"] == "eval"
+    assert saved["param_groups"][0]["train_mode"] is False
     optimizer.train()
     torch.testing.assert_close(p.detach(), y, rtol=1e-5, atol=1e-6)
     assert optimizer.state[p]["step"].item() == 3

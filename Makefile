@@ -1,0 +1,73 @@
+# `make help` lists the targets. Everything that they need goes into .venv; nothing else is touched.
+
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+# Compiled kernels stay inside the checkout, and so do the caches of what compiles them.
+export OPTGEN_CACHE_DIR ?= $(CURDIR)/.cache/optgen
+export TRITON_CACHE_DIR ?= $(CURDIR)/.cache/triton
+export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
+
+# Two threads a test process, whatever the machine, so that the parallel path is tested; they sleep
+# while they wait, because there are as many test processes as WORKERS says.
+THREADS := OMP_NUM_THREADS=2 NUMBA_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE
+PYTEST := $(THREADS) $(BIN)/python -m pytest -n $(WORKERS)
+# Triton reads TRITON_INTERPRET when it decorates a kernel: one process cannot both compile and interpret.
+INTERPRET := TRITON_INTERPRET=1
+INTERPRETER_TESTS := tests/test_interpreter*.py
+OTHER_TESTS := tests --ignore-glob='*test_interpreter*'
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv demo test test-all test-gpu lint format bench clean distclean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z.-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+
+.venv: .venv/installed  ## set up the environment, as constraints.txt pins it
+
+# One pip command, so that nothing can bring in another torch than the pinned one.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "optgen needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	    echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+	    echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it needs the package python3-venv." >&2; exit 1; }
+	$(PIP_INSTALL) -c constraints.txt -e '.[cpu,demo,test,lint]'
+	@touch $@
+
+demo: .venv/installed  ## show what optgen does, in a terminal
+	$(BIN)/optgen demo
+
+test: .venv/installed  ## run the suite
+	$(PYTEST) $(OTHER_TESTS) -m "not full and not gpu"
+	$(INTERPRET) $(PYTEST) $(INTERPRETER_TESTS) -m "not full"
+
+test-all: .venv/installed  ## run the full matrix of rules, dtypes, shapes and options
+	$(PYTEST) $(OTHER_TESTS) -m "full and not gpu"
+	$(INTERPRET) $(PYTEST) $(INTERPRETER_TESTS) -m full
+
+test-gpu: .venv/installed  ## run the tests that need a GPU
+	$(BIN)/python -m pytest tests -m gpu
+
+lint: .venv/installed  ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: .venv/installed  ## rewrite the source in style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: .venv/installed  ## measure latency and speed on this machine
+	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/step.py
+
+clean:  ## remove what builds and tests leave behind
+	rm -rf .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo.png
+	find optgen tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## remove the environment too
+	rm -rf .venv

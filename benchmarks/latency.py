@@ -1,0 +1,266 @@
+"""How long from a rule's text to the first step, and whether a new lr compiles anything.
+
+Each measurement is a process of its own that imports torch, numba and optgen and then times
+`optgen.optimizer(text)`, the constructor and the first step, with an empty cache folder (cold) and again
+with the folder that this left behind (warm). Beside it: `torch.compile(opt.step)` of torch.optim.AdamW.
+
+torch and numba put a part of their own imports off until the first optimizer (torch._dynamo) and the
+first compiled function (numba's registries). The children do that part beforehand and report it in a
+column of its own, with --lazy they leave it where it falls.
+
+    python benchmarks/latency.py                  about ten minutes, most of them torch.compile's
+    python benchmarks/latency.py --no-compile     optgen alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from machine import describe, save
+from shapes import SETS
+
+TARGET = {"cold": 3.0, "warm": 0.3}  # seconds
+CHANGES = 20
+TEXT = (Path(__file__).parent.parent / "rules" / "adamw.rule").read_text(encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--runs", type=int, default=5, help="processes a figure; medians are shown (default 5)"
+    )
+    parser.add_argument("--tensors", type=int, nargs="+", default=[*SETS], choices=[*SETS])
+    parser.add_argument(
+        "--lazy", action="store_true", help="leave the imports that are put off in the figures"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument(
+        "--limit", type=float, default=900, help="seconds that torch.compile gets (default 900)"
+    )
+    parser.add_argument("--no-save", action="store_true", help="write no JSON")
+    parser.add_argument("--child", choices=["optgen", "compile"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child = {"optgen": measure_optgen, "compile": measure_compile}[options.child]
+        print(json.dumps(child(options.tensors[0], options.lazy)))
+        return
+    rows = []
+    for count in options.tensors:
+        rows += run("optgen", count, options.runs, options.lazy, None)
+        if not options.no_compile:
+            rows += run("compile", count, 1, options.lazy, options.limit)
+    print()
+    print(table(rows))
+    if not options.no_save:
+        question = "latency-lazy" if options.lazy else "latency"
+        print(f"\nwritten to {os.path.relpath(save(question, {'seconds': rows}))}")
+
+
+# A child: one process, one measurement
+
+
+def measure_optgen(count: int, lazy: bool) -> dict[str, float]:
+    """Seconds of each stage, and of steps with a new lr, in a process that has done nothing yet."""
+    import numba
+    import optgen
+    import torch
+
+    deferred = 0.0 if lazy else finish_imports()
+    params = tensors(count)
+    marks = [time.perf_counter()]
+    cls = optgen.optimizer(TEXT)
+    marks.append(time.perf_counter())
+    opt = cls(params)
+    marks.append(time.perf_counter())
+    opt.step()
+    marks.append(time.perf_counter())
+    parsed, made, stepped = (b - a for a, b in zip(marks, marks[1:], strict=False))
+
+    from optgen import cache
+
+    built = cache.built
+    steady = median(timed(opt.step) for _ in range(5))
+    changed = []
+    for i in range(CHANGES):
+        opt.param_groups[0]["lr"] = 1e-3 * 0.9**i
+        changed.append(timed(opt.step))
+    assert cache.built == built, f"a new lr built {cache.built - built} kernels"
+    for name, module in list(sys.modules.items()):
+        if name.startswith("optgen_kernel_"):
+            for f in vars(module).values():
+                if isinstance(f, numba.core.dispatcher.Dispatcher):
+                    assert len(f.signatures) <= 1, f"{f.py_func.__name__} was compiled for {f.signatures}"
+    assert all(torch.isfinite(p).all() for p in params)
+    return {
+        "deferred": deferred,
+        "read": parsed,
+        "construct": made,
+        "first_step": stepped,
+        "total": marks[-1] - marks[0],
+        "step": steady,
+        "new_lr": max(changed),
+    }
+
+
+def measure_compile(count: int, lazy: bool) -> dict[str, float]:
+    """The same of torch.optim.AdamW under torch.compile; every change of lr may compile again."""
+    import torch
+
+    deferred = 0.0
+    if not lazy:
+        start = time.perf_counter()
+        import torch._dynamo
+        import torch._inductor.compile_fx
+
+        deferred = time.perf_counter() - start
+    params = tensors(count)
+    marks = [time.perf_counter()]
+    opt = torch.optim.AdamW(params)
+    marks.append(time.perf_counter())
+    step = torch.compile(opt.step)
+    step()
+    marks.append(time.perf_counter())
+    steady = median(timed(step) for _ in range(5))
+    opt.param_groups[0]["lr"] = 0.9e-3
+    return {
+        "deferred": deferred,
+        "read": 0.0,
+        "construct": marks[1] - marks[0],
+        "first_step": marks[2] - marks[1],
+        "total": marks[2] - marks[0],
+        "step": steady,
+        "new_lr": timed(step),
+    }
+
+
+def finish_imports() -> float:
+    """Import what torch and numba import at first use. Returns the seconds that this took."""
+    start = time.perf_counter()
+    import torch._dynamo
+    from numba.core.registry import cpu_target
+
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
+    return time.perf_counter() - start
+
+
+def tensors(count: int) -> list[Any]:
+    import torch
+
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape)) for shape in SETS[count]()]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    return params
+
+
+def timed(call: Any) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+# The parent: processes, medians, a table
+
+
+def run(what: str, count: int, runs: int, lazy: bool, limit: float | None) -> list[dict[str, Any]]:
+    """A cold row and a warm row of medians for one list of tensors."""
+    samples: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+    label = "torch.compile" if what == "compile" else "optgen"
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory() as folder:
+            for state, kept in samples.items():
+                print(f"{label}, {count} tensors, {state} ...", file=sys.stderr)
+                figures = spawn(what, count, lazy, folder, limit)
+                if figures is None:
+                    kind = {"what": label, "tensors": count, "cache": state, "runs": 0}
+                    return [{**kind, "over_limit": limit}]
+                kept.append(figures)
+    return [
+        {
+            "what": label,
+            "tensors": count,
+            "cache": state,
+            "runs": runs,
+            **{key: round(median(s[key] for s in kept), 4) for key in kept[0]},
+        }
+        for state, kept in samples.items()
+    ]
+
+
+def spawn(what: str, count: int, lazy: bool, folder: str, limit: float | None) -> dict[str, float] | None:
+    """One measurement in a new process with its caches in `folder`, or None past the limit."""
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        what,
+        "--tensors",
+        str(count),
+        *(["--lazy"] if lazy else []),
+    ]
+    caches = {"OPTGEN_CACHE_DIR": f"{folder}/optgen", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
+    try:
+        done = subprocess.run(
+            command,
+            env={**os.environ, **caches},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows for a terminal; an asterisk where optgen misses its target."""
+    machine = describe()
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}, numba {machine['numba']}",
+        "",
+        f"{'':13} {'':>7} {'':5} {'imports':>9} {'':>8} {'':>9} {'first':>9} {'':>10} {'later':>9} {'a step':>9}",
+        f"{'':13} {'tensors':>7} {'cache':5} {'put off':>9} {'read':>8} {'construct':>9} {'step':>9} "
+        f"{'TOTAL':>10} {'step':>9} {'+ new lr':>9}",
+    ]
+    for row in rows:
+        start = f"{row['what']:13} {row['tensors']:7} {row['cache']:5}"
+        if row["runs"] == 0:
+            lines.append(f"{start} stopped after {row['over_limit']:.0f} s")
+            continue
+        missed = "*" if row["what"] == "optgen" and row["total"] >= TARGET[row["cache"]] else " "
+        lines.append(
+            f"{start} {row['deferred']:7.2f} s {row['read'] * 1e3:5.0f} ms {row['construct'] * 1e3:6.0f} ms "
+            f"{row['first_step']:7.2f} s {row['total']:7.2f} s{missed} {row['step'] * 1e3:6.1f} ms "
+            f"{new_lr(row['new_lr'])}"
+        )
+    lines += [
+        "",
+        "TOTAL is rule text to the end of the first step, without the imports put off.",
+        f"Targets for optgen: cold under {TARGET['cold']} s, warm under {TARGET['warm']} s (* is a miss). The last "
+        f"column is\nthe slowest of {CHANGES} steps, each with another lr, and for torch.compile the first such step.",
+    ]
+    return "\n".join(lines)
+
+
+def new_lr(seconds: float) -> str:
+    return f"{seconds:7.2f} s" if seconds >= 1 else f"{seconds * 1e3:6.1f} ms"
+
+
+if __name__ == "__main__":
+    main()

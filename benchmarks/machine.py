@@ -1,0 +1,58 @@
+"""The machine that a figure was measured on, in general terms, and where its results go.
+
+Out: `describe()` for people and JSON, `slug()` for file names, `save()` for both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("optgen", "torch", "triton", "numba", "llvmlite", "numpy")
+
+
+def cpu() -> str:
+    """The model name of the processor, as far as the system says."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = re.search(r"model name\s*:\s*(.+)", text)
+    plain = re.sub(r"\((R|TM)\)", "", name[1]) if name else platform.machine()
+    return " ".join(plain.split())
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores and the versions of everything that matters."""
+    found: dict[str, Any] = {"cpu": cpu(), "cores": cores(), "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def slug() -> str:
+    """The machine in a file name: processor and cores."""
+    words = re.sub(r"[^a-z0-9]+", "-", cpu().lower()).strip("-")
+    return f"{words}-{cores()}-cores"
+
+
+def save(question: str, figures: Any) -> Path:
+    """Write a benchmark's figures, with the machine, to `results/<question>-<machine>.json`."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{question}-{slug()}.json"
+    path.write_text(json.dumps({"machine": describe(), **figures}, indent=2) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,125 @@
+"""What a state dict holds besides numbers, and how a saved one is read.
+
+In: saved groups and states, made here or by torch.optim. Out: state tensors where the step wants them,
+or a `ValueError` that says which group, parameter or rule does not fit. Nothing is changed in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import unified_diff
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optgen import library
+from optgen.compose import chain
+from optgen.errors import RuleError, Source
+from optgen.ir import Extent, Program, State
+from optgen.launch import CODEC_OF, SUPPORTED, Launcher
+
+
+def rule_text(program: Program) -> str | list[str]:
+    """The text of a rule, or of each part of a chain, as it travels in a state dict."""
+    texts = [part.sources[0].text for part in program.parts or (program,)]
+    return texts[0] if len(texts) == 1 else texts
+
+
+def same_rule(text: str | list[str], program: Program) -> bool:
+    """Whether a saved rule text does what a program does, whatever its comments and defaults."""
+    try:
+        saved = from_texts((text,) if isinstance(text, str) else tuple(text))
+    except RuleError:
+        return False
+    return _meaning(saved) == _meaning(from_texts(as_tuple(rule_text(program))))
+
+
+def _meaning(program: Program) -> tuple[str, list[tuple[str, str, str]]]:
+    states = [(s.name, s.key, s.extent.name) for s in program.states.values()]
+    return str(program), states
+
+
+def as_tuple(text: str | list[str]) -> tuple[str, ...]:
+    """The texts of a rule's parts, however they were saved."""
+    return (text,) if isinstance(text, str) else tuple(text)
+
+
+def from_texts(texts: tuple[str, ...]) -> Program:
+    """The program that saved texts make."""
+    return chain(*(library.rule(Source(text)) for text in texts))
+
+
+def _difference(saved: str | list[str], mine: str | list[str]) -> str:
+    a, b = ("\n\n".join(as_tuple(t)).splitlines() for t in (saved, mine))
+    return "\n".join(unified_diff(a, b, "saved", "this optimizer", lineterm="", n=1))
+
+
+def counter_dtype() -> torch.dtype:
+    """torch's own choice for step counts: exact up to 2**24 steps, or 2**53."""
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+
+
+def check_groups(program: Program, saved: list[dict[str, Any]], groups: list[dict[str, Any]]) -> None:
+    """Refuse saved groups of other numbers or sizes, or of another rule."""
+    if len(saved) != len(groups):
+        raise ValueError(f"the state dict has {len(saved)} parameter groups, the optimizer {len(groups)}")
+    for i, (group, mine) in enumerate(zip(saved, groups, strict=True)):
+        if len(group["params"]) != len(mine["params"]):
+            raise ValueError(
+                f"group {i} of the state dict has {len(group['params'])} parameters, "
+                f"the optimizer's has {len(mine['params'])}"
+            )
+        text = group.get("rule", mine["rule"])
+        if text != mine["rule"] and not same_rule(text, program):
+            raise ValueError(
+                f"group {i} of the state dict was made by another rule:\n{_difference(text, mine['rule'])}"
+            )
+
+
+def load_entry(launcher: Launcher, key: Any, p: Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One parameter's saved state, each tensor cloned to where the step wants it."""
+    program = launcher.program
+    by_key = {s.key: s for s in program.states.values()}
+    loaded: dict[str, Any] = {}
+    for name, value in entry.items():
+        if name == "step":
+            loaded[name] = torch.tensor(float(value), dtype=counter_dtype())
+        elif value is None:
+            continue
+        elif name not in by_key:
+            known = ", ".join(by_key) or "none"
+            raise ValueError(
+                f"parameter {key} of the state dict has a state '{name}', which the rule "
+                f"'{program.name}' does not have (it has: {known})"
+            )
+        else:
+            loaded[name] = _load_tensor(launcher, key, name, by_key[name], p, value)
+    if loaded and "step" not in loaded:
+        # torch's SGD counts no steps; 1 makes the next step the second, which keeps its momentum.
+        loaded["step"] = torch.tensor(1.0, dtype=counter_dtype())
+    return loaded
+
+
+def _load_tensor(launcher: Launcher, key: Any, name: str, state: State, p: Tensor, value: Any) -> Tensor:
+    """A saved state where the step wants it: its own dtype, the parameter's device and layout."""
+    if state.extent is not Extent.ELEMENT:
+        number = float(value)
+        if _on_host(launcher, state):
+            return torch.tensor(number, dtype=torch.float64)
+        dtype = torch.float64 if p.dtype is torch.float64 else torch.float32
+        return torch.tensor(number, dtype=dtype, device=p.device)
+    if not isinstance(value, Tensor) or value.shape != p.shape:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else value
+        raise ValueError(f"state '{name}' of parameter {key} is {shape}, its parameter {tuple(p.shape)}")
+    if value.dtype not in CODEC_OF:
+        raise ValueError(f"state '{name}' of parameter {key} is {value.dtype}; optgen reads {SUPPORTED}")
+    like = torch.empty_like(p, dtype=value.dtype, memory_format=torch.preserve_format)
+    return like.copy_(value)
+
+
+def _on_host(launcher: Launcher, state: State) -> bool:
+    """Whether the host computes this state, which then is a float64 number on the CPU."""
+    lowered = launcher.lowered(launcher.truths({n: h.default for n, h in launcher.program.hypers.items()}, 2))
+    found = lowered.states.get(state.name)
+    return found is not None and found.extent is Extent.STEP

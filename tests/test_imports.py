@@ -1,0 +1,148 @@
+"""Imports go one way, and each outside package has its place.
+
+The order of `MODULES` is the order of the compiler: a module imports only from those above it. The
+imports are read from the source with `ast`, those inside functions and under TYPE_CHECKING too.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "optgen"
+
+MODULES = [
+    "errors",
+    "ir",
+    "semantics",
+    "functions",
+    "grammar",
+    "scope",
+    "expressions",
+    "declarations",
+    "syntax",
+    "algebra",
+    "compose",
+    "passes",
+    "codecs",
+    "plan",
+    "backends",
+    "backends.emit",
+    "backends.numpy",
+    "backends.cpu",
+    "backends.triton",
+    "backends.ahead",
+    "cache",
+    "library",
+    "settings",
+    "launch",
+    "optim",
+    "check",
+    "demo",
+    "cli",
+    "__main__",
+]
+
+# Who may import a package; None is anybody. What is not here is not a dependency.
+AFTER_LAUNCH = set(MODULES[MODULES.index("launch") :])
+OUTSIDE = {
+    "numpy": None,
+    "torch": AFTER_LAUNCH | {"backends.cpu"},  # which asks torch for its number of threads
+    "numba": AFTER_LAUNCH | {"backends.cpu", "cache"},  # whose version is part of a kernel's name
+    "llvmlite": {"backends.cpu"},
+    "triton": AFTER_LAUNCH | {"backends.triton", "backends.ahead", "cache"},
+    "sympy": {"algebra"},
+    "mpmath": {"algebra"},  # sympy's own arithmetic
+    "rich": {"check", "demo", "cli"},
+    "matplotlib": {"demo"},
+    "sklearn": {"demo"},
+}
+
+
+def name_of(path: Path) -> str:
+    """`backends.cpu` for optgen/backends/cpu.py, and the empty name for optgen/__init__.py."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """The line, the module and the names of every import in a file."""
+    for found in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(found, ast.Import):
+            for alias in found.names:
+                yield found.lineno, alias.name, ()
+        elif isinstance(found, ast.ImportFrom):
+            assert found.level == 0, f"{path}:{found.lineno} imports relatively: write the whole name"
+            yield found.lineno, found.module or "", tuple(alias.name for alias in found.names)
+
+
+def targets(module: str, names: tuple[str, ...]) -> list[str]:
+    """The optgen modules that an import of `optgen…` reaches; `from optgen import ir` reaches `ir`."""
+    inside = module.removeprefix("optgen").lstrip(".")
+    reached = [f"{inside}.{name}".lstrip(".") for name in names]
+    return [r for r in reached if r in FILES] or [inside]
+
+
+def test_every_module_has_its_place():
+    assert sorted(set(FILES) - {""} - set(MODULES)) == [], "give these a place in MODULES"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_go_one_way(name):
+    allowed = set(MODULES[: MODULES.index(name)]) if name else set(MODULES)
+    wrong = [
+        f"{FILES[name].name}:{line} imports optgen.{target}, which comes after it"
+        for line, module, names in imports(FILES[name])
+        if module.split(".")[0] == "optgen"
+        for target in targets(module, names)
+        if target and target not in allowed  # the package itself holds only __version__
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_outside_packages_stay_in_their_place(name):
+    wrong = []
+    for line, module, _ in imports(FILES[name]):
+        top = module.split(".")[0]
+        if top == "optgen" or top in sys.stdlib_module_names:
+            continue
+        places = OUTSIDE.get(top, set())
+        if places is not None and name not in places:
+            wrong.append(f"{FILES[name].name}:{line} imports {module}, which belongs in {sorted(places)}")
+    assert wrong == []
+
+
+LIGHT = [
+    "optgen",
+    "optgen.errors",
+    "optgen.syntax",
+    "optgen.compose",
+    "optgen.passes",
+    "optgen.plan",
+    "optgen.backends.emit",
+    "optgen.backends.numpy",
+    "optgen.library",
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        *((light, ("torch", "numba", "triton", "sympy")) for light in LIGHT),
+        ("optgen.algebra", ("torch", "numba", "triton")),
+        ("optgen.backends.triton", ("torch", "numba")),
+        ("optgen.optim", ("numba", "triton", "matplotlib")),
+    ],
+)
+def test_heavy_packages_are_not_imported(module, absent):
+    """What a module brings with it, seen from a fresh process."""
+    code = f"import sys, {module}; print(*sorted(set({absent!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
