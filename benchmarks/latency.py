@@ -8,19 +8,22 @@ torch and numba put a part of their own imports off until the first optimizer (t
 first compiled function (numba's registries). The children do that part beforehand and report it in a
 column of its own, with --lazy they leave it where it falls.
 
-    python benchmarks/latency.py                  about ten minutes, most of them torch.compile's
+    python benchmarks/latency.py                  about a quarter of an hour, most of it torch.compile's
     python benchmarks/latency.py --no-compile     optgen alone
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,7 +51,7 @@ def main() -> None:
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument(
-        "--limit", type=float, default=900, help="seconds that torch.compile gets (default 900)"
+        "--limit", type=float, default=600, help="seconds that torch.compile gets (default 600)"
     )
     parser.add_argument("--no-save", action="store_true", help="write no JSON")
     parser.add_argument("--child", choices=["optgen", "compile"], help=argparse.SUPPRESS)
@@ -75,8 +78,9 @@ def main() -> None:
 def measure_optgen(count: int, lazy: bool) -> dict[str, float]:
     """Seconds of each stage, and of steps with a new lr, in a process that has done nothing yet."""
     import numba
-    import optgen
     import torch
+
+    import optgen
 
     deferred = 0.0 if lazy else finish_imports()
     params = tensors(count)
@@ -87,11 +91,12 @@ def measure_optgen(count: int, lazy: bool) -> dict[str, float]:
     marks.append(time.perf_counter())
     opt.step()
     marks.append(time.perf_counter())
-    parsed, made, stepped = (b - a for a, b in zip(marks, marks[1:], strict=False))
+    parsed, made, stepped = (b - a for a, b in pairwise(marks))
 
     from optgen import cache
 
     built = cache.built
+    gc.freeze()  # a collection of what torch and numba hold takes 0.15 s, and would fall into some step
     steady = median(timed(opt.step) for _ in range(5))
     changed = []
     for i in range(CHANGES):
@@ -122,9 +127,8 @@ def measure_compile(count: int, lazy: bool) -> dict[str, float]:
     deferred = 0.0
     if not lazy:
         start = time.perf_counter()
-        import torch._dynamo
-        import torch._inductor.compile_fx
-
+        import_module("torch._dynamo")
+        import_module("torch._inductor.compile_fx")
         deferred = time.perf_counter() - start
     params = tensors(count)
     marks = [time.perf_counter()]
@@ -133,6 +137,7 @@ def measure_compile(count: int, lazy: bool) -> dict[str, float]:
     step = torch.compile(opt.step)
     step()
     marks.append(time.perf_counter())
+    gc.freeze()
     steady = median(timed(step) for _ in range(5))
     opt.param_groups[0]["lr"] = 0.9e-3
     return {
@@ -149,7 +154,7 @@ def measure_compile(count: int, lazy: bool) -> dict[str, float]:
 def finish_imports() -> float:
     """Import what torch and numba import at first use. Returns the seconds that this took."""
     start = time.perf_counter()
-    import torch._dynamo
+    import_module("torch._dynamo")
     from numba.core.registry import cpu_target
 
     cpu_target.typing_context.refresh()
@@ -231,35 +236,38 @@ def spawn(what: str, count: int, lazy: bool, folder: str, limit: float | None) -
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows for a terminal; an asterisk where optgen misses its target."""
     machine = describe()
+    versions = f"torch {machine['torch']}, numba {machine['numba']}"
     lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}, numba {machine['numba']}",
+        f"{machine['cpu']}, {machine['cores']} cores, {versions}",
         "",
-        f"{'':13} {'':>7} {'':5} {'imports':>9} {'':>8} {'':>9} {'first':>9} {'':>10} {'later':>9} {'a step':>9}",
-        f"{'':13} {'tensors':>7} {'cache':5} {'put off':>9} {'read':>8} {'construct':>9} {'step':>9} "
-        f"{'TOTAL':>10} {'step':>9} {'+ new lr':>9}",
+        "                             imports                       first                later    a step",
+        "              tensors cache  put off     read  construct    step      TOTAL      step  + new lr",
     ]
     for row in rows:
-        start = f"{row['what']:13} {row['tensors']:7} {row['cache']:5}"
+        line = f"{row['what']:13} {row['tensors']:7} {row['cache']:5}"
         if row["runs"] == 0:
-            lines.append(f"{start} stopped after {row['over_limit']:.0f} s")
+            lines.append(f"{line} stopped after {row['over_limit']:.0f} s")
             continue
-        missed = "*" if row["what"] == "optgen" and row["total"] >= TARGET[row["cache"]] else " "
-        lines.append(
-            f"{start} {row['deferred']:7.2f} s {row['read'] * 1e3:5.0f} ms {row['construct'] * 1e3:6.0f} ms "
-            f"{row['first_step']:7.2f} s {row['total']:7.2f} s{missed} {row['step'] * 1e3:6.1f} ms "
-            f"{new_lr(row['new_lr'])}"
-        )
+        missed = row["what"] == "optgen" and row["total"] >= TARGET[row["cache"]]
+        cells = [
+            f"{seconds(row[key]):>9}" for key in ("deferred", "read", "construct", "first_step", "total")
+        ]
+        cells.append("*" if missed else " ")
+        cells += [f"{seconds(row[key]):>9}" for key in ("step", "new_lr")]
+        lines.append(line + "".join(cells))
     lines += [
         "",
-        "TOTAL is rule text to the end of the first step, without the imports put off.",
-        f"Targets for optgen: cold under {TARGET['cold']} s, warm under {TARGET['warm']} s (* is a miss). The last "
-        f"column is\nthe slowest of {CHANGES} steps, each with another lr, and for torch.compile the first such step.",
+        "TOTAL runs from the rule's text to the end of the first step, without the imports put off.",
+        f"A * is a miss of optgen's target: cold under {TARGET['cold']} s, warm under {TARGET['warm']} s.",
+        f"The last column is the slowest of {CHANGES} steps, each with another lr, in which nothing was",
+        "compiled; for torch.compile it is the first such step.",
     ]
     return "\n".join(lines)
 
 
-def new_lr(seconds: float) -> str:
-    return f"{seconds:7.2f} s" if seconds >= 1 else f"{seconds * 1e3:6.1f} ms"
+def seconds(value: float) -> str:
+    """Seconds, or milliseconds under one."""
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.0f} ms"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from itertools import product
+from itertools import chain, combinations, product
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,23 @@ import sympy as sp
 
 from optgen import functions as fn
 from optgen.errors import RuleError
-from optgen.ir import COMPARISONS, LEAVES, REDUCTIONS, DType, Extent, Fact, Node, Op, Program, State, Value
-from optgen.ir import const, load, node, rebuild, rewrite, toposort
+from optgen.ir import (
+    COMPARISONS,
+    REDUCTIONS,
+    DType,
+    Extent,
+    Fact,
+    Node,
+    Op,
+    Program,
+    State,
+    Value,
+    const,
+    load,
+    node,
+    rewrite,
+    toposort,
+)
 from optgen.semantics import constant, evaluate
 
 SYMPY: dict[Op, Callable[..., Any]] = {
@@ -45,14 +60,14 @@ CHOICES = COMPARISONS | {Op.AND, Op.OR, Op.NOT, Op.WHERE, Op.CHOOSE, Op.MAXIMUM,
 LOWERED = {Op.BITS, Op.FLOAT, Op.SHL, Op.SHR, Op.SLOT, Op.SPILL}
 RUNS = (  # the number of elements, their size, and how often a value is an end of its range, or 0
     (1, 1.0, 0.0), (1, 1.0, 0.2), (6, 1.0, 0.2), (1, 1e-4, 0.2),
-    (4, 1e-4, 0.2), (1, 30.0, 0.2), (6, 30.0, 0.0), (1, 1e-9, 0.0),
+    (4, 1e-4, 0.2), (1, 30.0, 0.2), (6, 30.0, 0.0), (1, 1e-9, 0.0), (1, 3.0, 0.1), (2, 3.0, 0.0),
 )  # fmt: skip
 STEPS = 4
 TOLERANCE = 1e-10  # a larger relative difference in float64 is looked at again, in long double
 CONE = 60  # at most so many operations make one formula
 DEPTH = 5  # at most so many signs are told apart in one proof
 
-Values = Mapping[Node, Any]
+Values = dict[Node, Any]
 Bounds = tuple[float, float]
 Limits = dict[Node, Bounds]
 
@@ -65,9 +80,9 @@ class Undecided(RuntimeError):
 class Equality:
     """The answer of `equal`, true or false like a bool; `reason` says what it rests on.
 
-    A refutation has a `counterexample`: the `inputs` of one step (p, g, states, hyperparameters, t) by
-    name, the `target` that differs, its two `values`, and at which `element`. A value is None where it
-    is not a finite real number.
+    A refutation has a `counterexample`: the `inputs` of one step by name (p, g, states as the first rule
+    calls them, hyperparameters, t), the `target` that differs, its two `values`, and at which `element`.
+    A value is None where it is not a finite real number.
     """
 
     equal: bool
@@ -107,13 +122,12 @@ def equal(a: Program, b: Program, **settings: Value | tuple[Value, ...]) -> Equa
         if refuted is not None:
             return refuted
     for pair in pairs:
-        unproved = pair.unproved()
+        unproved = ", ".join(pair.unproved())
         if unproved:
+            own = f"; only one of them keeps {', '.join(pair.own)}" if pair.own else ""
             raise Undecided(
                 f"{a.name} and {b.name} agree wherever they were tried, but there is no proof for "
-                f"{', '.join(unproved)}{pair.where}"
-                + f"; only one of them keeps {', '.join(pair.own)}: is it another's with a new key?"
-                * bool(pair.own)
+                f"{unproved}{pair.where}{own}"
             )
     if all(x is y for pair in pairs for x, y in pair.targets.values()):
         return Equality(True, "the programs are identical")
@@ -130,33 +144,35 @@ def _pairs(a: Program, b: Program, settings: Mapping[str, Any]) -> Iterator[_Pai
     defaults = {**_paths(b), **_paths(a)}
     fixed: dict[str, Value] = {}
     for name, value in settings.items():
-        items = (
+        fixed |= (
             {f"{name}[{i}]": v for i, v in enumerate(value)} if isinstance(value, tuple) else {name: value}
         )
-        for path in items:
-            if path not in defaults:
-                known = ", ".join(sorted(defaults))
-                raise TypeError(f"'{path}' is no hyperparameter of {a.name} or {b.name}; there are {known}")
-        fixed |= items
+    for path in fixed:
+        if path not in defaults:
+            known = ", ".join(sorted(defaults))
+            raise TypeError(f"'{path}' is no hyperparameter of {a.name} or {b.name}; there are {known}")
     cuts: dict[str, set[float]] = {}
     for fact in [*a.facts.values(), *b.facts.values()]:
         if fact.subject not in fixed and _is_number(defaults.get(fact.subject, 0.0)):
             cuts.setdefault(fact.subject, set()).add(float(fact.value or 0))
     if math.prod(2 * len(values) + 1 for values in cuts.values()) > 1000:
         raise Undecided(f"too many compile-time conditions to tell apart, on {', '.join(cuts)}")
+    possible = False
     for ranges in product(*(_ranges(subject, sorted(values)) for subject, values in cuts.items())):
         points = {r.subject: r.value for r in ranges if not r.conditions}
         inside = {r.subject: r.value for r in ranges if r.conditions}
         one, other = (_resolve(x, {**fixed, **points}, inside) for x in (a, b))
-        for r in (*one.requires, *other.requires):
-            if not ranges and r.condition.op is Op.CONST and not r.condition.number:
-                raise ValueError(f"these settings violate `require({r.text})`")
-        conditions = [r.condition for r in (*one.requires, *other.requires)]
-        conditions += [c for r in ranges for c in r.conditions]
+        required = [*one.requires, *other.requires]
+        conditions = [r.condition for r in required] + [c for r in ranges for c in r.conditions]
         limits = _limits(conditions)
         if limits is not None:
+            possible = True
             where = " where " * bool(ranges) + " and ".join(r.text for r in ranges)
-            yield _Pair(one, _like(one, other), conditions, limits, where)
+            yield _Pair(one, _like(one, other), conditions, limits, {**fixed, **points}, where)
+    if not possible:
+        broken = [r.text for r in required if r.condition.op is Op.CONST and not r.condition.number]
+        texts = dict.fromkeys(broken or [r.text for r in required])
+        raise ValueError(f"no hyperparameters satisfy require({', '.join(texts)})")
 
 
 def _paths(program: Program) -> dict[str, Value]:
@@ -164,9 +180,8 @@ def _paths(program: Program) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for name, hyper in program.hypers.items():
         whole = hyper.default
-        found |= (
-            {f"{name}[{i}]": v for i, v in enumerate(whole)} if isinstance(whole, tuple) else {name: whole}
-        )
+        items = whole if isinstance(whole, tuple) else ()
+        found |= {f"{name}[{i}]": v for i, v in enumerate(items)} or {name: whole}  # type: ignore[dict-item]
     return found
 
 
@@ -249,9 +264,8 @@ def _like(a: Program, b: Program) -> Program:
             if k not in names and same and same.name not in names.values() and same.extent is s.extent:
                 names[k] = same.name
     names |= {k: f"{k} of {b.name}" for k in b.states if k in a.states and k not in names}
-    b = b.map(
-        lambda n: load(names[n.value], extent=n.extent) if n.op is Op.LOAD and n.value in names else None
-    )
+    loads = {load(k, extent=s.extent): load(names.get(k, k), extent=s.extent) for k, s in b.states.items()}
+    b = b.map(loads.get)
     modes = {m: {names.get(k, k): n for k, n in mode.items()} for m, mode in b.modes.items()}
     states = {names.get(k, k): s for k, s in b.states.items()}
     return replace(b, assigns={names.get(k, k): n for k, n in b.assigns.items()}, modes=modes, states=states)
@@ -264,15 +278,22 @@ class _Pair:
     only, `points` the values of all leaves at every step of the runs.
     """
 
-    def __init__(self, a: Program, b: Program, conditions: list[Node], limits: Limits, where: str):
+    def __init__(
+        self,
+        a: Program,
+        b: Program,
+        conditions: list[Node],
+        limits: Limits,
+        fixed: Mapping[str, Value],
+        where: str,
+    ):
         self.titles = (a.name, b.name) if a.name != b.name else ("the first", "the second")
-        self.conditions, self.limits, self.where = conditions, limits, where
+        self.conditions, self.limits, self.fixed, self.where = conditions, limits, fixed, where
         self.defaults = {**_paths(b), **_paths(a)}
         self.states: dict[str, State] = {**b.states, **a.states}
         shared = [k for k in a.states if k in b.states]
-        old = {k: load(k, extent=s.extent) for k, s in self.states.items()} | {
-            k: load(k) for k in ("p", "g", "u")
-        }
+        old = {k: load(k) for k in ("p", "g", "u")}
+        old |= {k: load(k, extent=s.extent) for k, s in self.states.items()}
         self.targets = {f"first {k}": (a.states[k].init, b.states[k].init) for k in shared}
         self.own: dict[str, Node] = {}
         self.firsts = set(a.states)
@@ -292,64 +313,77 @@ class _Pair:
         self.inits = [s.init for s in self.states.values()]
         reached = toposort([*self.roots, *self.inits, *conditions, load("p")])
         self.leaves = [n for n in reached if not n.args and n.op is not Op.CONST]
-        self.points: list[dict[Node, Any]] = []
+        self.points: list[Values] = []
 
     def refute(self) -> Equality | None:
         """A step of a training run in which a target differs."""
         rng = np.random.default_rng(0)
         tried = {k: both for k, both in self.targets.items() if both[0] is not both[1]}
-        for run in RUNS:
-            inputs = self.inputs(rng, *run)
-            for i, (leaves, values) in enumerate(self.train(inputs)):
+        for numel, scale, edge in RUNS if tried else ():
+            inputs = self.inputs(rng, numel, scale, edge)
+            for i, (leaves, values) in enumerate(self.train(inputs) if inputs else ()):
                 self.points.append(leaves)
                 for target, both in tried.items():
-                    x, y = (np.broadcast_to(values[n], run[0]) for n in both)
+                    x, y = (np.broadcast_to(values[n], numel) for n in both)
                     at = _apart(x, y)
                     if at is not None and self.confirmed(inputs[: i + 1], both, at):
                         return self.refutation(leaves, target, at, (float(x[at]), float(y[at])))
         return None
 
-    def inputs(
-        self, rng: np.random.Generator, numel: int, scale: float, edge: float
-    ) -> list[dict[Node, Any]]:
-        """What a run is given at each step: gradients, hyperparameters, t; and p, used at the first."""
-        t = int(rng.choice([1, 1, 2, 7, 1000]))
+    def inputs(self, rng: np.random.Generator, numel: int, scale: float, edge: float) -> list[Values]:
+        """What a run is given at each step: gradients, hyperparameters, t; and p, used at the first.
+
+        Empty where no hyperparameters were found that satisfy all conditions.
+        """
+        t = int(rng.choice([1, 1, 1, 2, 7, 1000]))
+        least, most = self.limits.get(node(Op.SHAPE, value="ndim"), REALS)
         rows = 2 if numel > 1 else 1
-        shape = {"numel": numel, "ndim": 2, "rows": rows, "cols": numel // rows}
-        steps: list[dict[Node, Any]] = []
+        shape = {
+            "numel": numel,
+            "ndim": math.ceil(max(least, min(2, most))),
+            "rows": rows,
+            "cols": numel // rows,
+        }
+        steps: list[Values] = []
+        hypers: Values | None = None
         for i in range(STEPS):
-            keep = i > 0 and rng.random() < 0.5
-            step = (
-                {n: v for n, v in steps[-1].items() if n.op is Op.HYPER} if keep else self.hypers(rng, edge)
-            )
+            if hypers is None or rng.random() < 0.5:
+                hypers = self.hypers(rng, edge)
+            if hypers is None:
+                return []
+            steps.append(dict(hypers))
             for n in self.leaves:
                 if n.op is Op.COUNT:
-                    step[n] = t + i
+                    steps[i][n] = t + i
                 elif n.op is Op.SHAPE:
-                    step[n] = shape[n.value or ""]
+                    steps[i][n] = shape[n.value or ""]
                 elif n.op is Op.LOAD and n.value not in self.states:
                     drawn = rng.normal(size=numel) * scale * 10 ** rng.uniform(-1, 0.5, numel)
-                    step[n] = np.array([0.0 if rng.random() < edge else _short(x) for x in drawn])
-            steps.append(step)
+                    steps[i][n] = np.array([0.0 if rng.random() < edge else _short(x) for x in drawn])
         return steps
 
-    def hypers(self, rng: np.random.Generator, edge: float) -> dict[Node, Any]:
-        """Hyperparameters that satisfy all conditions, as far as trying finds such."""
+    def hypers(self, rng: np.random.Generator, edge: float) -> Values | None:
+        """Hyperparameters that satisfy all conditions, or None where trying finds none."""
         defaults = {n: self.defaults.get(n.value or "") for n in self.leaves if n.op is Op.HYPER}
-        found = {n: float(v) if _is_number(v) else 1.0 for n, v in defaults.items()}  # type: ignore[arg-type]
+        found = {n: float(v) if isinstance(v, int | float) else 1.0 for n, v in defaults.items()}
+
+        def hold(conditions: list[Node]) -> bool:
+            values = evaluate(conditions, lambda n: np.float64(found.get(n, 2)))
+            return all(values[c] for c in conditions)
+
         for n in [*found, *found]:
             about = [c for c in self.conditions if n in toposort([c])]
             for _ in range(20):
-                trial = {**found, n: _draw(rng, self.limits.get(n, REALS), found[n], edge)}
-                holds = evaluate(about, lambda x, given=trial: np.float64(given.get(x, 2)))
-                if all(holds[c] for c in about):
-                    found = trial
+                found[n] = _draw(rng, self.limits.get(n, REALS), found[n], edge)
+                if hold(about):
                     break
-        return found
+        return (
+            found
+            if hold([c for c in self.conditions if not any(n.op is Op.SHAPE for n in toposort([c]))])
+            else None
+        )
 
-    def train(
-        self, inputs: list[dict[Node, Any]], real: type = np.float64
-    ) -> Iterator[tuple[Values, Values]]:
+    def train(self, inputs: list[Values], real: type = np.float64) -> Iterator[tuple[Values, Values]]:
         """Run both programs: the values of the leaves and of all nodes at each step.
 
         One copy of the states that both keep is enough: they agreed up to here.
@@ -362,92 +396,95 @@ class _Pair:
             yield leaves, values
             stores |= {k: values[n] for k, n in self.next.items()}
 
-    def confirmed(self, inputs: list[dict[Node, Any]], both: tuple[Node, Node], at: int) -> bool:
-        """Whether the last step's difference is no rounding: it is the same in long double."""
+    def confirmed(self, inputs: list[Values], both: tuple[Node, Node], at: int) -> bool:
+        """Whether the last step's difference is no rounding or overflow: it is the same in long double."""
         gaps, finite = [], []
         for real in (np.float64, np.longdouble):
             *_, (leaves, values) = self.train(inputs, real)
             x, y = (np.broadcast_to(values[n], np.shape(leaves[load("p")]))[at] for n in both)
             finite.append((np.isfinite(x), np.isfinite(y)))
             gaps.append(x - y if all(finite[-1]) else real(1))
+        if not all(finite[-1]) and any(_overflows(n, values) for n in toposort(both)):
+            return False
         return finite[0] == finite[1] and bool(abs(gaps[0] - gaps[1]) < 1e-3 * abs(gaps[1]))
 
     def refutation(self, leaves: Values, target: str, at: int, both: tuple[float, float]) -> Equality:
         inputs = {n.value or "t": np.asarray(v, float).tolist() for n, v in leaves.items()}
         values = tuple(x if math.isfinite(x) else None for x in both)
-        words = ["undefined" if x is None else f"{x:.12g}" for x in values]
+        words = ["not finite" if x is None else f"{x:.12g}" for x in values]
         shown = ", ".join(f"{k}={v[at] if isinstance(v, list) else v:.6g}" for k, v in inputs.items())
         reason = f"{target} is {words[0]} in {self.titles[0]} and {words[1]} in {self.titles[1]} for {shown}"
-        return Equality(False, reason, {"inputs": inputs, "target": target, "values": values, "element": at})
+        return Equality(
+            False,
+            reason,
+            {"inputs": {**self.fixed, **inputs}, "target": target, "values": values, "element": at},
+        )
 
     def unproved(self) -> list[str]:
-        """The targets for which no proof is found; at t = 1, where states are new, there may be one of its own."""
+        """The targets for which no proof is found: for every step, or for the first and all later ones."""
         if all(x is y for x, y in self.targets.values()):
             return []
-        targets = dict(self.targets)
         count = node(Op.COUNT)
         first = {load(k, extent=s.extent): s.init for k, s in self.states.items()}
         same = self.renamed()
-        for x, y in same.items():
+        targets = dict(self.targets)
+        for y, x in same.items():
             targets[f"next {y.value}"] = (self.own[x.value or ""], self.own[y.value or ""])
             targets[f"first {y.value}"] = (first[x], first[y])
-        missing = self.attempt(targets, {**self.limits, count: (1, math.inf)}, self.points, same)
+        limits = {**self.limits, **dict.fromkeys(self.nonnegative(), (0, math.inf)), count: (1, math.inf)}
+        missing = _missing(targets, limits, self.points, same)
         if not missing or count not in self.leaves:
             return missing
-        news = rewrite([n for both in targets.values() for n in both], {**first, count: const(1)}.get)
-        new = {k: (news[x], news[y]) for k, (x, y) in targets.items()}
-        return [
-            *self.attempt(new, self.limits, [p for p in self.points if p[count] == 1], {}),
-            *self.attempt(
-                targets, {**self.limits, count: (2, math.inf)}, [p for p in self.points if p[count] > 1], same
-            ),
-        ]
+        at_first = rewrite([n for both in targets.values() for n in both], {**first, count: const(1)}.get)
+        starts = {k: (at_first[x], at_first[y]) for k, (x, y) in targets.items()}
+        missing = _missing(starts, limits, [p for p in self.points if p[count] == 1], {})
+        limits[count] = (2, math.inf)
+        return missing + _missing(targets, limits, [p for p in self.points if p[count] > 1], same)
 
     def renamed(self) -> dict[Node, Node]:
-        """States of the first program only, and the states of the second that had the same values throughout."""
-        history = {
-            n: repr([p[n] for p in self.points])
-            for n in self.leaves
-            if n.op is Op.LOAD and n.value in self.own
-        }
+        """States of the second program only, and the state of the first that always had the same value."""
+        loads = [n for n in self.leaves if n.op is Op.LOAD and n.value in self.own]
+        history = {n: np.hstack([np.ravel(p[n]) for p in self.points]) for n in loads if self.points}
         found: dict[Node, Node] = {}
-        for x, y in product(history, history):
-            if x.value in self.firsts and y.value not in self.firsts and x.extent is y.extent:
-                if x not in found and y not in found.values() and history[x] == history[y]:
-                    found[x] = y
+        for x, y in product(loads, loads):
+            ours = x.value in self.firsts and y.value not in self.firsts and x.extent is y.extent
+            if ours and y not in found and x not in found.values():
+                size = np.max(np.abs(history[x]))
+                if np.allclose(history[x], history[y], 1e-6, 1e-12 * size):
+                    found[y] = x
         return found
 
-    def attempt(
-        self,
-        targets: Mapping[str, tuple[Node, Node]],
-        limits: Limits,
-        points: list[Values],
-        same: Mapping[Node, Node],
-    ) -> list[str]:
-        """The targets that are not proved equal within limits, where `same` leaves are."""
-        order = toposort(n for both in targets.values() for n in both)
+    def nonnegative(self) -> set[Node]:
+        """The states that start nonnegative, and stay so as long as all of these are."""
         loads = [n for n in self.leaves if n.op is Op.LOAD and n.value in self.states]
-        bounds = _all_bounds([*order, *toposort(self.inits)], limits)
-        kept = {n for n in loads if bounds[self.states[n.value or ""].init][0] >= 0}
-        while True:  # the largest set of states that stay nonnegative as long as all of them are
-            limits = {**limits, **{n: (0 if n in kept else -math.inf, math.inf) for n in loads}}
-            bounds = _all_bounds(toposort(self.roots), limits)
-            after = {n: self.targets.get(n.value or "") or [self.own[n.value or ""]] for n in kept}
+        first = _all_bounds(toposort(self.inits), self.limits)
+        kept = {n for n in loads if first[self.states[n.value or ""].init][0] >= 0}
+        order = toposort(self.roots)
+        while True:
+            bounds = _all_bounds(order, {**self.limits, **dict.fromkeys(kept, (0, math.inf))})
+            after = {n: self.targets.get(n.value or "") or (self.own[n.value or ""],) for n in kept}
             negative = {n for n, nodes in after.items() if any(bounds[x][0] < 0 for x in nodes)}
             if not negative:
-                break
+                return kept
             kept -= negative
-        sweep = _Sweep(limits)
-        merged = sweep.merge(order, _signatures(order, points), {y: x for x, y in same.items()})
-        pairs = {k: (merged[x], merged[y]) for k, (x, y) in targets.items()}
-        return [k for k, (x, y) in pairs.items() if not (x is y or sweep.equal(x, y))]
+
+
+def _missing(
+    targets: Mapping[str, tuple[Node, Node]], limits: Limits, points: list[Values], same: Mapping[Node, Node]
+) -> list[str]:
+    """The targets that are not proved equal within limits, where some leaves are the same as others."""
+    order = toposort(n for both in targets.values() for n in both)
+    sweep = _Sweep(limits)
+    merged = sweep.merge(order, _signatures(order, points), same)
+    pairs = {k: (merged[x], merged[y]) for k, (x, y) in targets.items()}
+    return [k for k, (x, y) in pairs.items() if not (x is y or sweep.equal(x, y))]
 
 
 def _evaluate(nodes: Iterable[Node], leaves: Values, real: type = np.float64) -> Values:
     shape = np.shape(leaves[load("p")])
 
     def leaf(n: Node) -> Any:
-        value = np.asarray(leaves[n], real)
+        value: Any = np.asarray(leaves[n], real)
         return np.broadcast_to(value, shape) if n.extent is Extent.ELEMENT else value[()]
 
     return evaluate(nodes, leaf, real)
@@ -462,6 +499,16 @@ def _apart(x: np.ndarray, y: np.ndarray) -> int | None:
     return at if gap[at] > TOLERANCE else None
 
 
+def _overflows(n: Node, values: Values) -> bool:
+    """Whether a value is not finite although it is defined and what it is made of is finite."""
+    if not n.args or np.isfinite(values[n]).all() or not all(np.isfinite(values[x]).all() for x in n.args):
+        return False
+    zero_below = n.op in (Op.DIV, Op.MOD) and np.any(values[n.args[1]] == 0)
+    return not (
+        zero_below or n.op in (Op.SQRT, Op.LOG) or (n.op is Op.POW and np.any(values[n.args[0]] <= 0))
+    )
+
+
 def _short(x: float) -> float:
     return float(f"{x:.3g}")
 
@@ -469,12 +516,12 @@ def _short(x: float) -> float:
 def _draw(rng: np.random.Generator, limits: Bounds, default: float, edge: float) -> float:
     """A number within limits, sometimes one of them, mostly of the size of 1 or of the default."""
     low, high = limits
-    ends = [x for x in limits if x == _short(x) and math.isfinite(x)]
+    ends = [x for x in limits if x == _short(x) and x not in (TINY, math.inf, -math.inf)]
     if low == high or (ends and rng.random() < edge):
         return float(rng.choice(ends or [low]))
     if high - low < math.inf:
         return _short(rng.uniform(low, high))
-    size = rng.choice([1.0, abs(default) or 1.0]) * 10 ** rng.uniform(-1, 0.5)
+    size = rng.choice([1.0, abs(default) or 1.0]) * 10 ** rng.uniform(-1, 1.5)
     return _short(
         low + size if low > -math.inf else high - size if high < math.inf else size * rng.choice([-1, 1])
     )
@@ -497,7 +544,8 @@ def _limits(conditions: Iterable[Node]) -> Limits | None:
         elif c.op is Op.CONST and not c.number:
             return None
         elif c.op in (Op.LT, Op.LE, Op.EQ):
-            for x, other, below in ((*c.args, True), (*c.args[::-1], False)):
+            for below in (True, False):
+                x, other = c.args if below else c.args[::-1]
                 end = constant(other) if x.op in (Op.HYPER, Op.SHAPE) else None
                 if end is None or not math.isfinite(end):
                     continue
@@ -572,20 +620,21 @@ def _times(x: Bounds, y: Bounds) -> Bounds:
 # Proof: the nodes of both programs from the leaves upwards, merging those that are proved equal.
 
 
-def _signatures(order: Sequence[Node], points: Iterable[Mapping[Node, Any]]) -> dict[Node, str]:
+def _signatures(order: Sequence[Node], points: Iterable[Values]) -> dict[Node, str]:
     """What each node is worth at every point, as a text of nine digits a value."""
     columns: dict[Node, list[str]] = {n: [] for n in order}
     for leaves in points:
         values = _evaluate(order, leaves)
         for n in order:
-            columns[n].append(f"{float(np.ravel(values[n])[0]) + 0.0:.8e}")
+            value = float(np.ravel(values[n])[0])
+            columns[n].append(f"{value + 0.0:.8e}" if math.isfinite(value) else "")
     return {n: " ".join(column) for n, column in columns.items()}
 
 
 class _Sweep:
     """Merges nodes that are equal for all values of the leaves within their limits."""
 
-    def __init__(self, limits: Mapping[Node, Bounds]):
+    def __init__(self, limits: Limits):
         self.limits = limits
         self.bounds: dict[Node, Bounds] = {}
         self.place: dict[Node, int] = {}
@@ -603,10 +652,13 @@ class _Sweep:
         same: dict[Node, Node] = {}
         groups: dict[str, list[Node]] = {}
         for n in order:
-            args = (same[x] for x in n.args)
+            args = [same[x] for x in n.args]
             if n.op in REDUCTIONS:  # the sum of a constant over the elements is not the constant
-                args = (same[x] if same[x].extent is x.extent else built[x] for x in n.args)
-            built[n] = new = rebuild(leaves.get(n, n), tuple(args))
+                args = [x if x.extent is n.args[0].extent else built[n.args[0]] for x in args]
+            new = leaves.get(n, n)
+            if args:
+                new = node(n.op, *args, value=n.value, dtype=n.dtype, extent=n.extent)
+            built[n] = new
             if new not in merged:
                 merged[new] = new
                 self.place[new] = len(self.place)
@@ -614,8 +666,8 @@ class _Sweep:
                 self.height[new] = height = 1 + max((self.height[x] for x in new.args), default=0)
                 if n.dtype is not DType.BOOL:
                     group = groups.setdefault(signatures[n], [])
-                    near = heapq.nsmallest(4, group, key=lambda old: abs(self.height[old] - height))
-                    merged[new] = next((old for old in near if self.equal(new, old)), new)
+                    near = heapq.nsmallest(4, group, key=lambda x: abs(self.height[x] - height))
+                    merged[new] = next((x for x in near if self.equal(new, x)), new)
                     group.extend([new] * (merged[new] is new))
             same[n] = merged[new]
         return same
@@ -683,7 +735,7 @@ class _Formula:
         if n.op is Op.CONST:
             return _exact(n)
         if n not in self.symbols:
-            low, high = self.bounds[n]
+            low, high = self.bounds.get(n) or _bounds(n, {}, {})
             known: dict[str, bool] = {} if n.dtype is DType.BOOL else {"real": True}
             if n.op is Op.COUNT:  # from 2 on it is 1 + a positive integer
                 return sp.Symbol("t", integer=True, positive=True) + int(low - 1)
@@ -718,15 +770,9 @@ class _Formula:
             if rest == 1:
                 whole += factor * (self.expression(fn.NUMEL) if n.op is Op.SUM else 1)
             else:
-                known = (
-                    {"positive": True}
-                    if rest.is_positive
-                    else {"nonnegative": True}
-                    if rest.is_nonnegative
-                    else {}
-                )
-                name = f"s{len(self.sums)}"
-                whole += factor * self.sums.setdefault((n.op, rest), sp.Symbol(name, real=True, **known))
+                known = {"positive": rest.is_positive or None, "nonnegative": rest.is_nonnegative or None}
+                symbol = sp.Symbol(f"s{len(self.sums)}", real=True, **known)
+                whole += factor * self.sums.setdefault((n.op, rest), symbol)
         return whole
 
     def choice(self, op: Op, args: list[Any], signs: Mapping[Any, int]) -> Any:
@@ -751,16 +797,24 @@ class _Formula:
     @staticmethod
     def sign(x: Any, signs: Mapping[Any, int]) -> int:
         """The sign of an expression: from its symbols, from the signs supposed so far, or a split."""
-        turn, rest = _signed(x)
+        turn, rest = _signed(_given(x, signs))
         if rest.is_zero or rest == 1:
-            return turn * int(rest)
+            return 0 if rest.is_zero else turn
         if rest in signs:
             return turn * signs[rest]
-        for other, sign in signs.items():
-            if sign and isinstance(other, sp.Expr):
-                for side in (1, -1):
-                    if sp.expand(side * rest - sign * other).is_nonnegative:
-                        return turn * side
+        known = [
+            (turned * q, s)
+            for q, s in signs.items()
+            if isinstance(q, sp.Expr)
+            for turned in ({s} if s else {1, -1})
+        ]
+        for some in chain(combinations(known, 1), combinations(known, 2)):
+            for side in (1, -1):  # as much as a sum of what is known to be positive, or zero
+                if (
+                    any(s for _, s in some)
+                    and sp.expand(side * rest - sum(q for q, _ in some)).is_nonnegative
+                ):
+                    return turn * side
         possible = {1: not rest.is_nonpositive, 0: not rest.is_nonzero, -1: not rest.is_nonnegative}
         raise _Split(rest, [s for s, open_ in possible.items() if open_])
 
@@ -768,28 +822,27 @@ class _Formula:
         """Whether two nodes are equal, supposing these signs."""
         try:
             values = self.expressions(signs)
-            gap = (values[x] if x in values else self.expression(x)) - (
-                values[y] if y in values else self.expression(y)
-            )
-            for absolute in gap.atoms(sp.Abs):
-                known = [
-                    s
-                    for s in (1, -1)
-                    if signs.get(s * absolute.args[0]) == 1 or signs.get(-s * absolute.args[0]) == -1
-                ]
-                gap = gap.subs(absolute, known[0] * absolute.args[0]) if known else gap
         except _Split as split:
-            return len(signs) < DEPTH and all(
-                self.vanishes(x, y, {**signs, split.key: s}) for s in split.signs
-            )
-        for key, sign in signs.items():
-            if sign == 0:  # then one symbol is a function of the others
-                for symbol in key.free_symbols:
-                    factor = sp.diff(key, symbol)
-                    if factor.is_nonzero and not factor.has(symbol):
-                        gap = gap.subs(symbol, symbol - key / factor)
-                        break
-        return _is_zero(gap)
+            cases = ({**signs, split.key: s} for s in split.signs)
+            return len(signs) < DEPTH and all(self.vanishes(x, y, case) for case in cases)
+        left, right = (values[n] if n in values else self.expression(n) for n in (x, y))
+        gap = left - right
+        for absolute in gap.atoms(sp.Abs):
+            inner = absolute.args[0]
+            sign = signs.get(inner, 0) or -signs.get(-inner, 0)
+            gap = gap.subs(absolute, sign * inner) if sign else gap
+        return _is_zero(_given(gap, signs))
+
+
+def _given(x: sp.Expr, signs: Mapping[Any, int]) -> sp.Expr:
+    """An expression where what is supposed to be zero makes one symbol a function of the others."""
+    for key in [key for key, sign in signs.items() if sign == 0]:
+        for symbol in sorted(key.free_symbols, key=str):
+            factor = sp.diff(key, symbol)
+            if factor.is_nonzero and not factor.has(symbol):
+                x = x.subs(symbol, symbol - key / factor)
+                break
+    return x
 
 
 @lru_cache(maxsize=10_000)
@@ -810,17 +863,18 @@ def _is_zero(x: sp.Expr) -> bool:
     value = x.evalf(30, subs=trial)
     if not value.is_number or abs(value) > 1e-15:
         return False
-    return sp.cancel(sp.together(sp.expand_power_exp(x))) == 0 or sp.simplify(x) == 0
+    return bool(sp.cancel(sp.together(sp.expand_power_exp(x))) == 0 or sp.simplify(x) == 0)
 
 
 @lru_cache(maxsize=10_000)
 def _signed(x: sp.Expr) -> tuple[int, sp.Expr]:
     """An expression without its factors of known sign, and the sign of those."""
     turn, rest = 1, sp.Integer(1)
-    for factor in sp.Mul.make_args(sp.factor_terms(sp.expand(x))):
+    for factor in sp.Mul.make_args(sp.factor_terms(sp.together(sp.expand(x)))):
+        divides = factor.is_Pow and factor.exp.is_negative  # and is not 0 where it is defined
         if factor.is_extended_negative:
             turn = -turn
-        elif not factor.is_extended_positive:
+        elif not (factor.is_extended_positive or (divides and factor.base.is_nonnegative)):
             rest *= factor
     return (-turn, -rest) if rest.could_extract_minus_sign() else (turn, rest)
 
@@ -911,9 +965,10 @@ def _node(x: Any, leaves: Mapping[Any, Node]) -> Node:
         return _node(x.reversed, leaves)
     if isinstance(x, sp.sign):
         return fn.sign(_node(x.args[0], leaves))
-    whole, *rest = (_node(arg, leaves) for arg in x.args)
-    for arg in rest or [None]:
-        whole = node(NODES[x.func], whole, *([arg] if arg else []))
+    args = [_node(arg, leaves) for arg in x.args]
+    whole = node(NODES[x.func], *args[:2])
+    for extra in args[2:]:  # sympy's maximum, for one, takes any number
+        whole = node(NODES[x.func], whole, extra)
     return whole
 
 
@@ -957,25 +1012,19 @@ def derive(program: Program, by: str, of: str = "p") -> Node:
         if n.op in REDUCTIONS:
             if n.op is Op.AMAX or by in program.states or by in ("p", "g", "u"):
                 raise ValueError(
-                    f"through {n.op.value}() every element of {of} depends on every element of {by}"
+                    f"no derivative of {of} by {by} element by element: {n.op.value}() mixes them"
                 )
-            rate = rates[0] or zero
-            found[n] = node(Op.SUM, rate) if rate.extent is Extent.ELEMENT else _product(fn.NUMEL, rate)
+            inner = found[n.args[0]]
+            found[n] = node(Op.SUM, inner) if inner.extent is Extent.ELEMENT else _product(fn.NUMEL, inner)
         elif n.op in (Op.WHERE, Op.CHOOSE):
             found[n] = node(n.op, n.args[0], rates[1] or zero, rates[2] or zero)
         else:
             symbols, partials = _partials(n.op, len(n.args))
             leaves = dict(zip(symbols, n.args, strict=False))
-            terms = [
-                _product(_node(part, leaves), r)
-                for part, r in zip(partials, rates, strict=True)
-                if r and part != 0
-            ]
-            whole = terms[0] if terms else zero
-            for term in terms[1:]:
-                whole = node(Op.ADD, whole, term)
-            if terms:
-                found[n] = whole
+            for part, rate in zip(partials, rates, strict=True):
+                if rate and part != 0:
+                    term = _product(_node(part, leaves), rate)
+                    found[n] = node(Op.ADD, found[n], term) if n in found else term
     return found.get(program.assigns[of], zero)
 
 
@@ -985,3 +1034,307 @@ def _product(x: Node, y: Node) -> Node:
     if x is const(-1):
         return node(Op.NEG, y)
     return x if y is const(1) else node(Op.MUL, x, y)
+
+
+# LaTeX: statements in the written order and in the notation of papers.
+
+GREEK = (
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu",
+    "nu", "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta",
+    "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega",
+)  # fmt: skip
+USUAL = {"p": "theta", "lr": "eta", "eps": "epsilon", "weight_decay": "lambda", "momentum": "mu"}
+ACCENTS = ("hat", "bar", "tilde", "dot")
+SYMBOLS = {
+    Op.ADD: "+", Op.SUB: "-", Op.MOD: r"\bmod", Op.AND: r"\land", Op.OR: r"\lor",
+    Op.LT: "<", Op.LE: r"\le", Op.EQ: "=", Op.NE: r"\ne",
+}  # fmt: skip
+RELATIONS = {"is": "=", "==": "=", "!=": r"\ne", "<": "<", "<=": r"\le", ">": ">", ">=": r"\ge"}
+WRITTEN = {
+    Op.SQRT: r"\sqrt{%s}", Op.ABS: r"\left|%s\right|", Op.FLOOR: r"\left\lfloor %s\right\rfloor",
+    Op.EXP: r"\exp\left(%s\right)", Op.LOG: r"\log\left(%s\right)", Op.TANH: r"\tanh\left(%s\right)",
+    Op.ATAN2: r"\operatorname{atan2}\left(%s, %s\right)", Op.MAXIMUM: r"\max\left(%s, %s\right)",
+    Op.MINIMUM: r"\min\left(%s, %s\right)", Op.SUM: r"\operatorname{sum}\left(%s\right)",
+    Op.AMAX: r"\operatorname{amax}\left(%s\right)",
+}  # fmt: skip
+LONG = 40  # an expression of more operations than this gets a line of its own
+Spelling = tuple[str, int]  # a text, and how tightly it binds: 4 a relation, 6 +, 7 *, 8 a fraction
+ATOM = 10
+DOT, NEXT = r" \cdot ", r" \\ "
+
+
+def latex(program: Program) -> str:
+    r"""The step of a rule as an `aligned` environment, for MathJax or any LaTeX with amsmath.
+
+    One line a statement, in the written order. A state is $m_{t-1}$ before the step and $m_t$ after it,
+    a value that is replaced later is $g_t'$. p is $\theta$, lr $\eta$, eps $\epsilon$, weight_decay
+    $\lambda$ and momentum $\mu$, unless the rule has another name for that letter. A choice that is not
+    yet made, or is made at run time, is written as cases.
+    """
+    if program.scalars:
+        program = program.map(lambda n: program.scalars[int(n.value or 0)] if n.op is Op.SCALAR else None)
+    letters = _Letters(program)
+    order, names = _statements(program)
+    label = letters.labels(order, names, program.assigns)
+    texts: dict[Node, Spelling] = {}
+    lines = []
+    for n in toposort([*order, *program.assigns.values()]):
+        texts[n] = _spell(n, texts, letters, set(label))
+        if n in label:
+            lines.append(f"{label[n]} &= {texts[n][0]}")
+            texts[n] = (label[n], 9 if "'" in label[n] or "^" in label[n] else ATOM)
+    for target, n in program.assigns.items():
+        if texts[n][0] != letters.after(target):
+            lines.append(f"{letters.after(target)} &= {texts[n][0]}")
+    return "\n".join([r"\begin{aligned}", " \\\\\n".join(lines), r"\end{aligned}"])
+
+
+def _statements(program: Program) -> tuple[list[Node], dict[Node, str]]:
+    """The nodes that get a line of their own, as the rule orders them, and the names that it gives them."""
+    roots = list(program.assigns.values())
+    order = toposort(roots)
+    names = {n: program.names[n] for n in order if n in program.names}
+    names |= {n: k for k, n in program.assigns.items() if n.args and n not in names}
+    uses: dict[Node, int] = dict.fromkeys(order, 0)
+    for n in order:
+        for x in n.args:
+            uses[x] += 1
+    for n in order:  # a compile-time choice between values of one name is what has that name
+        if n.op is Op.CHOOSE:
+            stems = {names.get(x, x.value if x.op is Op.LOAD else None) for x in n.args[1:]}
+            if len(stems) == 1 and None not in stems:
+                names.setdefault(n, str(stems.pop()))
+                for x in n.args[1:]:
+                    if uses[x] == 1 and x not in roots:
+                        names.pop(x, None)
+    size: dict[Node, int] = {}
+    for n in order:
+        size[n] = 1 + sum(size[x] for x in n.args) if n.args else 0
+        if size[n] > LONG and n.dtype is not DType.BOOL:
+            names.setdefault(n, "x")
+        size[n] = 0 if n in names else size[n]
+    places = {source: i for i, source in enumerate(program.sources)}
+
+    def place(n: Node) -> tuple[int, int]:
+        span = program.spans.get(n)
+        return (places.get(span.source, 0), span.line) if span else (len(places), 0)
+
+    return [n for n in toposort(sorted(names, key=place)) if n in names], names
+
+
+class _Letters:
+    """How a program's names are written."""
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.hypers = {n.value for n in toposort(program.roots()) if n.op is Op.HYPER}
+        self.moving = {*program.states, "p", "g", "u"}
+        named = {*self.hypers, *program.hypers, *self.moving, *program.names.values()}
+        spelled = {_greek(str(k).rstrip("0123456789").split("_")[0].split("[")[0]) for k in named}
+        self.usual = {k: "\\" + v for k, v in USUAL.items() if "\\" + v not in spelled}
+
+    def write(self, name: str, *below: str) -> str:
+        """A name in LaTeX, with further subscripts."""
+        stem, _, index = name.partition("[")
+        if index:
+            hyper = stem in self.program.hypers  # betas[0] is what rules call beta1
+            below = (str(int(index[:-1]) + hyper), *below)
+            stem = stem.removesuffix("s" if hyper and _greek(stem[:-1]) != stem[:-1] else "")
+        if stem in self.usual:
+            return _below(self.usual[stem], below)
+        parts = [part for part in stem.split("_") if part] or [stem]
+        accents = [part for part in parts[1:] if part in ACCENTS]
+        digits = parts[0][len(parts[0].rstrip("0123456789")) :]
+        head = parts[0].removesuffix(digits)
+        if len(_greek(head)) > 1 and not _greek(head).startswith("\\"):
+            accents, below = [], below
+            text = _roman(stem)
+        else:
+            words = [_roman(part) for part in parts[1:] if part not in ACCENTS]
+            below = (*([digits] if digits else []), *words, *below)
+            text = _greek(head)
+        for accent in accents:
+            text = rf"\{accent}{{{text}}}"
+        return _below(text, below)
+
+    def before(self, n: Node) -> str:
+        """A leaf: what a store holds when the step begins, a hyperparameter, t, a shape."""
+        name = n.value or "t"
+        if n.op is not Op.LOAD:
+            return self.write(name)
+        return self.write(name, "t" if name in ("g", "u") else "t-1")
+
+    def after(self, target: str) -> str:
+        return self.write(target, "t") + "'" * (target in ("g", "u"))
+
+    def labels(
+        self, order: Sequence[Node], names: Mapping[Node, str], assigns: Mapping[str, Node]
+    ) -> dict[Node, str]:
+        """What stands left of `=` for each node: values that are replaced within the step get primes."""
+        final = {n: k for k, n in assigns.items()}
+        flat = {k.replace("[", "").replace("]", ""): k for k in self.moving}
+        total: dict[str, int] = {}
+        for n in order:
+            total[names[n]] = total.get(names[n], 0) + (n not in final)
+        seen: dict[str, int] = {}
+        found: dict[Node, str] = {}
+        for n in order:
+            name = flat.get(names[n], names[n])
+            if n in final and final[n] not in ("g", "u"):
+                found[n] = self.write(final[n], "t")
+                continue
+            seen[name] = count = seen.get(name, 0) + 1
+            if name not in self.moving and count == total[names[n]]:
+                count = 0
+            timed = any(x.op in (Op.LOAD, Op.COUNT) for x in toposort([n]))
+            text = self.write(name, *(["t"] if timed else []))
+            found[n] = text + ("'" * count if count <= 3 else f"^{{({count})}}")
+        return found
+
+
+def _roman(text: str) -> str:
+    return "\\mathrm{" + text.replace("_", r"\_") + "}"
+
+
+def _below(text: str, below: Sequence[str]) -> str:
+    return f"{text}_{{{','.join(below)}}}" if below else text
+
+
+def _greek(word: str) -> str:
+    if len(word) == 1 and not word.isascii():
+        *_, kind, _, letter = ("", "", "", *unicodedata.name(word, "").split())
+        word = {"SMALL": letter.lower(), "CAPITAL": letter.title()}.get(kind, word)
+    word = {"lam": "lambda", "lambd": "lambda", "lamda": "lambda"}.get(word, word)
+    return "\\" + word if word in GREEK else word
+
+
+def _number(x: float) -> str:
+    if x == math.pi or not math.isfinite(x):
+        return (
+            r"\pi"
+            if x == math.pi
+            else r"\mathrm{nan}"
+            if math.isnan(x)
+            else r"\infty"
+            if x > 0
+            else r"-\infty"
+        )
+    mantissa, _, exponent = repr(x).partition("e")
+    mantissa = mantissa.removesuffix(".0")
+    if not exponent:
+        return mantissa
+    power = f"10^{{{int(exponent)}}}"
+    return power if mantissa == "1" else rf"{mantissa} \cdot {power}"
+
+
+def _spell(n: Node, texts: Mapping[Node, Spelling], letters: _Letters, named: set[Node]) -> Spelling:
+    """A node from the spellings of its arguments, as a paper would write it."""
+
+    def tight(x: Node, rank: int) -> str:
+        return texts[x][0] if texts[x][1] >= rank else rf"\left({texts[x][0]}\right)"
+
+    if n.op is Op.CONST:
+        text = _roman(str(bool(n.number))) if n.dtype is DType.BOOL else _number(n.number)
+        return text, 5 if text.startswith("-") else 7 if "cdot" in text else 9 if "^" in text else ATOM
+    if n.op is Op.FACT:
+        return _fact(letters, n, True)
+    if n.op is Op.UNDEF:
+        return r"\mathrm{undefined}", ATOM
+    if not n.args:
+        return letters.before(n), ATOM
+    known = _known(n)
+    if known:
+        text, parts = known
+        return text % tuple(texts[x][0] for x in parts), (6 if text == "%s" else ATOM)
+    x, y = n.args[0], n.args[-1]
+    if n.op is Op.ADD and y.op is Op.MUL and y not in named and n is fn.lerp(x, *_last_two(y)):
+        return _mean(x, *_last_two(y), texts, named), 6
+    if n.op in WRITTEN:
+        return WRITTEN[n.op] % tuple(texts[a][0] for a in n.args), ATOM
+    if n.op is Op.CAST:
+        return texts[x]
+    if n.op is Op.DIV:
+        return rf"\frac{{{texts[x][0]}}}{{{texts[y][0]}}}", 8
+    if n.op is Op.POW:
+        return rf"{tight(x, ATOM)}^{{{texts[y][0]}}}", 9
+    if n.op is Op.MUL:
+        base, count = _power(n, named)
+        if count > 1:
+            return rf"{tight(base, ATOM)}^{{{count}}}", 9
+        left, right = tight(x, 5 if texts[x][1] == 5 else 7), tight(y, 7)
+        return f"{left}{DOT if right[0].isdigit() else ' '}{right}", 5 if left[0] == "-" else 7
+    if n.op is Op.NEG:
+        return "-" + tight(x, 7), 5
+    if n.op is Op.NOT:
+        return _fact(letters, x, False) if x.op is Op.FACT else (r"\neg " + tight(x, 8), 3)
+    if n.op in (Op.WHERE, Op.CHOOSE):
+        rows, rest = [], n
+        while rest.op in (Op.WHERE, Op.CHOOSE) and (rest is n or rest not in named):
+            rows.append(rf"{texts[rest.args[1]][0]} & \text{{if }} {texts[rest.args[0]][0]}")
+            rest = rest.args[2]
+        rows.append(rf"{texts[rest][0]} & \text{{otherwise}}")
+        return rf"\begin{{cases}} {NEXT.join(rows)} \end{{cases}}", 0
+    rank = {Op.ADD: 6, Op.SUB: 6, Op.MOD: 7, Op.AND: 2, Op.OR: 1}.get(n.op, 4)
+    return f"{tight(x, rank)} {SYMBOLS[n.op]} {tight(y, rank + (n.op is not Op.ADD))}", rank
+
+
+def _known(n: Node) -> tuple[str, list[Node]] | None:
+    """What functions of the language that are lowered to simpler operations look like."""
+    x = n.args[0]
+    if n.op is Op.WHERE and x.op is Op.LT and n is fn.sign(x.args[1]):
+        return r"\operatorname{sign}\left(%s\right)", [x.args[1]]
+    if n.op is Op.MINIMUM and x.op is Op.MAXIMUM:
+        return r"\operatorname{clip}\left(%s, %s, %s\right)", [*x.args, n.args[1]]
+    if n.op is Op.SQRT and x.op in (Op.SUM, Op.DIV):
+        inner = x if x.op is Op.SUM else x.args[0]
+        square = inner.args[0] if inner.op is Op.SUM else inner
+        if square.op is Op.MUL and n is fn.norm(square.args[0]):
+            return r"\left\|%s\right\|", [square.args[0]]
+        if square.op is Op.MUL and n is fn.rms(square.args[0]):
+            return r"\operatorname{rms}\left(%s\right)", [square.args[0]]
+    if n.op is Op.DIV and x.op is Op.SUM and n.args[1] is fn.NUMEL:
+        return r"\operatorname{mean}\left(%s\right)", [x.args[0]]
+    return None
+
+
+def _last_two(product: Node) -> tuple[Node, Node]:
+    """b and weight of the `weight*(b - a)` in a lerp."""
+    weight, gap = product.args
+    return (gap.args[0] if gap.op is Op.SUB else gap), weight
+
+
+def _mean(a: Node, b: Node, weight: Node, texts: Mapping[Node, Spelling], named: set[Node]) -> str:
+    """lerp(a, b, weight) as a weighted mean: with 1 - beta for its weight it is beta a + (1 - beta) b."""
+
+    def times(factor: Spelling, x: Node) -> str:
+        both = [text if rank >= 7 else rf"\left({text}\right)" for text, rank in (factor, texts[x])]
+        return f"{both[0]}{DOT if both[1][0].isdigit() else ' '}{both[1]}"
+
+    if weight.op is Op.SUB and weight.args[0] is const(1) and weight not in named:
+        rest = texts[weight.args[1]]
+    else:
+        inner, rank = texts[weight]
+        rest = ("1 - " + (inner if rank > 6 else rf"\left({inner}\right)"), 6)
+    return f"{times(rest, a)} + {times(texts[weight], b)}"
+
+
+def _power(n: Node, named: set[Node]) -> tuple[Node, int]:
+    """x and k where a product is the chain x*x*…*x of k factors."""
+    count, base = 1, n.args[1]
+    while n.op is Op.MUL and n.args[1] is base and (count == 1 or n not in named):
+        count, n = count + 1, n.args[0]
+    return (base, count) if n is base else (base, 1)
+
+
+def _fact(letters: _Letters, n: Node, truth: bool) -> Spelling:
+    fact = letters.program.facts[n.value or ""]
+    subject = letters.write(fact.subject)
+    if fact.relation == "is" and fact.value is True:
+        return (subject if truth else rf"\text{{not }} {subject}"), (ATOM if truth else 3)
+    relation = (
+        RELATIONS[fact.relation] if truth else {"=": r"\ne", r"\ne": "="}.get(RELATIONS[fact.relation], "")
+    )
+    value = _number(float(fact.value)) if isinstance(fact.value, int | float) else _roman(str(fact.value))
+    if not relation:
+        return rf"\neg \left({subject} {RELATIONS[fact.relation]} {value}\right)", 3
+    return f"{subject} {relation} {value}", 4

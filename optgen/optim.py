@@ -22,6 +22,10 @@ from optgen.launch import BACKENDS, CODEC_OF, MODES, SUPPORTED, Launcher, Truths
 from optgen.options import checked, complete_group
 from optgen.saved import as_tuple, check_groups, counter_dtype, from_texts, load_entry, rule_text
 
+# torch wraps this method so that its compiler, if it should meet it, leaves it alone; the wrapper imports
+# that compiler on its first call, which takes a second before the first step.
+_add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+
 
 class Optimizer(torch.optim.Optimizer):
     """The base of every class that `optgen.optimizer` makes. `program` is the rule."""
@@ -83,7 +87,7 @@ class Optimizer(torch.optim.Optimizer):
         """Add a group of parameters with its own options, as torch does; a bad one changes nothing."""
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        super().add_param_group({**param_group, **self._check_group(param_group), "frozen": []})
+        _add_param_group(self, {**param_group, **self._check_group(param_group), "frozen": []})
 
     # Step
 

@@ -1,23 +1,30 @@
 """Program and storage to `Plan`: phases, what each loads and stores, and the bytes that they move.
 
-A phase is one sweep over the elements. A reduction ends one: what depends on its result comes in the
-next. What a later phase needs again it recomputes from stores or reads from a spill, whichever moves
-fewer bytes: for each phase that is a minimum vertex cut between the stores and what the phase must
-produce. Within a step a name means the unrounded value, so a later phase may read back a store that an
-earlier one wrote only where storage keeps every bit; the plan never changes results.
+A phase is one sweep over the elements. A reduction ends one: what depends on its result comes in a later
+one. What a later phase needs again it recomputes from stores or reads from a spill, whichever moves
+fewer bytes: for each phase that is a minimum vertex cut between what lies in memory and what the phase
+must produce. Within a step a name means the unrounded value, so a later phase may read back a store that
+an earlier one wrote only where storage keeps every bit; the plan never changes results.
+
+For one or two phases the plan moves the fewest bytes that any placement of stores and reductions and any
+choice of spills can. With more, the spills of each phase are chosen after those of the phases before it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain, combinations, product
 
 from optgen.codecs import CODECS, working
-from optgen.ir import REDUCTIONS, DType, Extent, Node, Op, Program, State, node, rewrite, toposort
+from optgen.ir import REDUCTIONS, DType, Extent, Node, Op, Program, State, const, node, rebuild, toposort
+from optgen.semantics import constant
 
-MAX_CHOICES = 8  # stores whose phase is chosen by trying every combination
+MAX_PLACEMENTS = 64  # beyond these only the earliest and the latest places are tried
+MAX_EXTRA = 4  # loads that a phase could add for the sake of spills; beyond these it adds none
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Plan:
     `real` is the working precision, `fp32` or `fp64`. `codecs` gives the storage form of every element
     store. `tensor_states` are one number per tensor, kept on the device; `finish` holds their new
     values, written after the last phase. `host` maps a state that the host computes to its scalar.
+    `unspilled` is what a step would move per element if nothing were spilled.
     """
 
     name: str
@@ -66,6 +74,7 @@ class Plan:
     phases: tuple[Phase, ...]
     slots: int
     spills: int
+    unspilled: int
     names: Mapping[Node, str]
 
     @property
@@ -91,7 +100,8 @@ class Plan:
         roots = [n for phase in self.phases for n in phase.roots()]
         for n in toposort([*roots, *self.finish.values(), *self.scalars, *self.host.values()]):
             numbers[n] = len(numbers)
-            lines.append(f"{n.op.name} {n.dtype.name} {[numbers[a] for a in n.args]} {n.value} {n.extent.name}")
+            args = [numbers[a] for a in n.args]
+            lines.append(f"{n.op.name} {n.dtype.name} {args} {n.value} {n.extent.name}")
         for phase in self.phases:
             lines.append(repr((phase.loads, [(k, numbers[n]) for k, n in phase.stores.items()])))
             lines.append(repr([(r.slot, r.op.name, numbers[r.operand]) for r in phase.reductions]))
@@ -99,280 +109,341 @@ class Plan:
         lines.append(repr([numbers[n] for n in self.scalars]))
         return "\n".join(lines)
 
+    def __str__(self) -> str:
+        """What each phase does and moves, and why it is done so."""
+        lines = [f"{self.name}: {len(self.phases)} phase(s), {self.bytes} bytes per element, {self.real}"]
+        for k, phase in enumerate(self.phases):
+            parts = [f"loads {', '.join(phase.loads) or 'nothing'}"]
+            parts += [f"stores {', '.join(phase.stores)}"] if phase.stores else []
+            parts += [f"r{r.slot} = {r.op.value}({r.operand!r})" for r in phase.reductions]
+            lines.append(f"phase {k}: {phase.bytes} bytes: {'; '.join(parts)}")
+            lines += [f"  {s} = {n!r}" for s, n in phase.stores.items() if s.startswith("#")]
+        if self.spills:
+            lines.append(f"spilled {self.spills}: without that, {self.unspilled} bytes per element")
+        elif len(self.phases) > 1:
+            lines.append("nothing is spilled: to recompute moves no more bytes")
+        return "\n".join(lines)
+
 
 def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
     """Schedule a lowered program (see `passes.lower`) for the given storage of `p`, `g` and its states.
 
-    Among the ways to place stores and to spill, the one that moves the fewest bytes wins; of equals, the
-    one that spills least.
+    Among the ways to place stores and reductions and to spill, the one that moves the fewest bytes wins;
+    of equals, the one that spills least, and then the one that writes earliest.
     """
     element = [k for k, s in program.states.items() if s.extent is Extent.ELEMENT]
     codecs = {s: codecs[s] for s in ("p", "g", *element)}
-    level, slots = _levels(program)
-    assigns = _finish_reductions(program, slots)
-    tensor = {k: n for k, n in assigns.items() if k in program.states and k not in element}
-    outputs = {k: n for k, n in assigns.items() if k not in tensor}
-    host = {k: n for k, n in tensor.items() if program.states[k].extent is Extent.STEP}
-    best = min(_candidates(outputs, slots, level, codecs), key=lambda schedule: schedule.cost)
+    graph = _Graph.of(program, codecs)
+    plain = [_Candidate(graph, placed) for placed in graph.placements()]
+    spilling = [other for candidate in plain for other in candidate.with_spills()]
+    best = min([*plain, *spilling], key=lambda candidate: candidate.cost)
+    host = {k: n for k, n in graph.tensor.items() if program.states[k].extent is Extent.STEP}
     return Plan(
         name=program.name,
-        real=working(list(codecs.values())),
+        real=graph.real,
         codecs=codecs,
         states=program.states,
         tensor_states=tuple(k for k, s in program.states.items() if s.extent is Extent.TENSOR),
-        finish={k: n for k, n in tensor.items() if k not in host},
+        finish={k: n for k, n in graph.tensor.items() if k not in host},
         scalars=program.scalars,
         host=host,
         phases=best.phases,
-        slots=len(slots),
+        slots=len(graph.ops),
         spills=len(best.spilled),
-        names={**best.names(program.names), **_name_bits(best.phases, codecs)},
+        unspilled=int(min(candidate.cost[0] for candidate in plain)),
+        names={**graph.names, **best.names},
     )
 
 
-def _name_bits(phases: Iterable[Phase], codecs: Mapping[str, str]) -> dict[Node, str]:
-    """Names for what codecs decode and encode, so that emitted code says `g` and `p_bits`."""
-    names: dict[Node, str] = {}
-    for phase in phases:
-        for s in phase.loads:
-            if s in codecs and CODECS[codecs[s]].raw is DType.U32:
-                names[CODECS[codecs[s]].load(s)] = s
-        for s, n in phase.stores.items():
-            if n.dtype is DType.U32:
-                names[n] = f"{s}_bits"
-    return names
+Item = str | int  # a store, or the slot of a reduction
 
 
-def _levels(program: Program) -> tuple[dict[Node, int], dict[Node, int]]:
-    """The earliest phase in which each node has a value, and a slot for each reduction.
+@dataclass
+class _Graph:
+    """A program whose reductions are replaced by slots, and what that makes of its order.
 
-    Both are in terms of nodes with reductions replaced by SLOT leaves; a slot's level is the phase
-    after the sweep that fills it.
+    `values` has what each element store holds after the step, and what each slot reduces; `waits` has the
+    slots that a node needs; `names` are the rule's.
     """
-    level: dict[Node, int] = {}
-    slots: dict[Node, int] = {}
-    done: dict[Node, Node] = {}
-    for n in toposort(program.assigns.values()):
-        args = tuple(done[a] for a in n.args)
-        new = n if args == n.args else node(n.op, *args, value=n.value, dtype=n.dtype, extent=n.extent)
-        below = max((level[a] for a in args), default=0)
-        if n.op in REDUCTIONS:
-            slots[new] = len(slots)
-            new = node(Op.SLOT, value=str(slots[new]))
-            below += 1
-        level[new] = below
-        done[n] = new
-    return level, slots
+
+    codecs: Mapping[str, str]
+    values: dict[Item, Node] = field(default_factory=dict)
+    tensor: dict[str, Node] = field(default_factory=dict)
+    ops: list[Op] = field(default_factory=list)
+    waits: dict[Node, frozenset[int]] = field(default_factory=dict)
+    names: dict[Node, str] = field(default_factory=dict)
+
+    @staticmethod
+    def of(program: Program, codecs: Mapping[str, str]) -> _Graph:
+        """The graph of a lowered program; slots are numbered in the order in which they can be filled."""
+        graph = _Graph(codecs)
+        order = toposort(program.assigns.values())
+        level: dict[Node, int] = {}
+        for n in order:
+            level[n] = max((level[a] for a in n.args), default=0) + (n.op in REDUCTIONS)
+        reductions = sorted((n for n in order if n.op in REDUCTIONS), key=level.__getitem__)
+        slot = {n: i for i, n in enumerate(reductions)}
+        done: dict[Node, Node] = {}
+        operands: dict[int, Node] = {}
+        for n in order:
+            new = rebuild(n, tuple(done[a] for a in n.args))
+            needs = frozenset[int]().union(*(graph.waits[done[a]] for a in n.args))
+            if n in slot:
+                operands[slot[n]] = new.args[0]
+                new, needs = node(Op.SLOT, value=str(slot[n])), frozenset([slot[n]])
+            done[n] = new
+            graph.waits[new] = needs
+        for target, n in program.assigns.items():
+            (graph.values if target in codecs else graph.tensor)[target] = done[n]
+        graph.values |= {i: operands[i] for i in range(len(reductions))}
+        graph.ops = [n.op for n in reductions]
+        graph.names = {done[n]: name for n, name in program.names.items() if n in done}
+        return graph
+
+    @property
+    def real(self) -> str:
+        """The working precision."""
+        return working(list(self.codecs.values()))
+
+    @property
+    def word(self) -> int:
+        """Bytes of a number in working precision."""
+        return CODECS[self.real].bytes
+
+    @cached_property
+    def order(self) -> list[Node]:
+        """Every node, arguments first."""
+        return toposort(self.values.values())
+
+    @cached_property
+    def windows(self) -> dict[Item, tuple[int, int]]:
+        """The first and the last phase that could write a store or fill a slot, of the fewest phases."""
+        first: dict[Item, int] = {}
+        for slot in range(len(self.ops)):  # a slot waits for those with smaller numbers only
+            first[slot] = self._after(self.values[slot], first)
+        for item, n in self.values.items():
+            first[item] = self._after(n, first)
+        final = max(first.values(), default=0)
+        last: dict[Item, int] = dict.fromkeys(self.values, final)
+        stores: list[Item] = [item for item in self.values if isinstance(item, str)]
+        for item in [*stores, *reversed(range(len(self.ops)))]:
+            for slot in self.waits[self.values[item]]:
+                last[slot] = min(last[slot], last[item] - 1)
+        return {item: (first[item], last[item]) for item in self.values}
+
+    def _after(self, n: Node, placed: Mapping[Item, int]) -> int:
+        """The first phase that can compute a node."""
+        return max((placed[slot] + 1 for slot in self.waits[n]), default=0)
+
+    def ready(self, placed: Mapping[Item, int]) -> dict[Node, int]:
+        """The first phase that can compute each node."""
+        return {n: self._after(n, placed) for n in self.order}
+
+    def placements(self) -> Iterator[dict[Item, int]]:
+        """Ways to say which phase writes each store and fills each slot, early ones first."""
+        windows = [range(first, last + 1) for first, last in self.windows.values()]
+        if math.prod(map(len, windows)) > MAX_PLACEMENTS:
+            yield {item: first for item, (first, _) in self.windows.items()}
+            windows = [window[-1:] for window in windows]
+        for choice in product(*windows):
+            placed = dict(zip(self.windows, choice, strict=True))
+            if all(placed[slot] < placed[i] for i, n in self.values.items() for slot in self.waits[n]):
+                yield placed
 
 
-def _finish_reductions(program: Program, slots: Mapping[Node, int]) -> dict[str, Node]:
-    """The program's assignments with every reduction replaced by its slot."""
-    order = list(slots)
+class _Candidate:
+    """A placement with the cheapest cut for each phase; with `extra` loads in a phase, spills may be.
 
-    def change(n: Node) -> Node | None:
-        return node(Op.SLOT, value=str(slots[n])) if n.op in REDUCTIONS and n in slots else None
-
-    done = rewrite([*order, *program.assigns.values()], change)
-    return {k: done[n] for k, n in program.assigns.items()}
-
-
-def _candidates(
-    outputs: Mapping[str, Node],
-    slots: Mapping[Node, int],
-    level: Mapping[Node, int],
-    codecs: Mapping[str, str],
-) -> Iterable[_Schedule]:
-    """Every schedule that works; with all stores written last and nothing spilled, one always does."""
-    for placed in _placements(outputs, level, slots):
-        for spill in (False, True):
-            try:
-                yield _Schedule(outputs, slots, level, codecs, placed, spill)
-            except _Infeasible:
-                continue
-
-
-def _placements(
-    outputs: Mapping[str, Node], level: Mapping[Node, int], slots: Mapping[Node, int]
-) -> Iterable[dict[str, int]]:
-    """Ways to say in which phase each store is written: as soon as its value is known, or last."""
-    last = _last(outputs, level, slots)
-    free = [k for k, n in outputs.items() if level[n] < last]
-    if len(free) > MAX_CHOICES:
-        choices: Iterable[Sequence[bool]] = [[True] * len(free), [False] * len(free)]
-    else:
-        choices = product((True, False), repeat=len(free))
-    for choice in choices:
-        early = dict(zip(free, choice, strict=True))
-        yield {k: level[n] if early.get(k) else last for k, n in outputs.items()}
-
-
-def _last(outputs: Mapping[str, Node], level: Mapping[Node, int], slots: Mapping[Node, int]) -> int:
-    return max([level[n] for n in outputs.values()] + [level[n.args[0]] for n in slots], default=0)
-
-
-class _Infeasible(Exception):
-    """A placement overwrites a store that a later phase still needs."""
-
-
-class _Schedule:
-    """One candidate: where each store is written, and the cheapest cut for each phase given that."""
+    `reads` says where each phase finds the nodes that it does not compute; `spilled` has the number of
+    each spill and the phase that writes it.
+    """
 
     def __init__(
         self,
-        outputs: Mapping[str, Node],
-        slots: Mapping[Node, int],
-        level: Mapping[Node, int],
-        codecs: Mapping[str, str],
-        placed: Mapping[str, int],
-        spill: bool,
+        graph: _Graph,
+        placed: Mapping[Item, int],
+        extra: Mapping[int, Collection[Node]] | None = None,
     ):
-        self.outputs, self.slots, self.level, self.codecs = outputs, slots, level, codecs
-        self.placed, self.spill = placed, spill
-        self.real = working(list(codecs.values()))
-        self.word = CODECS[self.real].bytes
-        self.spilled: dict[Node, int] = {}
-        self.renamed: dict[Node, Node] = {}
-        count = 1 + _last(outputs, level, slots)
-        cuts = [self._cut(k) for k in range(count)]
-        self.phases = tuple(self._phase(k, cuts[k]) for k in range(count))
-        self.cost = (sum(p.bytes for p in self.phases), len(self.spilled), len(self.phases))
+        self.graph, self.placed, self.extra = graph, placed, extra
+        self.ready = graph.ready(placed)
+        self.reads: list[dict[Node, str]] = []
+        self.computable: list[set[Node]] = []
+        self.spilled: dict[Node, tuple[int, int]] = {}
+        self.names: dict[Node, str] = {}
+        self.phases: tuple[Phase, ...] = ()
+        self.cost: tuple[float, int] = (math.inf, 0)
+        count = 1 + max(placed.values(), default=-1)
+        if all(self._cut(k) for k in range(count)):
+            self.phases = tuple(self._phase(k) for k in range(count))
+            self.cost = (sum(phase.bytes for phase in self.phases), len(self.spilled))
 
-    def _roots(self, k: int) -> list[Node]:
-        stores = [n for s, n in self.outputs.items() if self.placed[s] == k]
-        spills = [n for n in self.spilled if self.level[n] == k]
-        return stores + spills + [n.args[0] for n in self.slots if self.level[n.args[0]] == k]
+    def with_spills(self) -> Iterator[_Candidate]:
+        """The same placement with spills, and with loads that an early phase adds so that it can spill."""
+        last = max(self.placed.values(), default=0)
+        if self.phases and all(phase.bytes <= 2 * self.graph.word for phase in self.phases[1:]):
+            return  # to write a spill and read it back costs as much as all that it could save
+        loads = [n for n in self.graph.order if n.op is Op.LOAD and n.extent is Extent.ELEMENT]
+        missing = [
+            (k, n)
+            for k, reads in enumerate(self.reads[:last])
+            for n in loads
+            if n in self._memory(k) and n not in reads
+        ]
+        if len(missing) > MAX_EXTRA:
+            missing = []
+        for chosen in chain.from_iterable(combinations(missing, size) for size in range(len(missing) + 1)):
+            extra = {k: [n for j, n in chosen if j == k] for k in range(last)}
+            yield _Candidate(self.graph, self.placed, extra)
 
-    def _overwritten(self, k: int) -> dict[str, Node]:
-        """The stores that an earlier phase than k writes, and what it writes."""
-        return {s: n for s, n in self.outputs.items() if self.placed[s] < k}
+    def _memory(self, k: int) -> dict[Node, str]:
+        """The nodes that lie in stores when phase k runs, each with the cheapest store that has it."""
+        found: dict[Node, str] = {}
+        for s in self.graph.codecs:
+            if self.placed.get(s, k) >= k:
+                found.setdefault(node(Op.LOAD, value=s), s)
+        for s, codec in self.graph.codecs.items():
+            if self.placed.get(s, k) < k and CODECS[codec].keeps(self.graph.real):
+                n = self.graph.values[s]
+                if n not in found or self._bytes(found[n]) > self._bytes(s):
+                    found[n] = s
+        return found
 
-    def _cut(self, k: int) -> dict[Node, str]:
-        """For phase k: the nodes that it reads, each from a store or a spill; the rest it computes."""
-        roots = [n for n in self._roots(k) if n.extent is Extent.ELEMENT]
-        gone = self._overwritten(k)
-        price: dict[Node, int] = {}
-        where: dict[Node, str] = {}
+    def _cut(self, k: int) -> bool:
+        """Choose what phase k reads: stores, spills, and with them the spills that earlier phases write.
+
+        False where it needs what a store no longer has.
+        """
+        roots = [n for i, n in self.graph.values.items() if self.placed[i] == k]
+        roots = [n for n in roots if n.extent is Extent.ELEMENT]
         order = [n for n in toposort(roots) if n.extent is Extent.ELEMENT]
-        for n in order:
-            if n.op is Op.LOAD and n.value not in gone:
-                assert n.value is not None
-                price[n], where[n] = CODECS[self.codecs[n.value]].bytes * 1000, n.value
-            elif self.spill and 0 < k and self.level[n] < k and n.dtype is DType.REAL and n.op is not Op.LOAD:
-                price[n] = self.word * (1000 if n in self.spilled else 2000) + 1
-        members = set(order)
-        for s, n in gone.items():
-            kept = CODECS[self.codecs[s]].keeps(self.real)
-            if kept and n in members:
-                price[n], where[n] = CODECS[self.codecs[s]].bytes * 1000, s
-        for n in _minimum_cut(order, roots, price):
-            if n not in where:
-                self.spilled.setdefault(n, len(self.spilled))
-                where[n] = f"#{self.spilled[n]}"
-            price[n] = -1
-        return {n: s for n, s in where.items() if price[n] == -1}
+        memory, extra = self._memory(k), (self.extra or {}).get(k, ())
+        price = {n: 0 if n in extra else 1000 * self._bytes(memory[n]) for n in order if n in memory}
+        writer: dict[Node, int] = {}
+        for n in order if self.extra is not None else ():
+            phases = (j for j in range(self.ready[n], k) if n in self.computable[j])
+            phase = self.spilled[n][1] if n in self.spilled else next(phases, None)
+            if phase is not None and n.dtype is DType.REAL and n not in memory:
+                writer[n] = phase
+                price[n] = 1000 * self.graph.word * (1 if n in self.spilled else 2) + 1
+        cut = _minimum_cut(order, roots, price)
+        if cut is None:
+            return False
+        reads = {n: memory[n] for n in extra}
+        for n in cut:
+            if n not in memory:
+                self.spilled.setdefault(n, (len(self.spilled), writer[n]))
+            reads[n] = memory[n] if n in memory else f"#{self.spilled[n][0]}"
+        self.reads.append(reads)
+        found = set(reads)
+        for n in self.graph.order:
+            free = n.args or n.extent < Extent.ELEMENT
+            if free and self.ready[n] <= k and all(a in found for a in n.args):
+                found.add(n)
+        self.computable.append(found)
+        return True
 
-    def _phase(self, k: int, cut: Mapping[Node, str]) -> Phase:
-        values = {n: self._read(s) for n, s in cut.items()}
-        roots = self._roots(k)
-        computed = _above(roots, cut)
-        missing = [n for n in computed if n.op is Op.LOAD and n.extent is Extent.ELEMENT]
-        if missing:  # what this phase spills for a later one may need more than its own cut reads
-            gone = self._overwritten(k)
-            if any(n.value in gone for n in missing):
-                raise _Infeasible
-            values |= {n: self._read(n.value or "") for n in missing}
-        done: dict[Node, Node] = dict(values)
-        for n in toposort(roots):
-            if n in done or n not in computed:
-                continue
-            args = tuple(done[a] for a in n.args)
-            done[n] = n if args == n.args else node(n.op, *args, value=n.value, dtype=n.dtype, extent=n.extent)
-        self.renamed.update({n: done[n] for n in done if n not in self.renamed})
-        loads = tuple(dict.fromkeys([*cut.values(), *(n.value or "" for n in values if n not in cut)]))
-        loads = tuple(s for s in (*self.codecs, *(f"#{i}" for i in range(len(self.spilled)))) if s in loads)
+    def _phase(self, k: int) -> Phase:
+        """Phase k with its values in terms of raw loads."""
+        graph, reads = self.graph, self.reads[k]
+        here = {item: n for item, n in graph.values.items() if self.placed[item] == k}
+        spills = {f"#{i}": n for n, (i, phase) in self.spilled.items() if phase == k}
+        needed, used = _above([*here.values(), *spills.values()], reads)
+        done = {n: self._read(reads[n]) for n in used}
+        for n in needed:
+            done[n] = rebuild(n, tuple(done[a] for a in n.args))
         stores = {
-            s: CODECS[self.codecs[s]].encode(done[n]) for s, n in self.outputs.items() if self.placed[s] == k
+            s: _encode(graph.codecs[s], graph.real, done[n]) for s, n in here.items() if isinstance(s, str)
         }
-        stores |= {f"#{i}": done[n] for n, i in self.spilled.items() if self.level[n] == k}
-        reductions = tuple(
-            Reduction(i, n.op, done[n.args[0]]) for n, i in self.slots.items() if self.level[n.args[0]] == k
-        )
-        moved = sum(self._bytes(s) for s in loads) + sum(self._bytes(s) for s in stores)
-        return Phase(loads, stores, reductions, moved)
+        stores |= {s: done[n] for s, n in spills.items()}
+        slots = [i for i in here if isinstance(i, int)]
+        reductions = tuple(Reduction(i, graph.ops[i], done[here[i]]) for i in slots)
+        found = {reads[n] for n in used}
+        loads = tuple(s for s in (*graph.codecs, *(f"#{i}" for i in range(len(self.spilled)))) if s in found)
+        self.names |= {done[n]: graph.names[n] for n in needed if n in graph.names}
+        for s in (*loads, *stores):
+            if s in graph.codecs and CODECS[graph.codecs[s]].raw is DType.U32:
+                self.names[CODECS[graph.codecs[s]].load(s)] = s
+                if s in stores:
+                    self.names[stores[s]] = f"{s}_bits"
+        return Phase(loads, stores, reductions, sum(map(self._bytes, (*loads, *stores))))
 
     def _bytes(self, store: str) -> int:
-        return self.word if store.startswith("#") else CODECS[self.codecs[store]].bytes
+        return self.graph.word if store.startswith("#") else CODECS[self.graph.codecs[store]].bytes
 
     def _read(self, store: str) -> Node:
         if store.startswith("#"):
             return node(Op.SPILL, value=store)
-        return CODECS[self.codecs[store]].load(store)
-
-    def names(self, names: Mapping[Node, str]) -> dict[Node, str]:
-        return {self.renamed.get(n, n): name for n, name in names.items()}
+        codec = CODECS[self.graph.codecs[store]]
+        return node(Op.LOAD, value=store) if codec.keeps(self.graph.real) else codec.load(store)
 
 
-def _above(roots: Iterable[Node], cut: Mapping[Node, str]) -> dict[Node, None]:
-    """The nodes between the roots and a cut, the cut itself left out."""
+def _encode(codec: str, real: str, value: Node) -> Node:
+    """What to store for a value; what depends on nothing is worked out here."""
+    raw = value if CODECS[codec].keeps(real) else CODECS[codec].encode(value)
+    found = constant(raw) if raw.extent is Extent.CONST else None
+    return raw if found is None else const(float(found), raw.dtype)
+
+
+def _above(roots: Iterable[Node], cut: Collection[Node]) -> tuple[list[Node], list[Node]]:
+    """The nodes between the roots and a cut, arguments first, and the nodes of the cut that they reach."""
     seen: dict[Node, None] = {}
-    stack = [n for n in roots if n not in cut]
+    stack = list(roots)
     while stack:
         n = stack.pop()
         if n not in seen:
             seen[n] = None
-            stack.extend(a for a in n.args if a not in cut)
-    return seen
+            stack.extend(() if n in cut else n.args)
+    inside = [n for n in toposort(seen) if n in seen]
+    return [n for n in inside if n not in cut], [n for n in inside if n in cut]
 
 
-def _minimum_cut(order: Sequence[Node], roots: Sequence[Node], price: Mapping[Node, int]) -> list[Node]:
-    """The cheapest nodes whose values let every root be computed.
+def _minimum_cut(
+    order: Sequence[Node], roots: Sequence[Node], price: Mapping[Node, int]
+) -> list[Node] | None:
+    """The cheapest nodes whose values let every root be computed, or None where nodes with a price do not.
 
     A minimum vertex cut by augmenting paths (Edmonds and Karp, 1972): every node is an edge from its
     entrance to its exit with its price as capacity; leaves hang on the source, roots on the sink.
     """
     number = {n: i for i, n in enumerate(order)}
-    count = len(order)
-    source, sink = 2 * count, 2 * count + 1
-    residual: list[dict[int, float]] = [{} for _ in range(2 * count + 2)]
+    source, sink = 2 * len(order), 2 * len(order) + 1
+    residual: list[dict[int, float]] = [{} for _ in range(2 * len(order) + 2)]
 
-    def edge(a: int, b: int, capacity: float) -> None:
-        residual[a][b] = residual[a].get(b, 0) + capacity
-        residual[b].setdefault(a, 0)
+    def edge(start: int, end: int, capacity: float) -> None:
+        residual[start][end] = residual[start].get(end, 0) + capacity
+        residual[end].setdefault(start, 0)
 
-    endless = float("inf")
     for n, i in number.items():
-        edge(2 * i, 2 * i + 1, price.get(n, endless))
+        edge(2 * i, 2 * i + 1, price.get(n, math.inf))
         if n.op is Op.LOAD:
-            edge(source, 2 * i, endless)
+            edge(source, 2 * i, math.inf)
         for a in n.args:
             if a in number:
-                edge(2 * number[a] + 1, 2 * i, endless)
+                edge(2 * number[a] + 1, 2 * i, math.inf)
     for n in roots:
-        edge(2 * number[n] + 1, sink, endless)
-    while True:
-        parent = _search(residual, source)
-        if sink not in parent:
-            break
-        path, at = [], sink
-        while at != source:
-            path.append((parent[at], at))
-            at = parent[at]
-        flow = min(residual[a][b] for a, b in path)
-        if flow == endless:
-            raise _Infeasible
-        for a, b in path:
-            residual[a][b] -= flow
-            residual[b][a] += flow
+        edge(2 * number[n] + 1, sink, math.inf)
+    while sink in (parent := _search(residual, source)):
+        path, end = [], sink
+        while end != source:
+            path.append((parent[end], end))
+            end = parent[end]
+        flow = min(residual[start][end] for start, end in path)
+        if flow == math.inf:
+            return None
+        for start, end in path:
+            residual[start][end] -= flow
+            residual[end][start] += flow
     return [n for n, i in number.items() if 2 * i in parent and 2 * i + 1 not in parent]
 
 
 def _search(residual: Sequence[Mapping[int, float]], source: int) -> dict[int, int]:
+    """How a breadth-first search from the source reached each vertex."""
     parent = {source: source}
     queue = deque([source])
     while queue:
-        at = queue.popleft()
-        for to, capacity in residual[at].items():
-            if capacity > 0 and to not in parent:
-                parent[to] = at
-                queue.append(to)
+        start = queue.popleft()
+        for end, capacity in residual[start].items():
+            if capacity > 0 and end not in parent:
+                parent[end] = start
+                queue.append(end)
     return parent

@@ -19,6 +19,15 @@ def _where(condition: Any, a: Any, b: Any) -> Any:
     return np.where(condition, a, b)[()]
 
 
+def _maximum(a: Any, b: Any) -> Any:
+    """a where it is greater or NaN, else b: so of two zeros b, where np.maximum takes either."""
+    return _where(np.greater(a, b) | np.not_equal(a, a), a, b)
+
+
+def _minimum(a: Any, b: Any) -> Any:
+    return _where(np.less(a, b) | np.not_equal(a, a), a, b)
+
+
 MEANING: dict[Op, Callable[..., Any]] = {
     Op.ADD: np.add,
     Op.SUB: np.subtract,
@@ -34,8 +43,8 @@ MEANING: dict[Op, Callable[..., Any]] = {
     Op.TANH: np.tanh,
     Op.ATAN2: np.arctan2,
     Op.FLOOR: np.floor,
-    Op.MAXIMUM: np.maximum,
-    Op.MINIMUM: np.minimum,
+    Op.MAXIMUM: _maximum,
+    Op.MINIMUM: _minimum,
     Op.LT: np.less,
     Op.LE: np.less_equal,
     Op.EQ: np.equal,

@@ -14,14 +14,13 @@ from typing import Any
 
 from optgen import compose, library
 from optgen.errors import RuleError
-from optgen.ir import Extent, Fact, Program, Value
+from optgen.ir import Extent, Fact, Program, Value, load, toposort
 from optgen.passes import holds, lower
 from optgen.plan import Plan, plan
 
 DTYPES = ("fp32", "fp64", "bf16", "fp16")
 NDIM = 2  # of the tensors that a plan is shown for, where the rule asks
 EXAMINED = 1000  # combinations at most, before the search for valid ones gives up
-PARTNERS = {"before": "sgd", "after": "adamw"}  # rules that transforms are chained with
 Options = dict[str, Any]
 
 
@@ -55,17 +54,20 @@ def planned(program: Program, dtype: str = "fp32", state_dtype: str | None = Non
     return plan(lowered, {"p": dtype, "g": dtype, **dict.fromkeys(element, kept)})
 
 
-def runnable(program: Program) -> tuple[Program, str | None]:
-    """The program itself, or a transform chained with a shipped rule, and the name of that rule.
+def runnable(programs: Sequence[Program]) -> tuple[Program, str | None]:
+    """One program that can be trained with, and the name of the shipped rule that it needed for that.
+
+    Transforms without a rule get sgd, or adamw where one of them comes after a rule.
 
     Raises:
-        RuleError: the program reads a `u` that nothing gives.
+        RuleError: the programs make no chain.
     """
-    partner = PARTNERS.get(program.kind)
-    if partner is not None:
-        rule = library.rule(partner)
-        program = compose.chain(program, rule) if program.kind == "before" else compose.chain(rule, program)
-    return compose.complete(program), partner
+    parts, partner = list(programs), None
+    if all(part.kind != "rule" or load("u") in toposort(part.assigns.values()) for part in parts):
+        after = [i for i, part in enumerate(parts) if part.kind != "before"]
+        partner = "adamw" if after else "sgd"
+        parts.insert(min(after, default=len(parts)), library.rule(partner))
+    return compose.complete(compose.chain(*parts)), partner
 
 
 def assign(program: Program, texts: Iterable[str]) -> tuple[Program, list[str]]:
@@ -173,7 +175,7 @@ def _options(program: Program, changes: Mapping[str, Value]) -> Options:
         if not item:
             options[name] = value
             continue
-        items = list(options.get(name, program.hypers[name].default))
+        items: list[Any] = list(options[name] if name in options else default(program, name))
         items[int(item[:-1])] = value
         options[name] = tuple(items)
     return options

@@ -39,9 +39,14 @@ MODULES = [
     "library",
     "settings",
     "launch",
+    "options",
+    "saved",
     "optim",
+    "trial",
     "check",
     "demo",
+    "tables",
+    "arguments",
     "cli",
     "__main__",
 ]
@@ -56,7 +61,7 @@ OUTSIDE = {
     "triton": AFTER_LAUNCH | {"backends.triton", "backends.ahead", "cache"},
     "sympy": {"algebra"},
     "mpmath": {"algebra"},  # sympy's own arithmetic
-    "rich": {"check", "demo", "cli"},
+    "rich": {"demo", "tables", "cli"},
     "matplotlib": {"demo"},
     "sklearn": {"demo"},
 }
@@ -129,6 +134,7 @@ LIGHT = [
     "optgen.backends.emit",
     "optgen.backends.numpy",
     "optgen.library",
+    "optgen.cli",
 ]
 
 

@@ -104,7 +104,9 @@ def _compile(
     gpu = _gpu_target(target)
     signature = {**tables, **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(getattr(module, name), signature=signature, constexprs=dict(constants))
-    options = {"num_warps": WARPS, "enable_fp_fusion": math_mode == "fast"}
+    # The same number of threads everywhere: a wave of a CDNA GPU has 64 of them.
+    warps = 32 * WARPS // gpu.warp_size
+    options = {"num_warps": warps, "enable_fp_fusion": math_mode == "fast"}
     start = time.perf_counter()
     built = triton.compile(source, target=gpu, options=options)
     seconds = time.perf_counter() - start
@@ -114,7 +116,7 @@ def _compile(
         return Report(name, target, registers, spilled, (), (), None, None, seconds)
     lines = _unmasked_lines(Path(module.__file__ or "").read_text(encoding="utf-8"), name)
     loads, stores = _accesses(built.asm["ptx" if cuda else "amdgcn"], lines, cuda)
-    threads = WARPS * gpu.warp_size
+    threads = warps * gpu.warp_size
     found = sum(loads + stores) / 8 * threads / BLOCK
     return Report(name, target, registers, spilled, tuple(loads), tuple(stores), planned, found, seconds)
 
@@ -123,7 +125,7 @@ def _unmasked_lines(source: str, kernel: str) -> range:
     """The lines of the path for whole, aligned blocks in a kernel's source."""
     lines = source.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"def {kernel}("))
-    first = next((i for i in range(start, len(lines)) if "if aligned_" in lines[i]), len(lines))
+    first = next((i for i in range(start, len(lines)) if "if aligned &" in lines[i]), len(lines))
     last = next((i for i in range(first, len(lines)) if lines[i].strip() == "else:"), len(lines))
     return range(first + 2, last + 1)  # counted from 1
 
@@ -147,12 +149,16 @@ def _ptx_usage(ptx: str, target: str) -> tuple[int, int]:
     specification = importlib.util.find_spec("triton.backends.nvidia")
     assert specification is not None
     assert specification.submodule_search_locations is not None
-    tool = Path(next(iter(specification.submodule_search_locations))) / "bin" / "ptxas"
-    arch = re.search(r"^\s*\.target\s+(\w+)", ptx, re.M)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.ptx"
+    folder = Path(next(iter(specification.submodule_search_locations))) / "bin"
+    found = re.search(r"^\s*\.target\s+(\w+)", ptx, re.M)
+    arch = found[1] if found else target
+    # Triton ships a second, newer assembler for what its first does not know.
+    newer = folder / "ptxas-blackwell"
+    tool = newer if int(re.sub(r"\D", "", arch)) >= 100 and newer.exists() else folder / "ptxas"
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "kernel.ptx"
         path.write_text(ptx)
-        command = [tool, "-v", f"--gpu-name={arch[1] if arch else target}", path, "-o", f"{path}.cubin"]
+        command: list[str | Path] = [tool, "-v", f"--gpu-name={arch}", path, "-o", f"{path}.cubin"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     used = re.search(r"Used (\d+) registers", said)
     spills = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)]

@@ -1,75 +1,159 @@
 """Nodes to source text, for every back end that compiles: a back end is a table from op to text.
 
-In: the values that a kernel body must produce and a spelling for each op. Out: lines and an expression
-for each value. Names come from the rule, so that the emitted kernel reads like it.
+In: the values that a function must produce, names for the leaves, and a spelling for each op. Out: lines
+and an expression for each value. Names come from the rule, so that the emitted kernel reads like it.
 """
 
 from __future__ import annotations
 
+import builtins
 import keyword
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from optgen.ir import ATOM, INFIX, LEAVES, DType, Node, Op, Spelling, infix, name_nodes, toposort
+from optgen.backends import Layout
+from optgen.ir import ATOM, INFIX, LEAVES, DType, Extent, Node, Op, Spelling, infix, name_nodes, toposort
+from optgen.plan import Phase, Plan
 
 Spell = Callable[[Node, Sequence[Spelling]], Spelling]
+PYTHON = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins)})
+ACCENTS = {"\u0302": "_hat", "\u0303": "_tilde", "\u0304": "_bar", "\u0307": "_dot"}
+BITWISE = 3  # the rank of an operator that Python binds otherwise than one would read it: bracket it
 
 
 def identifier(name: str) -> str:
-    """An ASCII identifier for a name of the rule: `β1` becomes `beta1`, `v[0]` becomes `v_0`."""
+    """An ASCII identifier for a name of the rule: `β1` becomes `beta1`, `v[0]` becomes `v_0`.
+
+    Two names may become one identifier; `Names` and `write` tell them apart.
+    """
     text = ""
-    for c in name.replace("[", "_").replace("]", ""):
-        letter = unicodedata.name(c, "x").rsplit(" ", 1)[-1].lower() if not c.isascii() else c
-        text += letter if (text + letter).isidentifier() else "x"
-    return text + "_" if keyword.iskeyword(text) or keyword.issoftkeyword(text) else text
+    for c in unicodedata.normalize("NFKD", name.replace("[", "_").replace("]", "")):
+        if c.isascii():
+            letter = c
+        elif unicodedata.combining(c):
+            letter = ACCENTS.get(c, "")
+        else:
+            letter = unicodedata.name(c, "x").rsplit(" ", 1)[-1].lower()
+        text += letter if (text + letter).isidentifier() or not letter else "x"
+    return text
 
 
-def leaf_name(n: Node) -> str:
-    """The variable that a kernel holds a leaf in."""
-    value = n.value or ""
-    if n.op is Op.SCALAR:
-        return f"s{value}"
-    if n.op is Op.SLOT:
-        return f"r{value}"
-    if n.op is Op.SPILL:
-        return f"x{value[1:]}"
-    return identifier(value) + ("_bits" if n.dtype is DType.U32 else "")
+class Names:
+    """What the variables of one plan's kernels are called, no two of them alike.
+
+    Args:
+        plan: what the kernels do.
+        reserved: what the back end itself calls things.
+        forms: what a back end makes of a store's name, such as `{}_at`; all of them are kept free.
+    """
+
+    def __init__(self, plan: Plan, reserved: Iterable[str], forms: Sequence[str] = ()):
+        numbers = range(max(len(plan.scalars), plan.slots))
+        self.taken = {*PYTHON, *reserved, *(f"{kind}{i}" for kind in ("s", "r", "sum") for i in numbers)}
+        self.taken |= {f"update{k}" for k in range(len(plan.phases))}
+        self.stores: dict[str, str] = {}
+        for store in (*(f"#{i}" for i in range(plan.spills)), *plan.codecs, *plan.tensor_states):
+            stem = name = f"x{store[1:]}" if store.startswith("#") else identifier(store)
+            number = 0
+            while not self.taken.isdisjoint(
+                made := {form.format(name) for form in ("{}", "{}_bits", *forms)}
+            ):
+                number += 1
+                name = f"{stem}_{number}"
+            self.taken |= made
+            self.stores[store] = name
+
+    def leaf(self, n: Node) -> str:
+        """The variable that holds a leaf."""
+        value = n.value or ""
+        if n.op in (Op.SCALAR, Op.SLOT):
+            return f"{'s' if n.op is Op.SCALAR else 'r'}{value}"
+        return self.stores[value] + ("_bits" if n.dtype is DType.U32 else "")
+
+
+def leaves(roots: Iterable[Node], stores: Sequence[str]) -> list[Node]:
+    """The leaves that have variables: values of stores in their order, tensor states, slots, scalars."""
+
+    def place(n: Node) -> tuple[int, int]:
+        if n.extent is Extent.ELEMENT:
+            return 0, stores.index(n.value or "")
+        kind = {Op.LOAD: 1, Op.SLOT: 2, Op.SCALAR: 3}[n.op]
+        return kind, 0 if n.op is Op.LOAD else int(n.value or 0)
+
+    return sorted((n for n in toposort(roots) if n.op in LEAVES and n.op is not Op.CONST), key=place)
 
 
 def write(
     roots: Sequence[Node],
-    names: Mapping[Node, str],
+    rule_names: Mapping[Node, str],
+    names: Names,
     spell: Spell,
     reserved: Iterable[str] = (),
-    atoms: frozenset[Op] = frozenset(),
 ) -> tuple[list[str], list[str]]:
     """Statements that compute the roots, and the expression of each root after them.
 
-    `spell` gives the text of constants and of everything that is not a plain infix operator; ops in
-    `atoms` get only names and constants as arguments.
+    `spell` gives the text of constants and of everything that is not a plain infix operator; no variable
+    gets a name in `reserved`.
     """
     order = toposort(roots)
-    leaves = {leaf_name(n) for n in order if n.op in LEAVES and n.op is not Op.CONST}
-    always = {a for n in order if n.op in atoms for a in n.args}
-    plain = {n: identifier(name) for n, name in names.items()}
-    chosen = name_nodes(roots, plain, {*leaves, *reserved}, always)
+    variables = {names.leaf(n) for n in order if n.op in LEAVES and n.op is not Op.CONST}
+    plain = {n: identifier(name) for n, name in rule_names.items()}
+    bits = {a for n in order if n.op is Op.WHERE and n.dtype is DType.U32 for a in n.args if a.args}
+    chosen = name_nodes(roots, plain, {*PYTHON, *variables, *reserved}, bits)
     texts: dict[Node, Spelling] = {}
     lines = []
     for n in order:
-        args = [texts[a] for a in n.args]
         if n.op in LEAVES and n.op is not Op.CONST:
-            texts[n] = (leaf_name(n), ATOM)
+            texts[n] = (names.leaf(n), ATOM)
         else:
-            texts[n] = spell(n, args)
+            texts[n] = spell(n, [texts[a] for a in n.args])
         if n in chosen and not texts[n][0].isidentifier():
             lines.append(f"{chosen[n]} = {texts[n][0]}")
             texts[n] = (chosen[n], ATOM)
     return lines, [texts[n][0] for n in roots]
 
 
+def update(k: int, phase: Phase, plan: Plan, names: Names, spell: Spell, reserved: Iterable[str]) -> str:
+    """The arithmetic of phase k as a function from values of leaves to what is stored and reduced."""
+    arguments = ", ".join(map(names.leaf, leaves(phase.roots(), phase.loads)))
+    body, results = write(phase.roots(), plan.names, names, spell, reserved)
+    return f"def update{k}({arguments}):\n" + indent([*body, f"return {', '.join(results)}"], 1)
+
+
 def spell_infix(n: Node, args: Sequence[Spelling]) -> Spelling:
     """An infix operator as Python writes it."""
     return infix(n.op.value, INFIX[n.op], args[0], args[1])
+
+
+def spell_bitwise(n: Node, args: Sequence[Spelling]) -> Spelling:
+    """An operator on bits, or on truth values that are all computed."""
+    symbol = {Op.AND: "&", Op.OR: "|"}.get(n.op, n.op.value)
+    return f"{bracket(args[0])} {symbol} {bracket(args[1])}", BITWISE
+
+
+def bracket(spelling: Spelling) -> str:
+    """A text that may stand beside any operator."""
+    return spelling[0] if spelling[1] == ATOM else f"({spelling[0]})"
+
+
+def u32(value: float) -> str:
+    """A constant of bits: masks in hexadecimal, counts of bits as they are."""
+    return f"{int(value):#x}" if value > 31 else str(int(value))
+
+
+def header(layout: Layout, math_mode: str) -> str:
+    """The docstring of an emitted module: what it is, and what the host computes for it."""
+    plan = layout.plan
+    dims = f", {layout.dims} strides" if layout.dims else ""
+    lines = [f'"""{plan.name}: {plan.bytes} bytes per element, {plan.real}, math={math_mode}{dims}.']
+    for k, phase in enumerate(plan.phases):
+        stored = f"; stores {', '.join(phase.stores)}" if phase.stores else ""
+        reduced = ", ".join(f"r{r.slot} = {r.op.value}" for r in phase.reductions)
+        lines.append(f"Phase {k} loads {', '.join(phase.loads)}{stored}{'; ' + reduced if reduced else ''}.")
+    if plan.scalars:
+        lines += ["", "Scalars, which the host computes in float64:"]
+        lines += [f"    s{i} = {scalar!r}" for i, scalar in enumerate(plan.scalars)]
+    return "\n".join(lines) + '\n"""\n'
 
 
 def indent(lines: Iterable[str], depth: int) -> str:

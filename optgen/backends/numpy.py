@@ -6,29 +6,38 @@ number for each scalar and each tensor state. Out: the arrays, updated in place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from optgen.ir import DType, Extent, Node, Op
-from optgen.plan import Plan
+from optgen.backends import Layout
+from optgen.backends.emit import Names, header, indent, write
+from optgen.ir import DType, Extent, Node, Op, spell
+from optgen.plan import Plan, Reduction
 from optgen.semantics import MEANING, evaluate
 
 REAL: dict[str, type[np.floating]] = {"fp32": np.float32, "fp64": np.float64}
 RAW = {"fp64": np.float64, "fp32": np.float32, "bf16": np.uint16, "fp16": np.uint16}
 
 
+def reduce(reduction: Reduction, operand: np.ndarray) -> float:
+    """A reduction over one tensor, in float64."""
+    return float(MEANING[reduction.op](operand))
+
+
+@np.errstate(all="ignore")
 def run(
     plan: Plan,
     stores: Mapping[str, np.ndarray],
     scalars: Sequence[float],
     tensor_states: Mapping[str, np.ndarray] | None = None,
+    reduce: Callable[[Reduction, np.ndarray], float] = reduce,
 ) -> None:
     """One step over one tensor, phase by phase, in place.
 
     `stores` are arrays of one shape; `scalars` are float64 and rounded here once; `tensor_states` are
-    0-d arrays. Empty tensors are the caller's to leave out.
+    0-d arrays; `reduce` may bring in what lies elsewhere. Empty tensors are the caller's to leave out.
     """
     real = REAL[plan.real]
     tensor_states = tensor_states or {}
@@ -52,25 +61,28 @@ def run(
         values = evaluate(phase.roots(), leaf, real)
         for name, n in phase.stores.items():
             if name.startswith("#"):
-                temporary[name] = np.broadcast_to(values[n], stores["p"].shape).copy()
+                temporary[name] = values[n]
             else:
                 stores[name][...] = values[n]
-        with np.errstate(all="ignore"):
-            for r in phase.reductions:
-                slots[str(r.slot)] = MEANING[r.op](values[r.operand])
+        for r in phase.reductions:
+            slots[str(r.slot)] = reduce(r, values[r.operand])
     finished = evaluate(plan.finish.values(), leaf, real)
     for name, n in plan.finish.items():
         tensor_states[name][...] = finished[n]
 
 
 def emit(plan: Plan) -> str:
-    """The plan as the reference walks it, one operation a line."""
-    lines = [f"# {plan.name}: the reference interprets these nodes, phase by phase, in {plan.real}"]
-    for i, scalar in enumerate(plan.scalars):
-        lines.append(f"s{i} = {scalar!r}  # float64, on the host")
+    """The plan as the reference walks it, in the notation of rules."""
+    names = Names(plan, ())
+    parts = [header(Layout(plan), "exact")]
     for k, phase in enumerate(plan.phases):
-        lines += ["", f"# phase {k}: load {', '.join(phase.loads)}"]
-        lines += [f"{name} <- {n!r}" for name, n in phase.stores.items()]
-        lines += [f"r{r.slot} = {r.op.value}({r.operand!r})" for r in phase.reductions]
-    lines += [f"{name} <- {n!r}" for name, n in plan.finish.items()]
-    return "\n".join(lines) + "\n"
+        lines, results = write(phase.roots(), plan.names, names, spell)
+        lines += [f"{s} <- {result}" for s, result in zip(phase.stores, results, strict=False)]
+        reduced = zip(phase.reductions, results[len(phase.stores) :], strict=True)
+        lines += [f"r{r.slot} = {r.op.value}({result})" for r, result in reduced]
+        parts.append(f"# phase {k}: load {', '.join(phase.loads)}\n" + indent(lines, 0))
+    if plan.finish:
+        lines, results = write(list(plan.finish.values()), plan.names, names, spell)
+        lines += [f"{s} <- {result}" for s, result in zip(plan.finish, results, strict=True)]
+        parts.append("# after the last phase\n" + indent(lines, 0))
+    return "\n".join(parts)

@@ -1,38 +1,56 @@
 """A plan as Triton source: one multi-tensor kernel per phase.
 
-In: a layout. Out: the source of a module (`emit`), a `Kernel` that launches it (`TritonKernel`), and
-ahead-of-time compilation that needs no GPU (`compile_ahead`).
+In: a layout. Out: the source of a module (`emit`), and a `Kernel` that launches it (`TritonKernel`).
+`ahead` compiles the same source where there is no GPU.
 
 A program instance updates one chunk of one tensor, block by block. A block that lies whole inside an
 aligned tensor takes the path without a mask, whose loads and stores are 128 bits wide; tails and
 misaligned views take the masked one. Addresses are read from a table, so nothing about a launch is an
-integer argument that Triton would specialise on. `math="exact"` divides and takes roots as IEEE says
-and contracts nothing. Launch options were read off the registers and widths of the compiled code: see
-`benchmarks/` and `optgen compile`.
+integer argument that Triton would specialise on, and offsets are int64. `math="exact"` divides and takes
+roots as IEEE says and contracts nothing; `math="fast"` leaves both to Triton's own `/` and `tl.sqrt`.
+`BLOCK` and `WARPS` were read off the registers and widths of the compiled code.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import re
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
-from optgen.backends import Layout, Tables
-from optgen.backends.emit import Spell, identifier, indent, leaf_name, spell_infix, write
-from optgen.codecs import CODECS
-from optgen.ir import ATOM, LEAVES, DType, Extent, Node, Op, Spelling, toposort
-from optgen.plan import Phase
+import numpy as np
+
+from optgen.backends import MAX_DIMS, Layout, Tables
+from optgen.backends.emit import (
+    Names,
+    Spell,
+    bracket,
+    header,
+    indent,
+    leaves,
+    spell_bitwise,
+    spell_infix,
+    u32,
+    update,
+    write,
+)
+from optgen.ir import ATOM, DType, Extent, Node, Op, Spelling, toposort
+from optgen.plan import Phase, Reduction
 
 BLOCK = 512  # 4 elements a thread: 128 bits of float32, and at most 64 registers
 BLOCKS = 16
 COMBINE_BLOCK = 256
 WARPS = 4
 TYPES = {"fp64": "tl.float64", "fp32": "tl.float32", "bf16": "tl.uint16", "fp16": "tl.uint16"}
+ARGUMENTS = "tensors, chunks, scalars, partials, slots"
+GLOBALS = {"tl", "triton", "maximum", "minimum"}
+LOCALS = {
+    *GLOBALS, *ARGUMENTS.split(", "),
+    "chunk", "tensor", "start", "entry", "numel", "row", "lane", "aligned", "block", "base", "mask", "rest",
+    "index", "first", "count", "total", "done", "at", "part", *(f"size{d}" for d in range(MAX_DIMS)),
+}  # fmt: skip
+FORMS = ("{}_ptr", "{}_at", "{}_new", *(f"{{}}_stride{d}" for d in range(MAX_DIMS)))
 
 
 def interpreting() -> bool:
@@ -43,38 +61,32 @@ def interpreting() -> bool:
 def speller(real: str, math_mode: str) -> Spell:
     """How Triton spells each op in working precision `real` (`fp32` or `fp64`)."""
     kinds = {DType.REAL: TYPES[real], DType.F32: "tl.float32", DType.U32: "tl.uint32", DType.BOOL: "tl.int1"}
-    calls = {Op.ABS: "tl.abs", Op.SQRT: "tl.sqrt", Op.EXP: "tl.exp", Op.LOG: "tl.log", Op.FLOOR: "tl.floor"}
     # tl.div_rn and tl.sqrt_rn refuse float64, where `/` and tl.sqrt are IEEE's already.
     rounded = math_mode == "exact" and real == "fp32"
-    if rounded:
-        calls[Op.SQRT] = "tl.sqrt_rn"
+    calls = {
+        Op.ABS: "tl.abs", Op.SQRT: "tl.sqrt_rn" if rounded else "tl.sqrt", Op.EXP: "tl.exp",
+        Op.LOG: "tl.log", Op.FLOOR: "tl.floor", Op.WHERE: "tl.where",
+        Op.MAXIMUM: "maximum", Op.MINIMUM: "minimum",
+    } | ({Op.DIV: "tl.div_rn"} if rounded else {})  # fmt: skip
 
     def spell(n: Node, args: Sequence[Spelling]) -> Spelling:
-        texts = [t for t, _ in args]
+        texts = [text for text, _ in args]
         kind = kinds[n.dtype]
         if n.op is Op.CONST:
             return _constant(n, kind), ATOM
         if n.op in calls:
-            return f"{calls[n.op]}({texts[0]})", ATOM
-        if n.op is Op.WHERE:
-            return f"tl.where({', '.join(texts)})", ATOM
-        if n.op in (Op.MAXIMUM, Op.MINIMUM):
-            return f"tl.{n.op.value}({texts[0]}, {texts[1]}, propagate_nan=tl.PropagateNan.ALL)", ATOM
-        if n.op is Op.DIV and rounded:
-            return f"tl.div_rn({texts[0]}, {texts[1]})", ATOM
+            return f"{calls[n.op]}({', '.join(texts)})", ATOM
         if n.op is Op.NEG:  # Triton's own minus is 0 - x, which loses the sign of a zero
             return f"{texts[0] if args[0][1] > 7 else f'({texts[0]})'}*-1.0", 7
         if n.op is Op.NOT:
-            return f"({texts[0]} == 0)", ATOM
+            return f"{bracket(args[0])} == 0", 4
         if n.op is Op.CAST:
             source = kinds[n.args[0].dtype]
-            return args[0] if source == kind else (f"{_bracket(args[0])}.to({kind})", ATOM)
+            return args[0] if source == kind else (f"{bracket(args[0])}.to({kind})", ATOM)
         if n.op in (Op.BITS, Op.FLOAT):
-            return f"{_bracket(args[0])}.to({kind}, bitcast=True)", ATOM
-        if n.op in (Op.AND, Op.OR):
-            return f"({_bracket(args[0])} {'&' if n.op is Op.AND else '|'} {_bracket(args[1])})", ATOM
-        if n.op in (Op.SHL, Op.SHR):
-            return f"({_bracket(args[0])} {n.op.value} {_bracket(args[1])})", ATOM
+            return f"{bracket(args[0])}.to({kind}, bitcast=True)", ATOM
+        if n.op in (Op.AND, Op.OR, Op.SHL, Op.SHR):
+            return spell_bitwise(n, args)
         return spell_infix(n, args)
 
     return spell
@@ -85,220 +97,185 @@ def _constant(n: Node, kind: str) -> str:
     if n.dtype is DType.BOOL:
         return str(bool(n.number))
     if n.dtype is DType.U32:
-        return f"{int(n.number):#x}"
+        return u32(n.number)
     text = repr(n.number) if math.isfinite(n.number) else f'float("{n.number}")'
     return f"tl.full((), {text}, tl.float64)" if kind == "tl.float64" else text
 
 
-def _bracket(spelling: Spelling) -> str:
-    return spelling[0] if spelling[1] == ATOM else f"({spelling[0]})"
+def _plus(base: str, offset: int) -> str:
+    """An address some columns further on."""
+    return f"{base} + {offset}" if offset else base
 
 
 def emit(layout: Layout, math_mode: str = "exact") -> str:
     """The source of a module with `sweep<k>` for every phase, `combine` and `finish`."""
     plan = layout.plan
-    parts = [
-        f'''\
-"""{plan.name}: {len(plan.phases)} phase(s), {plan.bytes} bytes per element, {plan.real}, math={math_mode}."""
-
-import triton
-import triton.language as tl
-'''
-    ]
-    if any(r.op is Op.AMAX for phase in plan.phases for r in phase.reductions):
-        parts.append(
-            "@triton.jit\ndef greater(a, b):\n    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)\n"
-        )
+    names = Names(plan, LOCALS, FORMS)
+    spell = speller(plan.real, math_mode)
+    parts = [f"{header(layout, math_mode)}\nimport triton\nimport triton.language as tl\n"]
+    roots = [*plan.finish.values(), *(n for phase in plan.phases for n in phase.roots())]
+    ops = {n.op for n in toposort(roots)} | {r.op for phase in plan.phases for r in phase.reductions}
+    # Of two zeros both give b, on every machine, and a NaN where there is one; tl.maximum says neither.
+    if ops & {Op.MAXIMUM, Op.AMAX}:
+        parts.append("@triton.jit\ndef maximum(a, b):\n    return tl.where((a > b) | (a != a), a, b)\n")
+    if Op.MINIMUM in ops:
+        parts.append("@triton.jit\ndef minimum(a, b):\n    return tl.where((a < b) | (a != a), a, b)\n")
     for k, phase in enumerate(plan.phases):
-        parts.append(_update(layout, k, phase, math_mode))
-        parts.append(_sweep(layout, k, phase))
+        parts.append("@triton.jit\n" + update(k, phase, plan, names, spell, GLOBALS))
+        parts.append("@triton.jit\n" + _sweep(layout, k, phase, names))
     if plan.slots:
-        parts.append(_combine(layout))
+        parts.append("@triton.jit\n" + _combine(layout))
     if plan.finish:
-        parts.append(_finish(layout, math_mode))
+        parts.append("@triton.jit\n" + _finish(layout, names, spell))
     return "\n\n".join(parts)
 
 
-def _leaves(roots: Sequence[Node]) -> list[Node]:
-    return [n for n in toposort(roots) if n.op in LEAVES and n.op is not Op.CONST]
-
-
-def _variable(store: str) -> str:
-    return f"x{store[1:]}" if store.startswith("#") else identifier(store)
-
-
-def _update(layout: Layout, k: int, phase: Phase, math_mode: str) -> str:
-    """The arithmetic of one phase on one block, as a function of its own."""
-    leaves = _leaves(phase.roots())
-    spell = speller(layout.plan.real, math_mode)
-    body, results = write(phase.roots(), layout.plan.names, spell, {"tl", "triton"})
-    arguments = ", ".join(leaf_name(n) for n in leaves)
-    text = f"@triton.jit\ndef update{k}({arguments}):\n"
-    return text + indent([*body, f"return {', '.join(results)}"], 1)
-
-
-def _read_scalars(layout: Layout, leaves: Sequence[Node]) -> list[str]:
+def _read(layout: Layout, names: Names, found: Iterable[Node]) -> list[str]:
+    """Lines that read a tensor's scalars, finished reductions and states."""
     plan, columns = layout.plan, layout.columns
     real = TYPES[plan.real]
     lines = []
-    for n in leaves:
+    if any(n.op is Op.SCALAR for n in found):
+        lines.append(f"row = scalars + tl.load({_plus('entry', columns['@row'])})*{len(plan.scalars)}")
+    for n in found:
         if n.op is Op.SCALAR:
-            truth = " != 0" if n.dtype is DType.BOOL else ""
-            lines.append(f"{leaf_name(n)} = tl.load(scalars + row_ * {len(plan.scalars)} + {n.value}){truth}")
+            value = f"tl.load({_plus('row', int(n.value or 0))})" + (" != 0" if n.dtype is DType.BOOL else "")
         elif n.op is Op.SLOT:
-            lines.append(f"{leaf_name(n)} = tl.load(slots + tensor_ * {plan.slots} + {n.value}).to({real})")
-        elif n.op is Op.LOAD and n.extent is Extent.TENSOR:
-            address = f"tl.load(entry_ + {columns[n.value or '']}).to(tl.pointer_type({real}))"
-            lines.append(f"{leaf_name(n)} = tl.load({address})")
+            value = f"tl.load({_plus(f'slots + tensor*{plan.slots}', int(n.value or 0))}).to({real})"
+        elif n.extent is Extent.TENSOR:
+            value = f"tl.load({_pointer(layout, n.value or '', real)})"
+        else:
+            continue
+        lines.append(f"{names.leaf(n)} = {value}")
     return lines
 
 
-ARGUMENTS = "tensors, chunks, scalars, partials, slots"
+def _pointer(layout: Layout, store: str, kind: str) -> str:
+    """The address of a store, from the table."""
+    return f"tl.load({_plus('entry', layout.columns[store])}).to(tl.pointer_type({kind}))"
 
 
-def _sweep(layout: Layout, k: int, phase: Phase) -> str:
+def _empty(r: Reduction) -> str:
+    return "0.0" if r.op is Op.SUM else 'float("-inf")'
+
+
+def _sweep(layout: Layout, k: int, phase: Phase, names: Names) -> str:
     """One phase over every chunk: addresses, loads, `update`, stores."""
     plan, columns = layout.plan, layout.columns
-    touched = list(dict.fromkeys([*phase.loads, *phase.stores]))
-    leaves = _leaves(phase.roots())
+    touched = {s: names.stores[s] for s in dict.fromkeys([*phase.loads, *phase.stores])}
+    found = leaves(phase.roots(), phase.loads)
     lines = [
-        "chunk_ = tl.program_id(0).to(tl.int64)",
-        "tensor_ = tl.load(chunks + chunk_ * 2)",
-        "start_ = tl.load(chunks + chunk_ * 2 + 1)",
-        f"entry_ = tensors + tensor_ * {layout.width}",
-        f"numel_ = tl.load(entry_ + {columns['@numel']})",
+        "chunk = tl.program_id(0).to(tl.int64)",
+        "tensor = tl.load(chunks + chunk*2)",
+        "start = tl.load(chunks + chunk*2 + 1)",
+        f"entry = tensors + tensor*{layout.width}",
+        f"numel = tl.load({_plus('entry', columns['@numel'])})",
+        *_read(layout, names, found),
     ]
-    if any(n.op is Op.SCALAR for n in leaves):
-        lines.append(f"row_ = tl.load(entry_ + {columns['@row']})")
-    for s in touched:
-        kind = TYPES[plan.real if s.startswith("#") else plan.codecs[s]]
-        lines.append(f"{_variable(s)}_base_ = tl.load(entry_ + {columns[s]}).to(tl.pointer_type({kind}))")
-    lines += _read_scalars(layout, leaves)
-    real = TYPES[plan.real]
+    for s, name in touched.items():
+        lines.append(f"{name}_ptr = {_pointer(layout, s, TYPES[plan.codecs.get(s, plan.real)])}")
     for r in phase.reductions:
-        empty = 'float("-inf")' if r.op is Op.AMAX else "0.0"
-        lines.append(f"sum{r.slot}_ = tl.full([BLOCK], {empty}, {real})")
-    lines.append("lane_ = tl.arange(0, BLOCK)")
+        lines.append(f"sum{r.slot} = tl.full([BLOCK], {_empty(r)}, {TYPES[plan.real]})")
+    lines.append("lane = tl.arange(0, BLOCK)")
     if layout.dims:
         for d in range(layout.dims):
-            lines.append(f"size{d}_ = tl.load(entry_ + {columns[f'@size{d}']})")
-            lines += [
-                f"{_variable(s)}_stride{d}_ = tl.load(entry_ + {columns[f'@stride_{s}{d}']})"
-                for s in touched
-                if not s.startswith("#")
-            ]
+            lines.append(f"size{d} = tl.load({_plus('entry', columns[f'@size{d}'])})")
+            for s, name in touched.items():
+                if s in plan.codecs:
+                    place = _plus("entry", columns[f"@stride_{s}{d}"])
+                    lines.append(f"{name}_stride{d} = tl.load({place})")
     else:
-        lines.append(f"aligned_ = tl.load(entry_ + {columns['@aligned']}) != 0")
-    text = f"@triton.jit\ndef sweep{k}({ARGUMENTS}, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):\n"
-    text += indent(lines, 1)
-    text += indent(["for block_ in range(BLOCKS):", "    base_ = start_ + block_ * BLOCK"], 1)
+        lines.append(f"aligned = tl.load({_plus('entry', columns['@aligned'])}) != 0")
+    lines += ["for block in range(BLOCKS):", "    base = start + block*BLOCK"]
     if layout.dims:
-        text += indent(_strided(layout, touched) + _body(k, phase, leaves, "mask_"), 2)
-    else:
-        text += indent(["if aligned_ & (base_ + BLOCK <= numel_):"], 2)
-        whole = [
-            f"{_variable(s)}_at_ = tl.multiple_of({_variable(s)}_base_, 16) + tl.multiple_of(base_, BLOCK) + lane_"
-            for s in touched
+        lines += [
+            "    " + line for line in (*_strided(layout, touched), *_block(k, phase, found, names, ", mask"))
         ]
-        text += indent(whole + _body(k, phase, leaves, None), 3)
-        text += indent(["else:"], 2)
-        tail = ["mask_ = base_ + lane_ < numel_"]
-        tail += [f"{_variable(s)}_at_ = {_variable(s)}_base_ + base_ + lane_" for s in touched]
-        text += indent(tail + _body(k, phase, leaves, "mask_"), 3)
+    else:
+        whole = [
+            f"{n}_at = tl.multiple_of({n}_ptr, 16) + tl.multiple_of(base, BLOCK) + lane"
+            for n in touched.values()
+        ]
+        tail = ["mask = base + lane < numel", *(f"{n}_at = {n}_ptr + base + lane" for n in touched.values())]
+        lines.append("    if aligned & (base + BLOCK <= numel):")
+        lines += ["        " + line for line in (*whole, *_block(k, phase, found, names, ""))]
+        lines.append("    else:")
+        lines += ["        " + line for line in (*tail, *_block(k, phase, found, names, ", mask"))]
     for r in phase.reductions:
-        total = "tl.sum({0})" if r.op is Op.SUM else "tl.reduce({0}, 0, greater)"
-        value = total.format(f"sum{r.slot}_") + ".to(tl.float64)"
-        text += indent([f"tl.store(partials + chunk_ * {plan.slots} + {r.slot}, {value})"], 1)
-    return text
+        total = f"tl.sum(sum{r.slot})" if r.op is Op.SUM else f"tl.reduce(sum{r.slot}, 0, maximum)"
+        lines.append(f"tl.store({_plus(f'partials + chunk*{plan.slots}', r.slot)}, {total}.to(tl.float64))")
+    return f"def sweep{k}({ARGUMENTS}, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):\n" + indent(lines, 1)
 
 
-def _strided(layout: Layout, touched: Sequence[str]) -> list[str]:
+def _strided(layout: Layout, touched: dict[str, str]) -> list[str]:
     """Addresses from the logical index, last dimension first."""
-    strided = [s for s in touched if not s.startswith("#")]
-    lines = ["mask_ = base_ + lane_ < numel_", "rest_ = base_ + lane_"]
-    lines += [f"{_variable(s)}_at_ = {_variable(s)}_base_ + base_ + lane_" for s in touched if s not in strided]
+    lines = ["mask = base + lane < numel", "rest = base + lane"]
+    lines += [f"{name}_at = {name}_ptr + rest" for s, name in touched.items() if s not in layout.plan.codecs]
     for d in reversed(range(layout.dims)):
-        lines.append(f"index_ = rest_ % size{d}_" if d else "index_ = rest_")
-        if d:
-            lines.append(f"rest_ = rest_ // size{d}_")
-        for s in strided:
-            name = _variable(s)
-            before = f"{name}_base_" if d == layout.dims - 1 else f"{name}_at_"
-            lines.append(f"{name}_at_ = {before} + index_ * {name}_stride{d}_")
+        lines += [f"index = rest % size{d}", f"rest = rest // size{d}"] if d else ["index = rest"]
+        for s, name in touched.items():
+            if s in layout.plan.codecs:
+                before = f"{name}_ptr" if d == layout.dims - 1 else f"{name}_at"
+                lines.append(f"{name}_at = {before} + index*{name}_stride{d}")
     return lines
 
 
-def _body(k: int, phase: Phase, leaves: Sequence[Node], mask: str | None) -> list[str]:
-    """Loads, the update, stores and partial sums of one block, with or without a mask."""
-    masked = f", mask={mask}" if mask else ""
+def _block(k: int, phase: Phase, found: Sequence[Node], names: Names, mask: str) -> list[str]:
+    """Loads, the update, stores and partial sums of one block; `mask` is `, mask` or empty."""
     lines = []
-    for n in leaves:
+    for n in found:
         if n.extent is Extent.ELEMENT:
-            value = f"tl.load({_variable(n.value or '')}_at_{masked}{', other=0' if mask else ''})"
-            lines.append(f"{leaf_name(n)} = {value}{'.to(tl.uint32)' if n.dtype is DType.U32 else ''}")
-    results = [f"{_variable(s)}_new_" for s in phase.stores] + [f"sum{r.slot}_new_" for r in phase.reductions]
-    call = f"update{k}({', '.join(leaf_name(n) for n in leaves)})"
-    lines.append(f"{', '.join(results)} = {call}")
-    for s, n in phase.stores.items():
-        value = f"{_variable(s)}_new_" + (".to(tl.uint16)" if n.dtype is DType.U32 else "")
-        lines.append(f"tl.store({_variable(s)}_at_, {value}{masked})")
+            value = f"tl.load({names.stores[n.value or '']}_at{mask}{', 0' if mask else ''})"
+            lines.append(f"{names.leaf(n)} = {value}{'.to(tl.uint32)' if n.dtype is DType.U32 else ''}")
+    results = [f"{names.stores[s]}_new" for s in phase.stores] + [f"r{r.slot}" for r in phase.reductions]
+    lines.append(f"{', '.join(results)} = update{k}({', '.join(map(names.leaf, found))})")
+    for s in phase.stores:
+        name = names.stores[s]
+        lines.append(f"tl.store({name}_at, {name}_new{mask})")
     for r in phase.reductions:
-        name = f"sum{r.slot}_"
-        empty = 'float("-inf")' if r.op is Op.AMAX else "0.0"
-        value = f"tl.where({mask}, {name}new_, {empty})" if mask else f"{name}new_"
-        lines.append(f"{name} = {f'greater({name}, {value})' if r.op is Op.AMAX else f'{name} + {value}'}")
+        term = f"tl.where(mask, r{r.slot}, {_empty(r)})" if mask else f"r{r.slot}"
+        total = f"sum{r.slot} + {term}" if r.op is Op.SUM else f"maximum(sum{r.slot}, {term})"
+        lines.append(f"sum{r.slot} = {total}")
     return lines
 
 
 def _combine(layout: Layout) -> str:
     """One program a tensor: add up its chunks' partial results, in float64 and in a fixed order."""
-    columns, count = layout.columns, layout.plan.slots
-    text = "@triton.jit\ndef combine(tensors, partials, slots, FIRST: tl.constexpr, LAST: tl.constexpr, "
-    text += "BLOCK: tl.constexpr):\n"
-    text += indent(
-        [
-            "tensor_ = tl.program_id(0).to(tl.int64)",
-            f"entry_ = tensors + tensor_ * {layout.width}",
-            f"first_ = tl.load(entry_ + {columns['@first']})",
-            f"count_ = tl.load(entry_ + {columns['@count']})",
-            "lane_ = tl.arange(0, BLOCK)",
-        ],
-        1,
-    )
-    for phase in layout.plan.phases:
-        for r in phase.reductions:
-            empty = 'float("-inf")' if r.op is Op.AMAX else "0.0"
-            join = "greater(total_, part_)" if r.op is Op.AMAX else "total_ + part_"
-            total = "tl.reduce(total_, 0, greater)" if r.op is Op.AMAX else "tl.sum(total_)"
-            text += indent([f"if (FIRST <= {r.slot}) & ({r.slot} <= LAST):"], 1)
-            text += indent(
-                [
-                    f"total_ = tl.full([BLOCK], {empty}, tl.float64)",
-                    "for done_ in range(0, count_, BLOCK):",
-                    f"    at_ = (first_ + done_ + lane_) * {count} + {r.slot}",
-                    f"    part_ = tl.load(partials + at_, mask=done_ + lane_ < count_, other={empty})",
-                    f"    total_ = {join}",
-                    f"tl.store(slots + tensor_ * {count} + {r.slot}, {total})",
-                ],
-                2,
-            )
-    return text
+    columns, slots = layout.columns, layout.plan.slots
+    lines = [
+        "tensor = tl.program_id(0).to(tl.int64)",
+        f"entry = tensors + tensor*{layout.width}",
+        f"first = tl.load({_plus('entry', columns['@first'])})",
+        f"count = tl.load({_plus('entry', columns['@count'])})",
+        "lane = tl.arange(0, BLOCK)",
+    ]
+    for r in (r for phase in layout.plan.phases for r in phase.reductions):
+        join, total = "total + part", "tl.sum(total)"
+        if r.op is Op.AMAX:
+            join, total = "maximum(total, part)", "tl.reduce(total, 0, maximum)"
+        lines += [
+            f"if (FIRST <= {r.slot}) & ({r.slot} <= LAST):",
+            f"    total = tl.full([BLOCK], {_empty(r)}, tl.float64)",
+            "    for done in range(0, count, BLOCK):",
+            f"        at = {_plus(f'partials + (first + done + lane)*{slots}', r.slot)}",
+            f"        part = tl.load(at, done + lane < count, {_empty(r)})",
+            f"        total = {join}",
+            f"    tl.store({_plus(f'slots + tensor*{slots}', r.slot)}, {total})",
+        ]
+    constants = ", ".join(f"{name}: tl.constexpr" for name in ("FIRST", "LAST", "BLOCK"))
+    return f"def combine(tensors, partials, slots, {constants}):\n" + indent(lines, 1)
 
 
-def _finish(layout: Layout, math_mode: str) -> str:
+def _finish(layout: Layout, names: Names, spell: Spell) -> str:
     """One program a tensor: the new values of the states that are one number a tensor."""
-    plan, columns = layout.plan, layout.columns
+    plan = layout.plan
     roots = list(plan.finish.values())
-    leaves = _leaves(roots)
-    reserved = {"tl", "triton", "tensors", "scalars", "slots"}
-    body, results = write(roots, plan.names, speller(plan.real, math_mode), reserved)
-    real = TYPES[plan.real]
-    lines = ["tensor_ = tl.program_id(0).to(tl.int64)", f"entry_ = tensors + tensor_ * {layout.width}"]
-    lines += [f"row_ = tl.load(entry_ + {columns['@row']})", *_read_scalars(layout, leaves), *body]
+    body, results = write(roots, plan.names, names, spell, names.taken)
+    lines = ["tensor = tl.program_id(0).to(tl.int64)", f"entry = tensors + tensor*{layout.width}"]
+    lines += [*_read(layout, names, leaves(roots, ())), *body]
     for name, result in zip(plan.finish, results, strict=True):
-        address = f"tl.load(entry_ + {columns[name]}).to(tl.pointer_type({real}))"
-        lines.append(f"tl.store({address}, {result})")
-    return "@triton.jit\ndef finish(tensors, scalars, slots):\n" + indent(lines, 1)
+        lines.append(f"tl.store({_pointer(layout, name, TYPES[plan.real])}, {result})")
+    return "def finish(tensors, scalars, slots):\n" + indent(lines, 1)
 
 
 class TritonKernel:
@@ -312,36 +289,27 @@ class TritonKernel:
         self.block, self.blocks = (64, 2) if interpreting() else (BLOCK, BLOCKS)
         self.chunk = self.block * self.blocks
         self.options: dict[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": math_mode == "fast"}
-        if interpreting():
-            self.options = {}
 
     def sweep(self, phase: int, tables: Tables) -> None:
         """Run one phase over every chunk."""
-        getattr(self.module, f"sweep{phase}")[(len(tables.chunks),)](
-            tables.tensors,
-            tables.chunks,
-            tables.scalars,
-            tables.partials,
-            tables.slots,
-            BLOCK=self.block,
-            BLOCKS=self.blocks,
-            **self.options,
-        )
+        arguments = (tables.tensors, tables.chunks, tables.scalars, tables.partials, tables.slots)
+        constants = {"BLOCK": self.block, "BLOCKS": self.blocks}
+        self._launch(f"sweep{phase}", len(tables.chunks), *arguments, **constants)
 
     def combine(self, tables: Tables, slots: Sequence[int]) -> None:
         """Combine the chunks' partial results of these slots, one value a tensor."""
-        self.module.combine[(len(tables.tensors),)](
-            tables.tensors,
-            tables.partials,
-            tables.slots,
-            FIRST=min(slots),
-            LAST=max(slots),
-            BLOCK=COMBINE_BLOCK,
-            **self.options,
-        )
+        arguments = (tables.tensors, tables.partials, tables.slots)
+        constants = {"FIRST": min(slots), "LAST": max(slots), "BLOCK": COMBINE_BLOCK}
+        self._launch("combine", len(tables.tensors), *arguments, **constants)
 
     def finish(self, tables: Tables) -> None:
         """Write the new tensor states."""
-        self.module.finish[(len(tables.tensors),)](
-            tables.tensors, tables.scalars, tables.slots, **self.options
-        )
+        self._launch("finish", len(tables.tensors), tables.tensors, tables.scalars, tables.slots)
+
+    def _launch(self, name: str, programs: int, *arguments: Any, **constants: int) -> None:
+        kernel = getattr(self.module, name)[(programs,)]
+        if not interpreting():
+            kernel(*arguments, **constants, **self.options)
+            return
+        with np.errstate(all="ignore"):  # the interpreter computes with NumPy, and IEEE has an answer
+            kernel(*arguments, **constants)

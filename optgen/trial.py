@@ -1,0 +1,264 @@
+"""One trial: a back end in lockstep with the reference, over tensors of every shape and layout.
+
+In: a program and a `Case`. Out: an `Outcome`. One optimizer of the back end, one of the reference in the
+same dtype and one of the reference in float64 take the same steps; after each, `p`, every state and the
+memory around them are compared.
+
+How closely they must agree follows from the IR: without a sum or a transcendental function beyond STEP
+the bits are equal; with one, a tensor's relative error stays below `TOLERANCE`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optgen.ir import Extent, Op, Program, toposort
+from optgen.launch import Launcher
+from optgen.optim import Optimizer, optimizer
+from optgen.settings import Options
+
+TORCH = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+# With sums or transcendental functions, per tensor: max|a-b| / max|b|. For 16-bit storage, a few units.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
+INEXACT = frozenset({Op.SUM, Op.EXP, Op.LOG, Op.TANH, Op.ATAN2, Op.POW, Op.MOD})
+SEED = 20240229
+ABSENT = 1  # the tensor that has no gradient in every fifth step, the first among them
+FEW = ("odd", "2**k + 1")  # samples of a case that is not thorough
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A tensor to update: a view of contiguous memory, and how its gradient lies."""
+
+    name: str
+    memory: tuple[int, ...]
+    view: Callable[[Tensor], Tensor] = lambda memory: memory
+    gradient: Callable[[Tensor], Tensor] = lambda values: values.contiguous()
+
+
+def _transposed(x: Tensor) -> Tensor:
+    return x.mT
+
+
+def _like_transposed(values: Tensor) -> Tensor:
+    return values.mT.contiguous().mT
+
+
+def _like_channels_last(values: Tensor) -> Tensor:
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def samples(interpreted: bool, thorough: bool = True) -> list[Sample]:
+    """A tensor of each kind that a kernel must treat apart; small ones for Triton's interpreter."""
+    # Below 32768 elements, where torch starts its own threads: they fight with those of other processes.
+    one_more, several = (65, 129) if interpreted else (1025, 20_001)
+    every = [
+        Sample("0-d", ()),
+        Sample("one element", (1,)),
+        Sample("odd", (7,)),
+        Sample("2**k + 1", (one_more,)),
+        Sample("several chunks", (several,)),
+        Sample("empty", (0, 3)),
+        Sample("transposed", (5, 9), _transposed, _like_transposed),
+        Sample("channels last", (2, 4, 5, 3), lambda x: x.permute(0, 3, 1, 2), _like_channels_last),
+        Sample("misaligned", (34,), lambda x: x[1:]),
+        Sample("slice", (9, 12), lambda x: x[::2, 1:8]),
+        Sample("gradient transposed", (6, 11), gradient=_like_transposed),
+    ]
+    return every if thorough else [s for s in every if s.name in FEW]
+
+
+def _gradients(chosen: Sequence[Sample], step: int) -> Iterator[Tensor | None]:
+    """Each tensor's gradient in float64: magnitudes over four decades, one zero in ten."""
+    generator = torch.Generator().manual_seed(SEED + step)
+    for index, sample in enumerate(chosen):
+        shape = sample.view(torch.empty(sample.memory)).shape
+        size = 10 ** (4 * torch.rand(shape, generator=generator, dtype=torch.float64) - 3)
+        values = torch.randn(shape, generator=generator, dtype=torch.float64) * size
+        values[torch.rand(shape, generator=generator) < 0.1] = 0
+        yield None if index == ABSENT and step % 5 == 1 else values
+
+
+class Trainee:
+    """An optimizer over samples. `rounded` is the dtype whose values all trainees of a case start from."""
+
+    def __init__(
+        self,
+        kind: type[Optimizer],
+        chosen: Sequence[Sample],
+        options: Options,
+        dtype: torch.dtype,
+        rounded: torch.dtype,
+        device: str = "cpu",
+        **settings: Any,
+    ):
+        self.chosen, self.dtype, self.rounded, self.device = chosen, dtype, rounded, device
+        generator = torch.Generator().manual_seed(SEED)
+        values = [torch.randn(s.memory, generator=generator, dtype=torch.float64) for s in chosen]
+        self.memory = [v.to(rounded).to(dtype).to(device) for v in values]
+        self.params = [torch.nn.Parameter(s.view(m)) for s, m in zip(chosen, self.memory, strict=True)]
+        groups: list[dict[str, Any]] = [{"params": self.params[::2]}, {"params": self.params[1::2]}]
+        hyper = kind.program.hypers.get("lr")
+        lr = options.get("lr", hyper.default if hyper else None)
+        if isinstance(lr, float):
+            groups[1]["lr"] = lr / 2  # a second row of scalars
+        self.optimizer = kind(groups, **options, **settings)
+
+    def step(self, step: int) -> None:
+        """One step with the gradients of that step.
+
+        Raises:
+            AssertionError: the optimizer wrote into a gradient.
+        """
+        given = []
+        for param, sample, values in zip(
+            self.params, self.chosen, _gradients(self.chosen, step), strict=True
+        ):
+            if values is None:
+                param.grad = None
+                continue
+            param.grad = sample.gradient(values.to(self.rounded).to(self.dtype)).to(self.device)
+            given.append((sample, param.grad, param.grad.clone()))
+        self.optimizer.step()
+        for sample, now, before in given:
+            assert torch.equal(now, before), f"step {step} wrote into the gradient of '{sample.name}'"
+
+    def stored(self) -> Iterator[tuple[Sample, str, Tensor]]:
+        """Every tensor that a step may change, parameters with the memory around them."""
+        for sample, memory, param in zip(self.chosen, self.memory, self.params, strict=True):
+            yield sample, "p", memory
+            for key, value in sorted(self.optimizer.state[param].items()):
+                yield sample, key, value
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """max|a-b| / max|b|; 0 where all bits agree, up to a zero's sign and a NaN's payload."""
+    x, y = (t.detach().to("cpu", torch.float64) for t in (a, b))
+    other = ~((x == y) | (x.isnan() & y.isnan()))
+    if not other.any():
+        return 0.0
+    worst = (x - y)[other].abs().max().item()
+    finite = y[y.isfinite()].abs()
+    largest = finite.max().item() if finite.numel() else 0.0
+    return worst / largest if math.isfinite(worst) and largest else math.inf
+
+
+@dataclass(frozen=True)
+class Case:
+    """One back end on one dtype under one setting of the options; `thorough` means all samples."""
+
+    backend: str
+    dtype: str
+    state_dtype: str | None
+    options: Options
+    thorough: bool
+    steps: int
+
+    @property
+    def label(self) -> str:
+        """The options as one would write them."""
+        return ", ".join(f"{k}={v!r}" for k, v in self.options.items()) or "the defaults"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one case ended. `worst` and `error` are relative; `allowed` is 0 where bits must be equal."""
+
+    tensors: int
+    worst: float
+    allowed: float
+    error: float
+    failure: str | None
+    seconds: float
+
+
+def allowed(program: Program, options: Options, dtypes: Iterable[torch.dtype], ndims: Iterable[int]) -> float:
+    """The relative difference that the numerics contract allows under these options: 0 for equal bits."""
+    launcher = Launcher(program)
+    given = {name: options.get(name, hyper.default) for name, hyper in program.hypers.items()}
+    for ndim in set(ndims):
+        for mode in (None, *program.modes):
+            lowered = launcher.lowered(launcher.truths(given, ndim), mode)
+            nodes = toposort(lowered.assigns.values())
+            if any(n.op in INEXACT and n.extent > Extent.STEP for n in nodes):
+                return max(TOLERANCE[dtype] for dtype in dtypes)
+    return 0.0
+
+
+def place(backend: str) -> tuple[str, bool]:
+    """The device that a back end runs on here, and whether it is Triton's interpreter."""
+    if backend != "triton":
+        return "cpu", False
+    from optgen.backends.triton import interpreting
+
+    alone = interpreting() or not torch.cuda.is_available()
+    return ("cpu" if alone else "cuda"), alone
+
+
+def run(program: Program, case: Case) -> Outcome:
+    """Run one case. Whatever the back end raises is a failure, and its text is kept."""
+    start = time.perf_counter()
+    kind = optimizer(program)
+    device, interpreted = place(case.backend)
+    chosen = samples(interpreted, case.thorough)
+    dtype, kept = TORCH[case.dtype], TORCH[case.state_dtype] if case.state_dtype else None
+    limit = allowed(kind.program, case.options, {dtype, kept or dtype}, (len(s.memory) for s in chosen))
+    reference = Trainee(kind, chosen, case.options, dtype, dtype, backend="numpy", state_dtype=kept)
+    precise = Trainee(kind, chosen, case.options, torch.float64, dtype, backend="numpy")
+    subject = reference
+    if case.backend != "numpy":
+        settings = {"backend": case.backend, "state_dtype": kept}
+        subject = Trainee(kind, chosen, case.options, dtype, dtype, device, **settings)
+    everyone = list(dict.fromkeys((reference, precise, subject)))
+    worst, failure = 0.0, None
+    try:
+        for when, act in _acts(case.steps, bool(kind.program.modes)):
+            for trainee in everyone:
+                act(trainee)
+            found, failure = _compare(subject, reference, limit)
+            worst = max(worst, found)
+            if failure:
+                failure = f"{when}: {failure}"
+                break
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+    error64 = max(difference(a, b) for a, b in zip(subject.memory, precise.memory, strict=True))
+    if failure:
+        failure = f"with {case.label}, {failure}"
+    return Outcome(len(chosen), worst, limit, error64, failure, time.perf_counter() - start)
+
+
+def _acts(steps: int, modes: bool) -> Iterator[tuple[str, Callable[[Trainee], None]]]:
+    """What the trainees of a case do together, one after the other."""
+    for step in range(1, steps + 1):
+        yield f"step {step}", lambda trainee, step=step: trainee.step(step)  # type: ignore[misc]
+    if modes:
+        yield "eval()", lambda trainee: trainee.optimizer.eval()
+        yield "train()", lambda trainee: trainee.optimizer.train()
+
+
+def _compare(subject: Trainee, reference: Trainee, limit: float) -> tuple[float, str | None]:
+    """The largest difference between two trainees, and the first that is too large, in words."""
+    worst = 0.0
+    for (sample, key, mine), (_, other, right) in zip(subject.stored(), reference.stored(), strict=True):
+        assert key == other, f"'{sample.name}' has state '{key}', in the reference '{other}'"
+        found = difference(mine, right)
+        if not found <= limit:
+            return found, f"{key} of '{sample.name}' {_first(mine, right)}"
+        worst = max(worst, found)
+    return worst, None
+
+
+def _first(mine: Tensor, right: Tensor) -> str:
+    """Where two tensors differ most, and both values."""
+    x, y = (t.detach().to("cpu", torch.float64).flatten() for t in (mine, right))
+    gap = torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, (x - y).abs().nan_to_num(math.inf, math.inf))
+    index = int(gap.argmax())
+    return f"is {x[index].item():.9g}, in the reference {y[index].item():.9g}, at element {index}"

@@ -1,0 +1,235 @@
+"""One bucket of NumPy arrays, as a kernel sees it and as the reference does.
+
+In: a plan, and for each tensor its stores, scalars and tensor states. A kernel of any back end runs over
+copies of them; what it reduced is then given to the reference, so that the rest must agree to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from optgen import cache, library
+from optgen.backends import Layout, Tables
+from optgen.backends import numpy as reference
+from optgen.ir import Extent, Op, Program
+from optgen.passes import holds, lower
+from optgen.plan import Plan, plan
+from optgen.semantics import MEANING, evaluate
+
+RAW = reference.RAW
+
+
+def settings(program: Program, **options):
+    """The defaults of a program, with other values for some."""
+    return {name: hyper.default for name, hyper in program.hypers.items()} | options
+
+
+def lookup(options, path):
+    name, _, item = path.partition("[")
+    return options[name][int(item[:-1])] if item else options[name]
+
+
+def truths(program: Program, options, ndim=2):
+    """Which facts of a program hold under these options."""
+    return {
+        text: holds(fact, ndim if fact.subject == "ndim" else lookup(options, fact.subject))
+        for text, fact in program.facts.items()
+    }
+
+
+def element_states(program: Program):
+    return [name for name, state in program.states.items() if state.extent is Extent.ELEMENT]
+
+
+def planned(rule, *codecs, mode=None, **options) -> Plan:
+    """The plan of a rule; `codecs` are those of p, g and the states, the last one for all that follow."""
+    program = library.rule(rule)
+    lowered = lower(program, truths(program, settings(program, **options)), mode)
+    stores = ["p", "g", *element_states(lowered)]
+    codecs = (*codecs, *[codecs[-1] if codecs else "fp32"] * len(stores))
+    return plan(lowered, dict(zip(stores, codecs, strict=False)))
+
+
+def step_leaf(options, t=3.0, numel=1, host: Mapping[str, float] | None = None):
+    """The float64 values of what the host knows."""
+
+    def leaf(n):
+        if n.op is Op.HYPER:
+            return np.float64(lookup(options, n.value))
+        if n.op is Op.COUNT:
+            return np.float64(t)
+        if n.op is Op.SHAPE:
+            return np.float64({"numel": numel, "ndim": 2, "rows": 1, "cols": numel}[n.value])
+        return np.float64(host[n.value])
+
+    return leaf
+
+
+def scalars(made: Plan, options, **facts):
+    """The values of a plan's scalars."""
+    values = evaluate(made.scalars, step_leaf(options, **facts))
+    return [float(values[n]) for n in made.scalars]
+
+
+def raw(codec, values):
+    """Numbers as a codec stores them; 16-bit ones as torch rounds them."""
+    if codec in ("bf16", "fp16"):
+        kind = torch.bfloat16 if codec == "bf16" else torch.float16
+        return torch.from_numpy(np.asarray(values, np.float32)).to(kind).view(torch.int16).numpy().view(np.uint16)
+    return np.asarray(values, RAW[codec])
+
+
+@dataclass
+class Bucket:
+    """Tensors that share a launch. `tensors` holds each one's raw stores, in any layout but of one shape.
+
+    `offset` moves each array so many elements from an aligned address; with `dims` arrays are walked by
+    their strides; `far` makes a kernel begin at that element of a tensor whose address lies so far before.
+    """
+
+    plan: Plan
+    tensors: Sequence[Mapping[str, np.ndarray]]
+    scalars: Sequence[Sequence[float]]
+    tensor_states: Sequence[Mapping[str, float]] = ()
+    dims: int = 0
+    offset: int = 0
+    far: int = 0
+    keep: list = field(default_factory=list)
+
+    def copies(self):
+        """The tensors, copied to fresh memory with the same strides."""
+        return [{s: self.copy(a) for s, a in stores.items()} for stores in self.tensors]
+
+    def copy(self, array):
+        size = array.itemsize
+        memory = np.zeros(array.size + self.offset + 16 // size, array.dtype)
+        self.keep.append(memory)
+        skip = -memory.ctypes.data % 16 // size + self.offset
+        if self.dims:  # the strides of a dense array in another order
+            order = np.argsort([-s for s in array.strides], kind="stable")
+            flat = memory[skip : skip + array.size].reshape([array.shape[d] for d in order])
+            view = flat.transpose(np.argsort(order))
+        else:
+            view = memory[skip : skip + array.size].reshape(array.shape)
+        view[...] = array
+        return view
+
+    def tables(self, kernel, tensors, states):
+        """The tables of a launch over these arrays."""
+        layout = Layout(self.plan, self.dims)
+        columns, chunk = layout.columns, kernel.chunk
+        table = np.zeros((len(tensors), layout.width), np.int64)
+        chunks = []
+        real = np.dtype(reference.REAL[self.plan.real])
+        for i, stores in enumerate(tensors):
+            numel = stores["p"].size
+            table[i, columns["@numel"]], table[i, columns["@row"]] = self.far + numel, i
+            table[i, columns["@first"]] = len(chunks)
+            chunks += [(i, self.far + start) for start in range(0, numel, chunk)]
+            table[i, columns["@count"]] = len(chunks) - table[i, columns["@first"]]
+            for name in layout.pointers:
+                if name.startswith("#"):
+                    array = np.full(numel, np.nan, real)
+                    self.keep.append(array)
+                else:
+                    array = states[i][name] if name in self.plan.tensor_states else stores[name]
+                table[i, columns[name]] = array.ctypes.data
+                if name not in self.plan.tensor_states:
+                    rows = array.size // len(array) if self.dims else 1  # elements that one index stands for
+                    step = array.strides[0] if self.dims else array.itemsize
+                    table[i, columns[name]] -= self.far // rows * step
+                if self.dims and f"@stride_{name}0" in columns:
+                    for d in range(self.dims):
+                        table[i, columns[f"@size{d}"]] = array.shape[d]
+                        table[i, columns[f"@stride_{name}{d}"]] = array.strides[d] // array.itemsize
+            element = [columns[n] for n in layout.pointers if n not in self.plan.tensor_states]
+            table[i, columns["@aligned"]] = all(address % 16 == 0 for address in table[i, element])
+        rows = np.array(self.scalars, np.float64).reshape(len(tensors), -1)
+        with np.errstate(over="ignore"):
+            rows = rows.astype(real)
+        slots = max(1, self.plan.slots)
+        arrays = [table, np.array(chunks, np.int64), rows, np.zeros((len(chunks), slots))]
+        arrays.append(np.full((len(tensors), slots), np.nan))
+        return Tables(*(a if kernel.numpy_tables else torch.from_numpy(a) for a in arrays))
+
+    def run(self, backend, math_mode="exact"):
+        """What a back end leaves in the stores and in the tensor states, and its slots."""
+        kernel = cache.kernel(self.plan, backend, math_mode, self.dims)
+        real = reference.REAL[self.plan.real]
+        tensors = self.copies()
+        given = self.tensor_states or [{}] * len(tensors)
+        states = [{k: np.array(v, real) for k, v in one.items()} for one in given]
+        tables = self.tables(kernel, tensors, states)
+        for k, phase in enumerate(self.plan.phases):
+            kernel.sweep(k, tables)
+            if phase.reductions:
+                kernel.combine(tables, [r.slot for r in phase.reductions])
+        if self.plan.finish:
+            kernel.finish(tables)
+        return tensors, states, np.asarray(tables.slots)
+
+    def reference(self, slots=None, tolerance=0.0):
+        """What the reference leaves; given slots are checked against its own, and take their place."""
+        tensors = self.copies()
+        given = self.tensor_states or [{}] * len(tensors)
+        real = reference.REAL[self.plan.real]
+        states = [{k: np.array(v, real) for k, v in one.items()} for one in given]
+        for i, stores in enumerate(tensors):
+
+            def reduce(r, x, i=i):
+                value = MEANING[r.op](x)
+                if slots is None:
+                    return value
+                if r.op is Op.SUM:
+                    close(slots[i, r.slot], value, x, tolerance)
+                else:
+                    assert np.array_equal(slots[i, r.slot], value, equal_nan=True)
+                return slots[i, r.slot]
+
+            reference.run(self.plan, stores, self.scalars[i], states[i], reduce)
+        return tensors, states
+
+    def check(self, backend, tolerance=None):
+        """Assert that a back end agrees with the reference: reductions to a tolerance, the rest exactly."""
+        if tolerance is None:
+            tolerance = 1e-6 if self.plan.real == "fp32" else 1e-13
+        mine, my_states, slots = self.run(backend)
+        again, _, _ = self.run(backend)
+        right, right_states = self.reference(slots, tolerance)
+        for i, stores in enumerate(right):
+            for s in stores:
+                same(mine[i][s], stores[s], f"{s} of tensor {i}", self.plan.codecs[s])
+                same(mine[i][s], again[i][s], f"{s} of tensor {i}, run twice", self.plan.codecs[s])
+            for s in right_states[i]:
+                same(my_states[i][s], right_states[i][s], f"{s} of tensor {i}")
+
+
+def close(mine, right, terms, tolerance):
+    """Assert that two sums agree, relative to the sum of the sizes of their terms."""
+    with np.errstate(all="ignore"):
+        size = np.abs(np.asarray(terms, np.float64)).sum()
+    if np.isfinite(size):
+        assert abs(mine - right) <= tolerance * max(size, np.finfo(np.float32).tiny), (mine, right)
+    elif not np.isfinite(terms).all():  # finite terms with an infinite sum: the order decides
+        assert np.array_equal(mine, right, equal_nan=True), (mine, right)
+
+
+def same(mine, right, what="", codec="fp32"):
+    """Assert equal bits; every NaN is equal to every other."""
+    mine, right = np.asarray(mine), np.asarray(right)
+    assert mine.dtype == right.dtype
+    assert mine.shape == right.shape
+    if mine.dtype == np.uint16:
+        quiet = {"bf16": 0x7F80, "fp16": 0x7C00}[codec]
+        nan = ((mine & 0x7FFF) > quiet) & ((right & 0x7FFF) > quiet)
+        equal = (mine == right) | nan
+    else:
+        bits = f"u{mine.itemsize}"
+        equal = (np.ascontiguousarray(mine).view(bits) == np.ascontiguousarray(right).view(bits)).reshape(mine.shape)
+        equal |= np.isnan(mine) & np.isnan(right)
+    where = np.argwhere(~equal)
+    assert where.size == 0, f"{what}: {len(where)} of {mine.size} differ, {mine[~equal][:4]} and not {right[~equal][:4]}"
