@@ -9,7 +9,7 @@ first compiled function (numba's registries). The children do that part beforeha
 column of its own, with --lazy they leave it where it falls.
 
     python benchmarks/latency.py                  about a quarter of an hour, most of it torch.compile's
-    python benchmarks/latency.py --no-compile     optgen alone
+    python benchmarks/latency.py --only optgen    two minutes
 """
 
 from __future__ import annotations
@@ -35,41 +35,36 @@ from shapes import SETS
 
 TARGET = {"cold": 3.0, "warm": 0.3}  # seconds
 CHANGES = 20
+WHAT = {"optgen": "optgen", "compile": "torch.compile"}
 TEXT = (Path(__file__).parent.parent / "rules" / "adamw.rule").read_text(encoding="utf-8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--runs", type=int, default=5, help="processes a figure; medians are shown (default 5)"
-    )
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    parser.add_argument("--runs", type=int, default=5, help="processes a figure, for the median (5)")
     parser.add_argument("--tensors", type=int, nargs="+", default=[*SETS], choices=[*SETS])
-    parser.add_argument(
-        "--lazy", action="store_true", help="leave the imports that are put off in the figures"
-    )
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument(
-        "--limit", type=float, default=600, help="seconds that torch.compile gets (default 600)"
-    )
+    parser.add_argument("--only", choices=[*WHAT], help="measure one of the two")
+    parser.add_argument("--lazy", action="store_true", help="leave the imports put off in the figures")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for one torch.compile (600)")
     parser.add_argument("--no-save", action="store_true", help="write no JSON")
-    parser.add_argument("--child", choices=["optgen", "compile"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child = {"optgen": measure_optgen, "compile": measure_compile}[options.child]
+        child = {"optgen": measure_optgen, "compile": measure_compile}[options.only]
         print(json.dumps(child(options.tensors[0], options.lazy)))
         return
-    rows = []
-    for count in options.tensors:
-        rows += run("optgen", count, options.runs, options.lazy, None)
-        if not options.no_compile:
-            rows += run("compile", count, 1, options.lazy, options.limit)
-    print()
-    print(table(rows))
-    if not options.no_save:
-        question = "latency-lazy" if options.lazy else "latency"
-        print(f"\nwritten to {os.path.relpath(save(question, {'seconds': rows}))}")
+    rows, saved = [], []
+    for what in [options.only] if options.only else WHAT:
+        runs, limit = (options.runs, None) if what == "optgen" else (1, options.limit)
+        measured = [row for n in options.tensors for row in run(what, n, runs, options.lazy, limit)]
+        rows += measured
+        if not options.no_save:
+            question = f"latency-{what}{'-lazy' if options.lazy else ''}"
+            saved.append(save(question, {"seconds": measured}))
+    print(f"\n{table(sorted(rows, key=lambda row: row['tensors']))}")
+    for path in saved:
+        print(f"written to {os.path.relpath(path)}")
 
 
 # A child: one process, one measurement
@@ -184,7 +179,7 @@ def timed(call: Any) -> float:
 def run(what: str, count: int, runs: int, lazy: bool, limit: float | None) -> list[dict[str, Any]]:
     """A cold row and a warm row of medians for one list of tensors."""
     samples: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
-    label = "torch.compile" if what == "compile" else "optgen"
+    label = WHAT[what]
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as folder:
             for state, kept in samples.items():
@@ -208,15 +203,8 @@ def run(what: str, count: int, runs: int, lazy: bool, limit: float | None) -> li
 
 def spawn(what: str, count: int, lazy: bool, folder: str, limit: float | None) -> dict[str, float] | None:
     """One measurement in a new process with its caches in `folder`, or None past the limit."""
-    command = [
-        sys.executable,
-        __file__,
-        "--child",
-        what,
-        "--tensors",
-        str(count),
-        *(["--lazy"] if lazy else []),
-    ]
+    command = [sys.executable, __file__, "--child", "--only", what, "--tensors", str(count)]
+    command += ["--lazy"] if lazy else []
     caches = {"OPTGEN_CACHE_DIR": f"{folder}/optgen", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
     try:
         done = subprocess.run(

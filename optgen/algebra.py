@@ -19,7 +19,8 @@ import operator
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from fractions import Fraction
+from functools import cache, lru_cache, reduce
 from itertools import chain, combinations, product
 from typing import Any
 
@@ -63,7 +64,29 @@ RUNS = (  # the number of elements, their size, and how often a value is an end 
     (4, 1e-4, 0.2), (1, 30.0, 0.2), (6, 30.0, 0.0), (1, 1e-9, 0.0), (1, 3.0, 0.1), (2, 3.0, 0.0),
 )  # fmt: skip
 STEPS = 4
-TOLERANCE = 1e-10  # a larger relative difference in float64 is looked at again, in long double
+TOLERANCE = 1e-10  # a larger relative difference in float64 is looked at: is it more than rounding?
+UNIT = 2.0**-52
+ERRORS: dict[
+    Op, Callable[[list[Any], list[Any]], Any]
+] = {  # of arguments x that are wrong by d, to first order
+    Op.ADD: lambda x, d: d[0] + d[1],
+    Op.SUB: lambda x, d: d[0] + d[1],
+    Op.MUL: lambda x, d: abs(x[0]) * d[1] + abs(x[1]) * d[0] + d[0] * d[1],
+    Op.DIV: lambda x, d: np.where(
+        d[1] < abs(x[1]), (d[0] + abs(x[0] / x[1]) * d[1]) / (abs(x[1]) - d[1]), math.inf
+    ),
+    Op.MOD: lambda x, d: np.where(d[0] + d[1] > 0, math.inf, 0.0),
+    Op.POW: lambda x, d: np.where(
+        d[0] + d[1] > 0,
+        2 * abs(x[0] ** x[1]) * (abs(x[1] / x[0]) * d[0] + abs(np.log(abs(x[0]))) * d[1]),
+        0.0,
+    ),
+    Op.SQRT: lambda x, d: np.where(d[0] > 0, np.minimum(d[0] / np.sqrt(x[0]), np.sqrt(d[0])), 0.0),
+    Op.EXP: lambda x, d: np.exp(x[0]) * np.expm1(d[0]),
+    Op.LOG: lambda x, d: np.where(d[0] < x[0], d[0] / (x[0] - d[0]), math.inf),
+    Op.ATAN2: lambda x, d: np.where(d[0] + d[1] > 0, 2 * (d[0] + d[1]) / np.hypot(x[0], x[1]), 0.0),
+    Op.FLOOR: lambda x, d: np.where(np.floor(x[0] - d[0]) < np.floor(x[0] + d[0]), math.inf, 0.0),
+}
 CONE = 60  # at most so many operations make one formula
 DEPTH = 5  # at most so many signs are told apart in one proof
 
@@ -383,30 +406,31 @@ class _Pair:
             else None
         )
 
-    def train(self, inputs: list[Values], real: type = np.float64) -> Iterator[tuple[Values, Values]]:
+    def train(self, inputs: list[Values]) -> Iterator[tuple[Values, Values]]:
         """Run both programs: the values of the leaves and of all nodes at each step.
 
         One copy of the states that both keep is enough: they agreed up to here.
         """
-        first = _evaluate(self.inits, inputs[0], real)
+        first = _evaluate(self.inits, inputs[0])
         stores = {"p": inputs[0][load("p")], **{k: first[s.init] for k, s in self.states.items()}}
         for step in inputs:
             leaves = {n: stores[n.value] if n.value in stores else step[n] for n in self.leaves}
-            values = _evaluate(self.roots, leaves, real)
+            values = _evaluate(self.roots, leaves)
             yield leaves, values
             stores |= {k: values[n] for k, n in self.next.items()}
 
     def confirmed(self, inputs: list[Values], both: tuple[Node, Node], at: int) -> bool:
-        """Whether the last step's difference is no rounding or overflow: it is the same in long double."""
-        gaps, finite = [], []
-        for real in (np.float64, np.longdouble):
-            *_, (leaves, values) = self.train(inputs, real)
-            x, y = (np.broadcast_to(values[n], np.shape(leaves[load("p")]))[at] for n in both)
-            finite.append((np.isfinite(x), np.isfinite(y)))
-            gaps.append(x - y if all(finite[-1]) else real(1))
-        if not all(finite[-1]) and any(_overflows(n, values) for n in toposort(both)):
-            return False
-        return finite[0] == finite[1] and bool(abs(gaps[0] - gaps[1]) < 1e-3 * abs(gaps[1]))
+        """Whether the last step's difference is more than all the rounding in the run can explain."""
+        order, stores = toposort(self.roots), dict[str, Any]()
+        for leaves, values in self.train(inputs):
+            errors = _errors(order, values, {n: stores.get(n.value or "", 0.0) for n in leaves})
+            stores = {k: errors[n] for k, n in self.next.items()}
+        shape = np.shape(leaves[load("p")])
+        x, y = (np.broadcast_to(values[n], shape)[at] for n in both)
+        if np.isfinite(x) and np.isfinite(y):
+            slack = sum(np.broadcast_to(errors[n], shape)[at] for n in both)
+            return bool(abs(x - y) > slack)
+        return all(_undefined(n, values, errors) for n in toposort(both))
 
     def refutation(self, leaves: Values, target: str, at: int, both: tuple[float, float]) -> Equality:
         inputs = {n.value or "t": np.asarray(v, float).tolist() for n, v in leaves.items()}
@@ -480,14 +504,14 @@ def _missing(
     return [k for k, (x, y) in pairs.items() if not (x is y or sweep.equal(x, y))]
 
 
-def _evaluate(nodes: Iterable[Node], leaves: Values, real: type = np.float64) -> Values:
+def _evaluate(nodes: Iterable[Node], leaves: Values) -> Values:
     shape = np.shape(leaves[load("p")])
 
     def leaf(n: Node) -> Any:
-        value: Any = np.asarray(leaves[n], real)
+        value: Any = np.asarray(leaves[n], np.float64)
         return np.broadcast_to(value, shape) if n.extent is Extent.ELEMENT else value[()]
 
-    return evaluate(nodes, leaf, real)
+    return evaluate(nodes, leaf)
 
 
 def _apart(x: np.ndarray, y: np.ndarray) -> int | None:
@@ -499,14 +523,43 @@ def _apart(x: np.ndarray, y: np.ndarray) -> int | None:
     return at if gap[at] > TOLERANCE else None
 
 
-def _overflows(n: Node, values: Values) -> bool:
-    """Whether a value is not finite although it is defined and what it is made of is finite."""
-    if not n.args or np.isfinite(values[n]).all() or not all(np.isfinite(values[x]).all() for x in n.args):
-        return False
-    zero_below = n.op in (Op.DIV, Op.MOD) and np.any(values[n.args[1]] == 0)
-    return not (
-        zero_below or n.op in (Op.SQRT, Op.LOG) or (n.op is Op.POW and np.any(values[n.args[0]] <= 0))
-    )
+def _errors(order: Iterable[Node], values: Values, leaves: Values) -> Values:
+    """How far a float64 value may be from the real one, carried along the operations to first order.
+
+    A condition has an infinite error where rounding may have turned it.
+    """
+    found: Values = {}
+    with np.errstate(all="ignore"):
+        for n in order:
+            v, x, dx = values[n], [values[a] for a in n.args], [found[a] for a in n.args]
+            if not n.args:
+                exact = n.op is not Op.CONST or Fraction(repr(n.number)) == Fraction(n.number)
+                found[n] = leaves.get(n, 0.0) if exact else UNIT * abs(v)
+            elif n.op in COMPARISONS:
+                slack = dx[0] + dx[1]
+                found[n] = np.where((slack > 0) & (abs(x[0] - x[1]) <= slack), math.inf, 0.0)
+            elif n.dtype is DType.BOOL:
+                found[n] = sum(dx)
+            elif n.op in (Op.WHERE, Op.CHOOSE):
+                found[n] = np.where(dx[0] > 0, np.where(x[1] == x[2], 0, math.inf), 0) + np.where(
+                    x[0], dx[1], dx[2]
+                )
+            elif n.op is Op.SUM and n.args[0].extent is Extent.ELEMENT:
+                found[n] = np.sum(dx[0] + UNIT * np.size(x[0]) * abs(x[0]))
+            else:
+                spread = ERRORS[n.op](x, dx) if n.op in ERRORS else reduce(np.maximum, dx)
+                found[n] = np.max(spread) if n.op is Op.AMAX else spread + UNIT * abs(v)
+    return found
+
+
+def _undefined(n: Node, values: Values, errors: Values) -> bool:
+    """Whether a value that is not finite is so in the reals too: no overflow, no zero by rounding."""
+    x = [values[a] for a in n.args]
+    if not x or np.isfinite(values[n]).all() or not all(np.isfinite(a).all() for a in x):
+        return True
+    if n.op in (Op.DIV, Op.MOD, Op.POW):
+        return bool(np.any((x[n.op is not Op.POW] == 0) & (errors[n.args[n.op is not Op.POW]] == 0)))
+    return n.op in (Op.SQRT, Op.LOG) and bool(np.any(x[0] + errors[n.args[0]] < (n.op is Op.LOG) * TINY))
 
 
 def _short(x: float) -> float:
@@ -854,16 +907,18 @@ def _is_zero(x: sp.Expr) -> bool:
         return False
     if sp.expand(x) == 0:
         return True
-    # Most of what is no identity stops here: simplify would look for long.
+    # Most of what is no identity stops here. sympy's simplify would look for minutes, and guesses at numbers.
     primes = (sp.Rational(sp.prime(17 + i), 53) for i in range(len(x.free_symbols)))
     trial = {
         s: 2 + i if s.is_integer else -q if s.is_nonpositive else q
         for i, (s, q) in enumerate(zip(sorted(x.free_symbols, key=str), primes, strict=True))
     }
-    value = x.evalf(30, subs=trial)
-    if not value.is_number or abs(value) > 1e-15:
+    size = max(abs(sp.N(term, 30, subs=trial)) for term in sp.Add.make_args(x))
+    value = abs(x.evalf(30, subs=trial))
+    if not value.is_number or not size.is_number or (value > 1e-15 * size) != False:  # noqa: E712
         return False
-    return bool(sp.cancel(sp.together(sp.expand_power_exp(x))) == 0 or sp.simplify(x) == 0)
+    over = sp.fraction(sp.together(sp.expand_power_exp(x)))[0]
+    return bool(sp.expand(over) == 0 or sp.powsimp(sp.expand(over)) == 0)
 
 
 @lru_cache(maxsize=10_000)

@@ -87,9 +87,8 @@ def encode_fp16(x: Node) -> Node:
     small = _u32(Op.LT, size, 113 << 23)
     large = _u32(Op.LE, _bits(143 << 23), size)
     nan = _u32(Op.LT, _bits(0x7F800000), size)
-    beyond = node(Op.WHERE, nan, _bits(0x7E00), _bits(0x7C00))
-    value = node(Op.WHERE, large, beyond, node(Op.WHERE, small, subnormal, normal))
-    return _u32(Op.OR, value, sign)
+    value = node(Op.WHERE, large, _bits(0x7C00), node(Op.WHERE, small, subnormal, normal))
+    return node(Op.WHERE, nan, _bits(0x7E00), _u32(Op.OR, value, sign))
 
 
 CODECS = {

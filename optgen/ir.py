@@ -62,7 +62,7 @@ class Op(Enum):
     UNDEF = "undef"  # value: a name that has no value on this branch
     SCALAR = "scalar"  # value: index into Program.scalars
     SLOT = "slot"  # value: index of a finished reduction (after `plan`)
-    SPILL = "spill"  # value: index of a temporary that an earlier phase wrote (after `plan`)
+    SPILL = "spill"  # value: a temporary that an earlier phase wrote, "#0" (after `plan`)
     # arithmetic
     ADD = "+"
     SUB = "-"
@@ -140,7 +140,8 @@ class Node:
     @property
     def number(self) -> float:
         """The value of a CONST."""
-        assert self.op is Op.CONST and self.value is not None
+        assert self.op is Op.CONST
+        assert self.value is not None
         return float.fromhex(self.value)
 
 
@@ -371,7 +372,7 @@ def spell(current: Node, args: Sequence[Spelling]) -> Spelling:
         return text, (8 if text.startswith("-") else ATOM)
     if op in LEAVES:
         prefix = {Op.SCALAR: "s", Op.SLOT: "r", Op.SPILL: "x"}.get(op, "")
-        return prefix + (current.value or op.value), ATOM
+        return prefix + (current.value or op.value).removeprefix("#"), ATOM
     if op in INFIX:
         return infix(op.value, INFIX[op], args[0], args[1])
     if op is Op.NEG:

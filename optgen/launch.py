@@ -69,7 +69,7 @@ def geometry(tensors: Sequence[Tensor]) -> Geometry:
     first = tensors[0]
     if all(t.is_contiguous() for t in tensors):
         return Geometry((), ())
-    order = sorted((d for d in range(first.dim()) if first.shape[d] > 1), key=lambda d: -first.stride(d))
+    order = sorted((d for d in range(first.dim()) if first.shape[d] > 1), key=first.stride, reverse=True)
     sizes = [first.shape[d] for d in order]
     strides = [[t.stride(d) for t in tensors] for d in order]
     merged_sizes: list[int] = []

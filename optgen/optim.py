@@ -72,7 +72,7 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(f"math={math!r} is not one of {', '.join(MODES)}")
         if state_dtype is not None and state_dtype not in CODEC_OF:
             raise ValueError(f"state_dtype={state_dtype} is not one of {SUPPORTED}")
-        self._settings = {"backend": backend, "math": math, "state_dtype": state_dtype}
+        self._settings: dict[str, Any] = {"backend": backend, "math": math, "state_dtype": state_dtype}
         self._launcher = Launcher(self.program, backend, math)
 
     # Options
@@ -92,7 +92,7 @@ class Optimizer(torch.optim.Optimizer):
     # Step
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step for every parameter that has a gradient and is not frozen.
 
         Args:

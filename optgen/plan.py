@@ -20,7 +20,22 @@ from functools import cached_property
 from itertools import chain, combinations, product
 
 from optgen.codecs import CODECS, working
-from optgen.ir import REDUCTIONS, DType, Extent, Node, Op, Program, State, const, node, rebuild, toposort
+from optgen.ir import (
+    ATOM,
+    REDUCTIONS,
+    DType,
+    Extent,
+    Node,
+    Op,
+    Program,
+    Spelling,
+    State,
+    const,
+    node,
+    rebuild,
+    spell,
+    toposort,
+)
 from optgen.semantics import constant
 
 MAX_PLACEMENTS = 64  # beyond these only the earliest and the latest places are tried
@@ -115,14 +130,22 @@ class Plan:
         for k, phase in enumerate(self.phases):
             parts = [f"loads {', '.join(phase.loads) or 'nothing'}"]
             parts += [f"stores {', '.join(phase.stores)}"] if phase.stores else []
-            parts += [f"r{r.slot} = {r.op.value}({r.operand!r})" for r in phase.reductions]
+            parts += [f"{s} = {self._text(n)}" for s, n in phase.stores.items() if s.startswith("#")]
+            parts += [f"r{r.slot} = {r.op.value}({self._text(r.operand)})" for r in phase.reductions]
             lines.append(f"phase {k}: {phase.bytes} bytes: {'; '.join(parts)}")
-            lines += [f"  {s} = {n!r}" for s, n in phase.stores.items() if s.startswith("#")]
         if self.spills:
             lines.append(f"spilled {self.spills}: without that, {self.unspilled} bytes per element")
         elif len(self.phases) > 1:
             lines.append("nothing is spilled: to recompute moves no more bytes")
         return "\n".join(lines)
+
+    def _text(self, root: Node) -> str:
+        """A value in the notation of rules, in terms of what the rule has names for."""
+        texts: dict[Node, Spelling] = {}
+        for n in toposort([root]):
+            named = n in self.names and n.args
+            texts[n] = (self.names[n], ATOM) if named else spell(n, [texts[a] for a in n.args])
+        return texts[root][0]
 
 
 def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
@@ -254,6 +277,7 @@ class _Graph:
 class _Candidate:
     """A placement with the cheapest cut for each phase; with `extra` loads in a phase, spills may be.
 
+    A new spill is priced for the phase at hand alone or, `shared`, as if all later ones would read it too.
     `reads` says where each phase finds the nodes that it does not compute; `spilled` has the number of
     each spill and the phase that writes it.
     """
@@ -263,8 +287,10 @@ class _Candidate:
         graph: _Graph,
         placed: Mapping[Item, int],
         extra: Mapping[int, Collection[Node]] | None = None,
+        shared: bool = False,
     ):
-        self.graph, self.placed, self.extra = graph, placed, extra
+        self.graph, self.placed, self.extra, self.shared = graph, placed, extra, shared
+        self.last = max(placed.values(), default=-1)
         self.ready = graph.ready(placed)
         self.reads: list[dict[Node, str]] = []
         self.computable: list[set[Node]] = []
@@ -272,28 +298,27 @@ class _Candidate:
         self.names: dict[Node, str] = {}
         self.phases: tuple[Phase, ...] = ()
         self.cost: tuple[float, int] = (math.inf, 0)
-        count = 1 + max(placed.values(), default=-1)
-        if all(self._cut(k) for k in range(count)):
-            self.phases = tuple(self._phase(k) for k in range(count))
+        if all(self._cut(k) for k in range(self.last + 1)):
+            self.phases = tuple(self._phase(k) for k in range(self.last + 1))
             self.cost = (sum(phase.bytes for phase in self.phases), len(self.spilled))
 
     def with_spills(self) -> Iterator[_Candidate]:
         """The same placement with spills, and with loads that an early phase adds so that it can spill."""
-        last = max(self.placed.values(), default=0)
-        if self.phases and all(phase.bytes <= 2 * self.graph.word for phase in self.phases[1:]):
+        if self.phases and sum(phase.bytes for phase in self.phases[1:]) <= 2 * self.graph.word:
             return  # to write a spill and read it back costs as much as all that it could save
         loads = [n for n in self.graph.order if n.op is Op.LOAD and n.extent is Extent.ELEMENT]
         missing = [
             (k, n)
-            for k, reads in enumerate(self.reads[:last])
+            for k, reads in enumerate(self.reads[: self.last])
             for n in loads
             if n in self._memory(k) and n not in reads
         ]
         if len(missing) > MAX_EXTRA:
             missing = []
         for chosen in chain.from_iterable(combinations(missing, size) for size in range(len(missing) + 1)):
-            extra = {k: [n for j, n in chosen if j == k] for k in range(last)}
-            yield _Candidate(self.graph, self.placed, extra)
+            extra = {k: [n for j, n in chosen if j == k] for k in range(self.last)}
+            for shared in (False, True)[: self.last]:
+                yield _Candidate(self.graph, self.placed, extra, shared)
 
     def _memory(self, k: int) -> dict[Node, str]:
         """The nodes that lie in stores when phase k runs, each with the cheapest store that has it."""
@@ -324,7 +349,9 @@ class _Candidate:
             phase = self.spilled[n][1] if n in self.spilled else next(phases, None)
             if phase is not None and n.dtype is DType.REAL and n not in memory:
                 writer[n] = phase
-                price[n] = 1000 * self.graph.word * (1 if n in self.spilled else 2) + 1
+                readers = 1 + (self.last - k if self.shared else 0)
+                write = 0 if n in self.spilled else 1000 * self.graph.word // readers
+                price[n] = 1000 * self.graph.word + write + 1
         cut = _minimum_cut(order, roots, price)
         if cut is None:
             return False

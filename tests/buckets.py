@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from strategies import array
 
 from optgen import cache, library
 from optgen.backends import Layout, Tables
 from optgen.backends import numpy as reference
-from optgen.ir import Extent, Op, Program
+from optgen.ir import DType, Extent, Op, Program
 from optgen.passes import holds, lower
 from optgen.plan import Plan, plan
 from optgen.semantics import MEANING, evaluate
@@ -79,8 +80,43 @@ def raw(codec, values):
     """Numbers as a codec stores them; 16-bit ones as torch rounds them."""
     if codec in ("bf16", "fp16"):
         kind = torch.bfloat16 if codec == "bf16" else torch.float16
-        return torch.from_numpy(np.asarray(values, np.float32)).to(kind).view(torch.int16).numpy().view(np.uint16)
+        return (
+            torch.from_numpy(np.asarray(values, np.float32))
+            .to(kind)
+            .view(torch.int16)
+            .numpy()
+            .view(np.uint16)
+        )
     return np.asarray(values, RAW[codec])
+
+
+def stores_of(program, seed, wild, dtype, numel=9):
+    names = ["p", "g", *element_states(program)]
+    return {s: array(seed + i, numel, wild, dtype) for i, s in enumerate(names)}
+
+
+def tensor_values(program, seed):
+    random = np.random.default_rng(seed)
+    return {s: random.random() for s, state in program.states.items() if state.extent is not Extent.ELEMENT}
+
+
+def direct(program, case, stores, numbers, real):
+    """What a program assigns, node by node, without a plan."""
+    numel = stores["p"].size
+    host = {s: np.float64(x) for s, x in numbers.items()}
+    step = step_leaf(case.options, case.t, numel, host)
+    values = evaluate(program.scalars, step)
+    known = [values[n] for n in program.scalars]
+
+    def leaf(n):
+        if n.op is Op.SCALAR:
+            return np.bool_(known[int(n.value)]) if n.dtype is DType.BOOL else known[int(n.value)]
+        if n.op is not Op.LOAD or n.extent is Extent.STEP:
+            return step(n)
+        return real(numbers[n.value]) if n.extent is Extent.TENSOR else stores[n.value].copy()
+
+    values = evaluate(program.assigns.values(), leaf, real)
+    return {k: np.asarray(values[n]) for k, n in program.assigns.items()}
 
 
 @dataclass
@@ -89,6 +125,7 @@ class Bucket:
 
     `offset` moves each array so many elements from an aligned address; with `dims` arrays are walked by
     their strides; `far` makes a kernel begin at that element of a tensor whose address lies so far before.
+    The interpreter takes milliseconds a block, so `block` may be larger there than on a GPU.
     """
 
     plan: Plan
@@ -98,6 +135,7 @@ class Bucket:
     dims: int = 0
     offset: int = 0
     far: int = 0
+    block: int = 64
     keep: list = field(default_factory=list)
 
     def copies(self):
@@ -159,6 +197,8 @@ class Bucket:
     def run(self, backend, math_mode="exact"):
         """What a back end leaves in the stores and in the tensor states, and its slots."""
         kernel = cache.kernel(self.plan, backend, math_mode, self.dims)
+        if backend == "triton":
+            kernel.block, kernel.blocks, kernel.chunk = self.block, 2, 2 * self.block
         real = reference.REAL[self.plan.real]
         tensors = self.copies()
         given = self.tensor_states or [{}] * len(tensors)
@@ -229,7 +269,27 @@ def same(mine, right, what="", codec="fp32"):
         equal = (mine == right) | nan
     else:
         bits = f"u{mine.itemsize}"
-        equal = (np.ascontiguousarray(mine).view(bits) == np.ascontiguousarray(right).view(bits)).reshape(mine.shape)
+        equal = (np.ascontiguousarray(mine).view(bits) == np.ascontiguousarray(right).view(bits)).reshape(
+            mine.shape
+        )
         equal |= np.isnan(mine) & np.isnan(right)
     where = np.argwhere(~equal)
-    assert where.size == 0, f"{what}: {len(where)} of {mine.size} differ, {mine[~equal][:4]} and not {right[~equal][:4]}"
+    assert where.size == 0, (
+        f"{what}: {len(where)} of {mine.size} differ, {mine[~equal][:4]} and not {right[~equal][:4]}"
+    )
+
+
+def bucket(case, seed, wild, codecs, sizes=(9,)):
+    """A case as one bucket; `codecs` are those of p, g and every state."""
+    program = lower(case.program, truths(case.program, case.options))
+    names = ["p", "g", *element_states(program)]
+    made = plan(program, dict(zip(names, [*codecs, *[codecs[-1]] * len(names)], strict=False)))
+    tensors, rows, states = [], [], []
+    for i, numel in enumerate(sizes):
+        stores = stores_of(program, seed + 100 * i, wild, np.float64, numel)
+        tensors.append({s: raw(made.codecs[s], x) for s, x in stores.items()})
+        numbers = tensor_values(program, seed + i)
+        host = {s: np.float64(x) for s, x in numbers.items()}
+        rows.append(scalars(made, case.options, t=case.t, numel=numel, host=host))
+        states.append({s: numbers[s] for s in made.tensor_states})
+    return program, Bucket(made, tensors, rows, states)

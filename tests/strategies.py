@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 import numpy as np
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from optgen.syntax import parse
@@ -57,7 +58,8 @@ class Writer:
         if kind == "name":
             return self.pick(*self.steps)
         if kind == "pair":
-            return f"({self.step(depth - 1)} {self.pick('+', '-', '*', '/')} {self.pick(self.step(0), *NUMBERS)})"
+            other = self.pick(self.step(0), *NUMBERS)
+            return f"({self.step(depth - 1)} {self.pick('+', '-', '*', '/')} {other})"
         return self.pick("exp(-{0})", "sqrt(abs({0}))", "tanh({0})", "{0}**0.7", "maximum(1, {0})").format(
             self.step(depth - 1)
         )
@@ -79,9 +81,14 @@ class Writer:
         return f"amax(abs({x}))" if name == "amax" else f"{name}({x})"
 
     def condition(self, depth):
-        form = self.pick("{} > {}", "{} <= {}", "{} == {}", "{} != {}", "not {} < {}", "isfinite({}) or {} < 0")
+        form = self.pick(
+            "{} > {}", "{} <= {}", "{} == {}", "{} != {}", "not {} < {}", "isfinite({}) or {} < 0"
+        )
         test = form.format(self.element(depth), self.element(0))
-        return self.pick(test, test, f"{test} and {self.element(0)} >= {self.pick(*NUMBERS)}")
+        slow = f"{self.tensor(0)} {self.pick('>', '<=')} {self.pick(*NUMBERS)}"
+        other = self.pick(f"{self.element(0)} >= {self.pick(*NUMBERS)}", slow)
+        joined = self.pick("{0} and {1}", "{1} and {0}", "{0} or {1}", "not ({1} or {0})").format(test, other)
+        return self.pick(test, test, joined, slow)
 
     def element(self, depth):
         """A value per element."""
@@ -96,15 +103,18 @@ class Writer:
             return f"({x} {self.pick('+', '-', '*', '/')} {self.element(depth - 1)})"
         if kind == "scaled":
             y = self.pick(self.tensor(depth - 1), *NUMBERS)
-            return self.pick(f"({x}*{y})", f"({x} + {y})", f"({y} - {x})", f"({x} / {y})", f"lerp({x}, {y}, a)")
+            return self.pick(
+                f"({x}*{y})", f"({x} + {y})", f"({y} - {x})", f"({x} / {y})", f"lerp({x}, {y}, a)"
+            )
         if kind == "where":
             return f"({x} if {self.condition(depth - 2)} else {self.element(depth - 2)})"
         form = self.pick(
             "sqrt({0})", "sqrt(abs({0}))", "abs({0})", "floor({0})", "sign({0})", "round({0})", "-({0})",
             "rsqrt({0})", "({0})**2", "({0})**3", "({0})**-1", "maximum({0}, {1})", "minimum({0}, {1})",
             "clip({0}, {1}, {2})", "maximum({0}, 0)", "lerp({0}, {1}, {2})",
+            "maximum({3}, {0})", "minimum({0}, {3})", "clip({0}, {3}, 2)",
         )  # fmt: skip
-        return form.format(x, self.element(depth - 1), self.element(0))
+        return form.format(x, self.element(depth - 1), self.element(0), self.tensor(0))
 
     def local(self):
         self.count += 1
@@ -117,15 +127,21 @@ class Writer:
             self.lines.append(f"{indent}{name} = {self.element(2)}")
             self.elements.append(name)
         elif kind == "state" and self.states:
-            self.lines.append(f"{indent}{self.pick(*self.states)} {self.pick('', '+', '*')}= {self.element(2)}")
+            self.lines.append(
+                f"{indent}{self.pick(*self.states)} {self.pick('', '+', '*')}= {self.element(2)}"
+            )
         elif kind == "tensor" and self.tensor_states:
             self.lines.append(f"{indent}{self.pick(*self.tensor_states)} = {self.tensor(2)}")
         elif kind == "if" and not indent:
             self.branch()
         elif kind.startswith("for") and not indent:
-            target = self.pick(*self.states, "p") if kind == "for states" else self.pick(*self.elements[2:], "p")
+            target = (
+                self.pick(*self.states, "p") if kind == "for states" else self.pick(*self.elements[2:], "p")
+            )
             self.lines.append(f"for i in range({self.pick(2, 3)}):")
-            self.lines.append(f"    {target} = {self.pick('', '-')}{self.element(1)} + {self.element(1)}*(i + a)")
+            self.lines.append(
+                f"    {target} = {self.pick('', '-')}{self.element(1)} + {self.element(1)}*(i + a)"
+            )
         else:
             self.lines.append(f"{indent}p = {self.pick('p - ', '')}{self.element(2)}")
 
@@ -164,7 +180,9 @@ class Writer:
         flags = [f for f in FLAGS if f in words]
         states = [s for s in self.states if s in words]
         tensors = [s for s in self.tensor_states if s in words]
-        head = [f"hyper({', '.join([*(f'{h}={HYPERS[h][0]}' for h in hypers), *(f'{f}=False' for f in flags)])})"]
+        head = [
+            f"hyper({', '.join([*(f'{h}={HYPERS[h][0]}' for h in hypers), *(f'{f}=False' for f in flags)])})"
+        ]
         head = head if hypers or flags else []
         head += [f"state({', '.join(f'{s}=0' for s in states)})"] if states else []
         head += [f"state({', '.join(f'{s}=1' for s in tensors)}, per=tensor)"] if tensors else []
@@ -178,10 +196,25 @@ def cases(draw, reductions=False, transcendental=False, tensor_states=False):
     return Writer(draw, reductions, transcendental, tensor_states).case()
 
 
+# Zeros, subnormals, the largest numbers of float32, Inf and NaN.
 SPECIAL = np.array(
-    [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-45, -1e-40, 1.1754944e-38, 3.4028235e38, -3e38, 0.5, 1e-20]
+    [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+        1e-45,
+        -1e-40,
+        1.1754944e-38,
+        3.4028235e38,
+        -3e38,
+        0.5,
+        1e-20,
+    ]
 )
-"""Zeros, subnormals, the largest numbers of float32, Inf and NaN."""
 
 
 def array(seed, numel, wild, dtype=np.float32):
@@ -197,13 +230,16 @@ def array(seed, numel, wild, dtype=np.float32):
 
 @st.composite
 def staged(draw):
-    """Small rules in which sums stand between cheap values of many stores, so that there is something to plan."""
+    """Small rules with sums between cheap values of many stores, so that there is much to plan."""
     states = list(STATES[: draw(st.integers(0, 4))])
     values, totals, lines = ["p", "g", *states], ["a"], []
     for i in range(draw(st.integers(2, 6))):
         kind = draw(st.sampled_from(["local", "sum", "state"]))
         value = st.sampled_from([*values, values[-1], values[-1]])
-        terms = [f"{draw(value)}*{draw(st.one_of(value, st.sampled_from(totals)))}" for _ in range(draw(st.integers(1, 3)))]
+        terms = [
+            f"{draw(value)}*{draw(st.one_of(value, st.sampled_from(totals)))}"
+            for _ in range(draw(st.integers(1, 3)))
+        ]
         if kind == "sum" and len(totals) < 4:
             totals.append(f"r{i}")
             lines.append(f"r{i} = sum({terms[0]})")
@@ -219,3 +255,26 @@ def staged(draw):
     used = [s for s in states if s in words]
     head += [f"state({', '.join(f'{s}=0' for s in used)})"] if used else []
     return Case("\n".join([*head, body]), {"a": 0.1})
+
+
+CODEC_LISTS = st.sampled_from(
+    [("fp32",), ("fp64",), ("bf16",), ("fp16",), ("bf16", "bf16", "fp32"), ("fp32", "fp32", "bf16"),
+     ("fp32", "bf16", "fp64"), ("fp16", "fp32", "bf16", "fp32")]
+)  # fmt: skip
+
+
+def examples(count, phases=tuple(Phase)):
+    """Settings that give the same examples in every run."""
+    return settings(
+        max_examples=count,
+        phases=phases,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def compiled(count):
+    """The same without shrinking, which would compile for minutes."""
+    return examples(count, (Phase.explicit, Phase.generate))

@@ -1,16 +1,16 @@
-"""Triton's source, as Triton's interpreter executes it. Runs with TRITON_INTERPRET=1, in a process of its own."""
+"""Triton's source, as Triton's interpreter executes it: with TRITON_INTERPRET=1, in a process of its own."""
 
 import numpy as np
 import pytest
-import torch
-from buckets import Bucket, planned, raw, scalars, settings
+import test_backends as backends
+import test_codecs as codecs
+from buckets import Bucket, bucket, planned, raw
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import array, cases
-from test_random_programs import CODEC_LISTS, bucket, compiled
+from strategies import CODEC_LISTS, cases, compiled
+from test_backends import MIXED
 
-from optgen import library
-from optgen.backends.triton import interpreting
+from optgen.backends.triton import TritonKernel, interpreting
 
 pytestmark = pytest.mark.skipif(not interpreting(), reason="needs TRITON_INTERPRET=1")
 ANY = cases(reductions=True, tensor_states=True)
@@ -33,3 +33,105 @@ def test_random_programs(case, seed, wild, codecs):
 @given(ANY, st.integers(0, 9999), st.booleans(), CODEC_LISTS)
 def test_many_random_programs(case, seed, wild, codecs):
     check(case, seed, wild, codecs)
+
+
+@pytest.mark.parametrize("codecs", [("fp32",), MIXED], ids=",".join)
+@pytest.mark.parametrize("rule", backends.RULES)
+def test_rules_agree(rule, codecs):
+    backends.rule_bucket(rule, codecs, SIZES).check("triton")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("codecs", backends.CODECS, ids=",".join)
+@pytest.mark.parametrize(
+    ("rule", "options"), [(n, o) for n in backends.RULES for o in backends.variants(n)], ids=str
+)
+def test_rules_agree_under_every_option(rule, options, codecs):
+    backends.rule_bucket(rule, codecs, SIZES, options).check("triton")
+
+
+def test_a_chain_with_four_phases_agrees():
+    backends.check_chain("triton", SIZES)
+
+
+def test_device_state_agrees():
+    backends.check_device_state("triton", SIZES)
+
+
+def test_sizes():
+    backends.check_sizes("triton", 128)
+
+
+def test_misaligned_views():
+    backends.check_misaligned("triton", 300)
+
+
+def test_strided():
+    backends.check_strided("triton", 70)
+
+
+def test_far_elements():
+    backends.check_far("triton", 200)
+
+
+def test_names_that_the_back_end_uses_itself():
+    backends.check_weird_names("triton", (1, 5, 131))
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_exact_functions(real):
+    backends.check_exact_functions("triton", real)
+
+
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_transcendental_functions(real):
+    backends.check_transcendental("triton", real)
+
+
+def test_transcendental_edges():
+    backends.check_transcendental_edges("triton")
+
+
+def test_subnormals_are_kept():
+    backends.check_subnormals("triton")
+
+
+@pytest.mark.parametrize(
+    "text", ["p = g*(-0.0)", "p = p + inf*0", "p = maximum(p, -inf)", "p = maximum(0, p)"]
+)
+@pytest.mark.parametrize("codec", ["fp32", "fp64", "bf16"])
+def test_constants_at_the_edges(text, codec):
+    x = raw(codec, [1.0, -2.0, 0.0, np.inf])
+    Bucket(planned(text, codec), [{"p": x, "g": x}], [[]]).check("triton")
+
+
+@pytest.mark.parametrize("text", ["p = 3", "p = t"])
+@pytest.mark.parametrize("codec", ["fp32", "fp64", "bf16", "fp16"])
+def test_one_value_for_all_elements(text, codec):
+    """A constant, or a value per step, stored into every element."""
+    made = planned(text, codec)
+    one = Bucket(made, [{"p": raw(codec, np.zeros(70))}], [[5.0] * len(made.scalars)])
+    one.check("triton")
+    (found,) = one.run("triton")[0]
+    assert np.array_equal(found["p"], raw(codec, np.full(70, 3.0 if text == "p = 3" else 5.0)))
+
+
+@pytest.mark.parametrize("codec", codecs.TORCH)
+def test_decode_in_a_kernel(codec):
+    codecs.check_decode("triton", codec)
+
+
+@pytest.mark.parametrize("codec", codecs.TORCH)
+def test_encode_in_a_kernel(codec):
+    codecs.check_encode("triton", codec)
+
+
+def test_one_launch_a_phase(monkeypatch):
+    backends.check_launches(monkeypatch, "triton", TritonKernel)
+
+
+def test_float32_sums_of_many_terms():
+    """A chunk adds up in float32: 8192 terms of one sign stay within 1e-6."""
+    x = np.random.default_rng(0).random(8192 * 3).astype(np.float32)
+    one = Bucket(planned("p = p - g/norm(g)"), [{"p": x, "g": x}], [[]], block=4096)
+    one.check("triton")

@@ -59,7 +59,7 @@ def test_positional_arguments_are_torchs():
     import inspect
 
     for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Rprop", "NAdam", "RAdam", "Adamax", "ASGD"):
-        ours = [p for p in inspect.signature(getattr(optgen, name)).parameters.values()]
+        ours = list(inspect.signature(getattr(optgen, name)).parameters.values())
         theirs = inspect.signature(getattr(torch.optim, name)).parameters
         skip = ("foreach", "fused", "capturable", "differentiable", "maximize")
         wanted = [(n, p.default) for n, p in theirs.items() if n not in skip]
@@ -310,9 +310,13 @@ def test_bad_checkpoints_are_refused_whole():
         return str(error.value)
 
     assert "2 parameter groups" in broken(lambda d: d["param_groups"].append(d["param_groups"][0]))
-    assert "group 0 of the state dict has 1 parameters" in broken(lambda d: d["param_groups"][0]["params"].pop())
+    assert "group 0 of the state dict has 1 parameters" in broken(
+        lambda d: d["param_groups"][0]["params"].pop()
+    )
     assert "lr >= 0" in broken(lambda d: d["param_groups"][0].update(lr=-1.0))
-    assert "'exp_avg' of parameter 1 is (7,)" in broken(lambda d: d["state"][1].update(exp_avg=torch.zeros(7)))
+    assert "'exp_avg' of parameter 1 is (7,)" in broken(
+        lambda d: d["state"][1].update(exp_avg=torch.zeros(7))
+    )
     assert "'momentum_buffer'" in broken(lambda d: d["state"][1].update(momentum_buffer=torch.zeros(2)))
 
 
@@ -510,7 +514,10 @@ def test_layouts_and_empty_tensors(rule, backend):
     odd = {n: nn.Parameter(v) for n, v in views.items()}
     plain = {n: nn.Parameter(v.clone(memory_format=torch.contiguous_format)) for n, v in views.items()}
     make = optgen.optimizer(rule)
-    a, b = make(list(odd.values()), lr=0.1, backend=backend), make(list(plain.values()), lr=0.1, backend="numpy")
+    a, b = (
+        make(list(odd.values()), lr=0.1, backend=backend),
+        make(list(plain.values()), lr=0.1, backend="numpy"),
+    )
     for k in range(3):
         for n in odd:
             grad = torch.randn(odd[n].shape, generator=torch.Generator().manual_seed(k))

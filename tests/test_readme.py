@@ -11,6 +11,7 @@ import torch
 
 import optgen
 from optgen import cache, settings
+from optgen.functions import ELEMENT_FUNCTIONS, REDUCTION_FUNCTIONS
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)
@@ -93,3 +94,9 @@ def test_command_runs(line, folder):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout
+
+
+def test_every_function_is_listed():
+    text = README.read_text(encoding="utf-8")
+    rows = [set(row.split()) for row in re.findall(r"^\| `([a-z0-9 ]+)` \| of ", text, re.M)]
+    assert rows == [set(ELEMENT_FUNCTIONS), set(REDUCTION_FUNCTIONS)]

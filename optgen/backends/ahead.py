@@ -25,6 +25,8 @@ from optgen.backends.triton import BLOCK, BLOCKS, COMBINE_BLOCK, WARPS, interpre
 # The bits that one thread moves with an access, by the instruction's suffix.
 PTX_ACCESS = re.compile(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\s")
 GCN_ACCESS = re.compile(r"\b(?:global|flat|buffer)_(load|store)_(\w+)")
+# What ends a straight run of instructions; debug labels such as .Ltmp1 do not.
+BRANCH = re.compile(r"^\s*(?:\.LBB\w+:|\$L__BB\w+:|s_c?branch\w*\s|(?:@\S+\s+)?bra\b)")
 GCN_BITS = {
     "dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128,
     "b32": 32, "b64": 64, "b128": 128, "ubyte": 8, "byte": 8, "ushort": 16, "short": 16,
@@ -131,17 +133,34 @@ def _unmasked_lines(source: str, kernel: str) -> range:
 
 
 def _accesses(assembly: str, lines: range, cuda: bool) -> tuple[list[int], list[int]]:
-    """The widths in bits of the loads and of the stores that come from some source lines."""
-    found: dict[str, list[int]] = {"ld": [], "st": []}
-    line = 0
+    """The widths in bits of the loads and of the stores that come from some source lines.
+
+    A compiler that unrolls the loop over blocks writes them several times, behind branches of their own
+    (LLVM does for gfx942, where a body is small): each line is counted where it moves the most.
+    """
+    found: dict[tuple[str, int], dict[int, list[int]]] = {}
+    line = block = 0
     for text in assembly.splitlines():
         if place := re.match(r"\s*\.loc\s+\d+\s+(\d+)", text):
             line = int(place[1])
+        elif BRANCH.search(text):
+            block += 1
         elif line in lines and cuda and (access := PTX_ACCESS.search(text + " ")):
-            found[access[1]].append(int(access[2] or 1) * int(access[3]))
+            copies = found.setdefault((access[1], line), {})
+            copies.setdefault(block, []).append(int(access[2] or 1) * int(access[3]))
         elif line in lines and not cuda and (access := GCN_ACCESS.search(text)):
-            found[{"load": "ld", "store": "st"}[access[1]]].append(GCN_BITS[access[2]])
-    return found["ld"], found["st"]
+            copies = found.setdefault(({"load": "ld", "store": "st"}[access[1]], line), {})
+            copies.setdefault(block, []).append(GCN_BITS[access[2]])
+    loads, stores = (
+        [
+            bits
+            for (kind, _), copies in found.items()
+            if kind == which
+            for bits in max(copies.values(), key=sum)
+        ]
+        for which in ("ld", "st")
+    )
+    return loads, stores
 
 
 def _ptx_usage(ptx: str, target: str) -> tuple[int, int]:

@@ -85,11 +85,21 @@ def speller(real: str, math_mode: str) -> Spell:
             return args[0] if source == kind else (f"{bracket(args[0])}.to({kind})", ATOM)
         if n.op in (Op.BITS, Op.FLOAT):
             return f"{bracket(args[0])}.to({kind}, bitcast=True)", ATOM
+        if n.dtype is DType.BOOL and n.op in (Op.AND, Op.OR) and _mixed(n):
+            # Triton's interpreter widens a scalar's truth value to a block of floats, which `&` refuses.
+            scalar, block = texts if n.args[1].extent is Extent.ELEMENT else reversed(texts)
+            sides = (block, "False") if n.op is Op.AND else ("True", block)
+            return f"tl.where({scalar}, {', '.join(sides)})", ATOM
         if n.op in (Op.AND, Op.OR, Op.SHL, Op.SHR):
             return spell_bitwise(n, args)
         return spell_infix(n, args)
 
     return spell
+
+
+def _mixed(n: Node) -> bool:
+    """Whether one of two arguments is a block and the other a scalar."""
+    return len({a.extent is Extent.ELEMENT for a in n.args}) == 2
 
 
 def _constant(n: Node, kind: str) -> str:
@@ -98,6 +108,9 @@ def _constant(n: Node, kind: str) -> str:
         return str(bool(n.number))
     if n.dtype is DType.U32:
         return u32(n.number)
+    if n.number == 0 and math.copysign(1, n.number) < 0:  # of which Triton makes a positive zero
+        width = 64 if kind == "tl.float64" else 32
+        return f"tl.full((), {1 << width - 1:#x}, tl.uint{width}).to({kind}, bitcast=True)"
     text = repr(n.number) if math.isfinite(n.number) else f'float("{n.number}")'
     return f"tl.full((), {text}, tl.float64)" if kind == "tl.float64" else text
 
@@ -116,10 +129,11 @@ def emit(layout: Layout, math_mode: str = "exact") -> str:
     roots = [*plan.finish.values(), *(n for phase in plan.phases for n in phase.roots())]
     ops = {n.op for n in toposort(roots)} | {r.op for phase in plan.phases for r in phase.reductions}
     # Of two zeros both give b, on every machine, and a NaN where there is one; tl.maximum says neither.
+    extreme = "@triton.jit\ndef {}(a, b):\n    return tl.where(a {} b, a, tl.where(a != a, a, b))\n"
     if ops & {Op.MAXIMUM, Op.AMAX}:
-        parts.append("@triton.jit\ndef maximum(a, b):\n    return tl.where((a > b) | (a != a), a, b)\n")
+        parts.append(extreme.format("maximum", ">"))
     if Op.MINIMUM in ops:
-        parts.append("@triton.jit\ndef minimum(a, b):\n    return tl.where((a < b) | (a != a), a, b)\n")
+        parts.append(extreme.format("minimum", "<"))
     for k, phase in enumerate(plan.phases):
         parts.append("@triton.jit\n" + update(k, phase, plan, names, spell, GLOBALS))
         parts.append("@triton.jit\n" + _sweep(layout, k, phase, names))
