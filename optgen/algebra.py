@@ -46,7 +46,7 @@ from optgen.ir import (
     rewrite,
     toposort,
 )
-from optgen.semantics import constant, evaluate
+from optgen.semantics import MEANING, constant, evaluate
 
 SYMPY: dict[Op, Callable[..., Any]] = {
     Op.ADD: operator.add, Op.SUB: operator.sub, Op.MUL: operator.mul, Op.DIV: operator.truediv,
@@ -750,6 +750,8 @@ class _Sweep:
             _, n = heapq.heappop(heap)
             if reached[n] == 3 and (level == 0 or (level == 1 and n.extent > Extent.STEP)):
                 continue
+            if n.extent is Extent.CONST and n.op in (Op.EXP, Op.POW) and not 1e-99 < constant(n) < 1e99:
+                continue  # sympy would write out all digits
             inside.extend([n] * bool(n.args))
             for arg in n.args:
                 if arg not in reached:
@@ -863,10 +865,7 @@ class _Formula:
         ]
         for some in chain(combinations(known, 1), combinations(known, 2)):
             for side in (1, -1):  # as much as a sum of what is known to be positive, or zero
-                if (
-                    any(s for _, s in some)
-                    and sp.expand(side * rest - sum(q for q, _ in some)).is_nonnegative
-                ):
+                if any(s for _, s in some) and _never_negative(side * rest - sum(q for q, _ in some)):
                     return turn * side
         possible = {1: not rest.is_nonpositive, 0: not rest.is_nonzero, -1: not rest.is_nonnegative}
         raise _Split(rest, [s for s, open_ in possible.items() if open_])
@@ -908,17 +907,38 @@ def _is_zero(x: sp.Expr) -> bool:
     if sp.expand(x) == 0:
         return True
     # Most of what is no identity stops here. sympy's simplify would look for minutes, and guesses at numbers.
-    primes = (sp.Rational(sp.prime(17 + i), 53) for i in range(len(x.free_symbols)))
-    trial = {
-        s: 2 + i if s.is_integer else -q if s.is_nonpositive else q
-        for i, (s, q) in enumerate(zip(sorted(x.free_symbols, key=str), primes, strict=True))
-    }
-    size = max(abs(sp.N(term, 30, subs=trial)) for term in sp.Add.make_args(x))
-    value = abs(x.evalf(30, subs=trial))
-    if not value.is_number or not size.is_number or (value > 1e-15 * size) != False:  # noqa: E712
-        return False
+    symbols = sorted(x.free_symbols, key=str)
+    trial = [
+        2 + i if s.is_integer else (-1) ** bool(s.is_nonpositive) * (1 + i / 7) for i, s in enumerate(symbols)
+    ]
+    with np.errstate(all="ignore"):
+        terms = [_value(term, dict(zip(symbols, trial, strict=True))) for term in sp.Add.make_args(x)]
+        if abs(sum(terms)) > 1e-9 * max(map(abs, terms)):
+            return False
     over = sp.fraction(sp.together(sp.expand_power_exp(x)))[0]
     return bool(sp.expand(over) == 0 or sp.powsimp(sp.expand(over)) == 0)
+
+
+def _value(x: sp.Expr, point: Mapping[Any, float]) -> Any:
+    """The value of a small expression in float64, NaN where it has none. (sympy's evalf may never end.)"""
+    if x in point or not x.args:
+        try:
+            return np.float64(point[x] if x in point else float(x))
+        except (OverflowError, TypeError):  # too large, or not real
+            return np.float64(np.nan)
+    args = [_value(arg, point) for arg in x.args]
+    if x.is_Add or x.is_Mul:
+        return sum(args) if x.is_Add else math.prod(args)
+    return np.power(*args) if x.is_Pow else MEANING[NODES[x.func]](*args)
+
+
+@lru_cache(maxsize=10_000)
+def _never_negative(x: sp.Expr) -> bool:
+    """Whether an expression is a sum of terms of which none can be negative. (sympy asks on for minutes.)"""
+    number, rest = sp.expand(x).as_independent(*x.free_symbols, as_Add=True)
+    if number != 0 and not sp.N(number, 20) > 1e-12:
+        return False
+    return all(term.is_nonnegative for term in sp.Add.make_args(rest))
 
 
 @lru_cache(maxsize=10_000)

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from optgen.backends import Layout
-from optgen.backends.triton import BLOCK, BLOCKS, COMBINE_BLOCK, WARPS, interpreting
+from optgen.backends.triton import BLOCK, BLOCKS, COMBINE_BLOCK, THREADS, interpreting
 
 # The bits that one thread moves with an access, by the instruction's suffix.
 PTX_ACCESS = re.compile(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\s")
@@ -106,9 +106,7 @@ def _compile(
     gpu = _gpu_target(target)
     signature = {**tables, **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(getattr(module, name), signature=signature, constexprs=dict(constants))
-    # The same number of threads everywhere: a wave of a CDNA GPU has 64 of them.
-    warps = 32 * WARPS // gpu.warp_size
-    options = {"num_warps": warps, "enable_fp_fusion": math_mode == "fast"}
+    options = {"num_warps": THREADS // gpu.warp_size, "enable_fp_fusion": math_mode == "fast"}
     start = time.perf_counter()
     built = triton.compile(source, target=gpu, options=options)
     seconds = time.perf_counter() - start
@@ -118,8 +116,7 @@ def _compile(
         return Report(name, target, registers, spilled, (), (), None, None, seconds)
     lines = _unmasked_lines(Path(module.__file__ or "").read_text(encoding="utf-8"), name)
     loads, stores = _accesses(built.asm["ptx" if cuda else "amdgcn"], lines, cuda)
-    threads = warps * gpu.warp_size
-    found = sum(loads + stores) / 8 * threads / BLOCK
+    found = sum(loads + stores) / 8 * THREADS / BLOCK
     return Report(name, target, registers, spilled, tuple(loads), tuple(stores), planned, found, seconds)
 
 

@@ -8,7 +8,7 @@ aligned tensor takes the path without a mask, whose loads and stores are 128 bit
 misaligned views take the masked one. Addresses are read from a table, so nothing about a launch is an
 integer argument that Triton would specialise on, and offsets are int64. `math="exact"` divides and takes
 roots as IEEE says and contracts nothing; `math="fast"` leaves both to Triton's own `/` and `tl.sqrt`.
-`BLOCK` and `WARPS` were read off the registers and widths of the compiled code.
+`BLOCK` and `THREADS` were read off the registers and widths of the compiled code.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -38,10 +39,10 @@ from optgen.backends.emit import (
 from optgen.ir import ATOM, DType, Extent, Node, Op, Spelling, toposort
 from optgen.plan import Phase, Reduction
 
+THREADS = 128  # of a program instance; a warp has 32 of them, a wave of a CDNA GPU 64
 BLOCK = 512  # 4 elements a thread: 128 bits of float32, and at most 64 registers
 BLOCKS = 16
 COMBINE_BLOCK = 256
-WARPS = 4
 TYPES = {"fp64": "tl.float64", "fp32": "tl.float32", "bf16": "tl.uint16", "fp16": "tl.uint16"}
 ARGUMENTS = "tensors, chunks, scalars, partials, slots"
 GLOBALS = {"tl", "triton", "maximum", "minimum"}
@@ -302,7 +303,7 @@ class TritonKernel:
         # The interpreter spends milliseconds on a program instance: small chunks keep tests quick.
         self.block, self.blocks = (64, 2) if interpreting() else (BLOCK, BLOCKS)
         self.chunk = self.block * self.blocks
-        self.options: dict[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": math_mode == "fast"}
+        self.fuse = math_mode == "fast"
 
     def sweep(self, phase: int, tables: Tables) -> None:
         """Run one phase over every chunk."""
@@ -322,8 +323,15 @@ class TritonKernel:
 
     def _launch(self, name: str, programs: int, *arguments: Any, **constants: int) -> None:
         kernel = getattr(self.module, name)[(programs,)]
-        if not interpreting():
-            kernel(*arguments, **constants, **self.options)
-            return
-        with np.errstate(all="ignore"):  # the interpreter computes with NumPy, and IEEE has an answer
-            kernel(*arguments, **constants)
+        if interpreting():
+            with np.errstate(all="ignore"):  # the interpreter computes with NumPy, and IEEE has an answer
+                kernel(*arguments, **constants)
+        else:
+            kernel(*arguments, **constants, num_warps=THREADS // _warp_size(), enable_fp_fusion=self.fuse)
+
+
+@cache
+def _warp_size() -> int:
+    from triton.runtime import driver
+
+    return int(driver.active.get_current_target().warp_size)
