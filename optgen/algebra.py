@@ -18,6 +18,7 @@ import math
 import operator
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, lru_cache, reduce
@@ -66,9 +67,8 @@ RUNS = (  # the number of elements, their size, and how often a value is an end 
 STEPS = 4
 TOLERANCE = 1e-10  # a larger relative difference in float64 is looked at: is it more than rounding?
 UNIT = 2.0**-52
-ERRORS: dict[
-    Op, Callable[[list[Any], list[Any]], Any]
-] = {  # of arguments x that are wrong by d, to first order
+# How wrong a result is whose arguments x are wrong by d, before it is rounded itself; else the largest d.
+ERRORS: dict[Op, Callable[[list[Any], list[Any]], Any]] = {
     Op.ADD: lambda x, d: d[0] + d[1],
     Op.SUB: lambda x, d: d[0] + d[1],
     Op.MUL: lambda x, d: abs(x[0]) * d[1] + abs(x[1]) * d[0] + d[0] * d[1],
@@ -88,6 +88,7 @@ ERRORS: dict[
     Op.FLOOR: lambda x, d: np.where(np.floor(x[0] - d[0]) < np.floor(x[0] + d[0]), math.inf, 0.0),
 }
 CONE = 60  # at most so many operations make one formula
+LARGE = 150  # sympy sees no larger expression
 DEPTH = 5  # at most so many signs are told apart in one proof
 
 Values = dict[Node, Any]
@@ -145,7 +146,7 @@ def equal(a: Program, b: Program, **settings: Value | tuple[Value, ...]) -> Equa
         if refuted is not None:
             return refuted
     for pair in pairs:
-        unproved = ", ".join(pair.unproved())
+        unproved = ", ".join(dict.fromkeys(pair.unproved()))
         if unproved:
             own = f"; only one of them keeps {', '.join(pair.own)}" if pair.own else ""
             raise Undecided(
@@ -400,11 +401,8 @@ class _Pair:
                 found[n] = _draw(rng, self.limits.get(n, REALS), found[n], edge)
                 if hold(about):
                     break
-        return (
-            found
-            if hold([c for c in self.conditions if not any(n.op is Op.SHAPE for n in toposort([c]))])
-            else None
-        )
+        of_hypers = [c for c in self.conditions if all(n.op is not Op.SHAPE for n in toposort([c]))]
+        return found if hold(of_hypers) else None
 
     def train(self, inputs: list[Values]) -> Iterator[tuple[Values, Values]]:
         """Run both programs: the values of the leaves and of all nodes at each step.
@@ -414,7 +412,8 @@ class _Pair:
         first = _evaluate(self.inits, inputs[0])
         stores = {"p": inputs[0][load("p")], **{k: first[s.init] for k, s in self.states.items()}}
         for step in inputs:
-            leaves = {n: stores[n.value] if n.value in stores else step[n] for n in self.leaves}
+            leaves = {n: stores[n.value or ""] if n not in step else step[n] for n in self.leaves}
+            leaves[load("p")] = stores["p"]
             values = _evaluate(self.roots, leaves)
             yield leaves, values
             stores |= {k: values[n] for k, n in self.next.items()}
@@ -423,7 +422,9 @@ class _Pair:
         """Whether the last step's difference is more than all the rounding in the run can explain."""
         order, stores = toposort(self.roots), dict[str, Any]()
         for leaves, values in self.train(inputs):
-            errors = _errors(order, values, {n: stores.get(n.value or "", 0.0) for n in leaves})
+            errors = _errors(
+                order, values, {n: stores.get(n.value or "", 0.0) for n in leaves if n.op is Op.LOAD}
+            )
             stores = {k: errors[n] for k, n in self.next.items()}
         shape = np.shape(leaves[load("p")])
         x, y = (np.broadcast_to(values[n], shape)[at] for n in both)
@@ -438,11 +439,8 @@ class _Pair:
         words = ["not finite" if x is None else f"{x:.12g}" for x in values]
         shown = ", ".join(f"{k}={v[at] if isinstance(v, list) else v:.6g}" for k, v in inputs.items())
         reason = f"{target} is {words[0]} in {self.titles[0]} and {words[1]} in {self.titles[1]} for {shown}"
-        return Equality(
-            False,
-            reason,
-            {"inputs": {**self.fixed, **inputs}, "target": target, "values": values, "element": at},
-        )
+        found = {"inputs": {**self.fixed, **inputs}, "target": target, "values": values, "element": at}
+        return Equality(False, reason, found)
 
     def unproved(self) -> list[str]:
         """The targets for which no proof is found: for every step, or for the first and all later ones."""
@@ -468,8 +466,11 @@ class _Pair:
     def renamed(self) -> dict[Node, Node]:
         """States of the second program only, and the state of the first that always had the same value."""
         loads = [n for n in self.leaves if n.op is Op.LOAD and n.value in self.own]
-        history = {n: np.hstack([np.ravel(p[n]) for p in self.points]) for n in loads if self.points}
         found: dict[Node, Node] = {}
+        if not self.points:
+            return found
+        values = [_evaluate(loads, leaves) for leaves in self.points]
+        history = {n: np.hstack([v[n] for v in values]) for n in loads}
         for x, y in product(loads, loads):
             ours = x.value in self.firsts and y.value not in self.firsts and x.extent is y.extent
             if ours and y not in found and x not in found.values():
@@ -541,9 +542,8 @@ def _errors(order: Iterable[Node], values: Values, leaves: Values) -> Values:
             elif n.dtype is DType.BOOL:
                 found[n] = sum(dx)
             elif n.op in (Op.WHERE, Op.CHOOSE):
-                found[n] = np.where(dx[0] > 0, np.where(x[1] == x[2], 0, math.inf), 0) + np.where(
-                    x[0], dx[1], dx[2]
-                )
+                turned = np.where((dx[0] > 0) & (x[1] != x[2]), math.inf, 0.0)
+                found[n] = turned + np.where(x[0], dx[1], dx[2])
             elif n.op is Op.SUM and n.args[0].extent is Extent.ELEMENT:
                 found[n] = np.sum(dx[0] + UNIT * np.size(x[0]) * abs(x[0]))
             else:
@@ -750,7 +750,11 @@ class _Sweep:
             _, n = heapq.heappop(heap)
             if reached[n] == 3 and (level == 0 or (level == 1 and n.extent > Extent.STEP)):
                 continue
-            if n.extent is Extent.CONST and n.op in (Op.EXP, Op.POW) and not 1e-99 < constant(n) < 1e99:
+            if (
+                n.extent is Extent.CONST
+                and n.op in (Op.EXP, Op.POW)
+                and not 1e-99 < (constant(n) or 0) < 1e99
+            ):
                 continue  # sympy would write out all digits
             inside.extend([n] * bool(n.args))
             for arg in n.args:
@@ -880,9 +884,8 @@ class _Formula:
         left, right = (values[n] if n in values else self.expression(n) for n in (x, y))
         gap = left - right
         for absolute in gap.atoms(sp.Abs):
-            inner = absolute.args[0]
-            sign = signs.get(inner, 0) or -signs.get(-inner, 0)
-            gap = gap.subs(absolute, sign * inner) if sign else gap
+            with suppress(_Split):  # it stays |x| where the sign of x is open
+                gap = gap.subs(absolute, self.sign(absolute.args[0], signs) * absolute.args[0])
         return _is_zero(_given(gap, signs))
 
 
@@ -902,7 +905,7 @@ def _is_zero(x: sp.Expr) -> bool:
     """Whether an expression is zero; symbols go by their place, so that the same question comes often."""
     if x == 0:
         return True
-    if x.has(sp.nan, sp.zoo, sp.oo) or sp.count_ops(x) > 300:
+    if x.has(sp.nan, sp.zoo, sp.oo) or sp.count_ops(x) > LARGE:
         return False
     if sp.expand(x) == 0:
         return True
@@ -935,8 +938,10 @@ def _value(x: sp.Expr, point: Mapping[Any, float]) -> Any:
 @lru_cache(maxsize=10_000)
 def _never_negative(x: sp.Expr) -> bool:
     """Whether an expression is a sum of terms of which none can be negative. (sympy asks on for minutes.)"""
+    if sp.count_ops(x) > LARGE:
+        return False
     number, rest = sp.expand(x).as_independent(*x.free_symbols, as_Add=True)
-    if number != 0 and not sp.N(number, 20) > 1e-12:
+    if number != 0 and not _value(number, {}) > 1e-9:
         return False
     return all(term.is_nonnegative for term in sp.Add.make_args(rest))
 

@@ -157,11 +157,7 @@ def settings_of(
 
 
 def check(request: Request, progress: Callable[[], None] = lambda: None) -> list[Row]:
-    """Run every trial and gather rows; `progress` is called after each trial.
-
-    Raises:
-        RuntimeError: a process with Triton's interpreter ended early.
-    """
+    """Run every trial and gather rows; `progress` is called after each trial."""
     apart = "triton" in request.backends and _needs_process()
     rows: list[Row] = []
     with ExitStack() as stack:
@@ -232,11 +228,19 @@ def _process(request: Request) -> Iterator[Iterator[Outcome]]:
 
 
 def _answers(process: subprocess.Popen[str], said: IO[str]) -> Iterator[Outcome]:
+    """An outcome for each line; where the process ended early, failures for all that it still owed."""
     for line in process.stdout or ():
         yield Outcome(**json.loads(line))
     process.wait()
     said.seek(0)
-    raise RuntimeError(f"a process with Triton's interpreter ended early:\n{said.read().strip()}")
+    text = said.read().strip()
+    yield _lost(f"the process with Triton's interpreter ended early:\n{text}")
+    while True:
+        yield _lost(f"the process had ended: {text.splitlines()[-1] if text else process.returncode}")
+
+
+def _lost(failure: str) -> Outcome:
+    return Outcome(0, math.inf, 0.0, math.inf, failure, 0.0)
 
 
 def work() -> None:

@@ -146,11 +146,7 @@ def _check(arguments: argparse.Namespace) -> int:
     dtypes = [d for d in DTYPES if d in (arguments.dtype or DTYPES)]
     request = Request(program, backends, dtypes, arguments.state_dtype, settings, arguments.steps)
     with _progress("trials", len(backends) * len(dtypes) * len(settings)) as advance:
-        try:
-            rows = check(request, advance)
-        except RuntimeError as error:  # the process with Triton's interpreter ended
-            print(f"optgen: {error}", file=sys.stderr)
-            return 1
+        rows = check(request, advance)
     passed = all(row.passed for row in rows)
     if arguments.json:
         answer = {"rule": program.name, "passed": passed, "settings": settings, "combinations": total}

@@ -238,7 +238,7 @@ def _polynomial(z: Node, coefficients: tuple[float, ...]) -> Node:
 
 
 def _tanh(x: Node) -> Node:
-    """tanh: a rational function near zero, 1 - 2/(exp(2|x|) + 1) elsewhere; at most 2 units in the last place.
+    """tanh: a rational function near zero, 1 - 2/(exp(2|x|) + 1) elsewhere; within 2 units in the last place.
 
     Coefficients: S. Moshier, Cephes Mathematical Library, tanh.c (relative error 4e-17 below 0.625).
     """

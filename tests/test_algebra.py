@@ -224,6 +224,13 @@ def test_a_state_that_only_one_rule_keeps() -> None:
     same(text, "state(m=0, n=0)\nm = m + g\nn = n + p\np = p - m - n + n")
 
 
+def test_a_state_of_one_rule_and_a_hyperparameter_of_the_other_with_its_name() -> None:
+    text = "state(m=0.5)\nm = m + g*g\np = p - m*g"
+    assert equal(parse(text), parse("hyper(m=0.5)\np = p - m*g")).counterexample["target"] == "p"
+    assert equal(parse("hyper(m=0.5)\np = p - m*g"), parse(text)).counterexample["target"] == "p"
+    assert equal(parse("state(q=0)\nq = q + g\np = p - q"), parse("state(r=p)\nr = r - g\np = r")) is not None
+
+
 def test_first_values_are_compared() -> None:
     text = "hyper(lr=1)\nstate(m=lr*2)\nm = m + g\np = p - lr*m"
     same(text, text.replace("lr*2", "lr + lr"))
@@ -269,6 +276,7 @@ def test_tensor_states() -> None:
         ("p - 0.1*g", "p - g/10"),
         ("p - ((g + 1e9) - 1e9)", "p - g"),  # float64 says no
         ("p - log(exp(exp(g*g)))", "p - exp(g*g)"),  # overflows
+        ("p - ((exp(-(g*g + 99)) + 1) - 1)", "p - exp(-(g*g + 99))"),  # 1 + 1e-43 is 1
         ("p - atan2(g, p)*2", "p - atan2(g, p) - atan2(g, p)"),
         ("p - g*pi", "p - pi*g"),
         ("p - where(isfinite(g), g, 0)", "p - g"),

@@ -320,6 +320,22 @@ def test_emit_takes_settings_and_chains(optgen):
     assert optgen("emit", "adamw", "--math", "fast")[1] != optgen("emit", "adamw")[1]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["show", "--passes", "--plan", "--latex"],
+        ["emit", "--backend", "triton"],
+        ["emit", "--backend", "numpy"],
+        ["check", "--backend", "numpy", "--steps", "1"],
+    ],
+)
+def test_a_rule_outside_the_repository_is_like_any_other(optgen, mine, words):
+    assert len(MINE.splitlines()) <= 10
+    code, out, err = optgen(*words, mine, "--set", "beta=0.5")
+    assert (code, err) == (0, "")
+    assert out
+
+
 # check
 
 

@@ -9,7 +9,7 @@ import pytest
 from buckets import bucket, direct, raw, same, stores_of, tensor_values, truths
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import CODEC_LISTS, cases, compiled, examples
+from strategies import CODEC_LISTS, cases, compiled, examples, staged
 
 from optgen import passes
 from optgen.backends.numpy import REAL
@@ -51,7 +51,7 @@ def test_recur_and_specialise_keep_every_value(case, seed, wild):
 
 
 @examples(200)
-@given(ANY, st.integers(0, 9999), st.booleans(), CODEC_LISTS)
+@given(st.one_of(ANY, staged()), st.integers(0, 9999), st.booleans(), CODEC_LISTS)
 def test_plan_keeps_every_value(case, seed, wild, codecs):
     """Phases, spills and storage: the plan's results are those of the program, rounded once."""
     program, one = bucket(case, seed, wild, codecs)

@@ -12,7 +12,9 @@ process where two threads enter it (workqueue), and waits for all of its threads
 which one was busy, a million elements took 14 ms that way and 1.4 ms this way.
 
 IEEE semantics need nothing special here: LLVM contracts no multiplication with an addition unless asked.
-`math="fast"` asks for that, and for reciprocals in place of divisions.
+`math="fast"` asks for that, and for reciprocals in place of divisions. It costs one or two units in the
+last place of the largest term of each sum: after a step of any shipped rule max|a - b| / max|b| was at most
+1.7e-7 in float32 and 2.2e-16 in float64. In float32 memory bounds a step either way.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from optgen.backends import Layout, Tables
+from optgen.backends import MAX_DIMS, Layout, Tables
 from optgen.backends.emit import (
     Names,
     Spell,
@@ -58,7 +60,9 @@ GLOBALS = {"math", "np", "carray", "njit", "f32", "f64", "u16", "u32", "inline",
 LOCALS = {
     *ARGUMENTS.split(", "),
     "begin", "end", "c", "tensor", "start", "count", "row", "whole", "first", "lane", "i", "rest", "at",
+    *(f"size{d}" for d in range(MAX_DIMS)),
 }  # fmt: skip
+FORMS = ("{}_at", *(f"{{}}_stride{d}" for d in range(MAX_DIMS)))
 
 # A rule touches more arrays than LLVM's vectoriser is by default willing to check for overlap.
 binding.set_option("optgen", "-runtime-memory-check-threshold=128")
@@ -117,7 +121,7 @@ def emit(layout: Layout, math_mode: str = "exact") -> str:
     """The source of a module with `sweep<k>` for every phase, `combine` and `finish`."""
     plan = layout.plan
     fast = ", fastmath={'contract', 'arcp', 'afn'}" if math_mode == "fast" else ""
-    names = Names(plan, GLOBALS | LOCALS, ("{}_at",))
+    names = Names(plan, GLOBALS | LOCALS, FORMS)
     parts = [
         f"""\
 {header(layout, math_mode)}
@@ -180,6 +184,12 @@ def _sweep(layout: Layout, k: int, phase: Phase, names: Names) -> str:
         else:
             place, size = f"tensors[tensor, {columns[s]}] + start*{CODECS[codec].bytes}", "count"
         lines.append(f"{names.stores[s]} = carray(pointer({place}), {size}, {TYPES[codec]})")
+    for d in range(layout.dims):
+        lines.append(f"size{d} = tensors[tensor, {columns[f'@size{d}']}]")
+        strided = [s for s in touched if s in plan.codecs]
+        lines += [
+            f"{names.stores[s]}_stride{d} = tensors[tensor, {columns[f'@stride_{s}{d}']}]" for s in strided
+        ]
     lines += [f"sum{r.slot} = np.full({LANES}, {_empty(r.op)})" for r in phase.reductions]
     one = _element(layout, k, phase, names, found, touched)
     if phase.reductions:
@@ -215,11 +225,10 @@ def _element(
         cell |= {s: f"{names.stores[s]}[{names.stores[s]}_at]" for s in strided}
         lines.append("rest = start + i")
         for d in reversed(range(layout.dims)):
-            size = f"tensors[tensor, {layout.columns[f'@size{d}']}]"
-            lines += [f"at = rest % {size}", f"rest = rest // {size}"] if d else ["at = rest"]
+            lines += [f"at = rest % size{d}", f"rest = rest // size{d}"] if d else ["at = rest"]
             for s in strided:
-                step = f"at*tensors[tensor, {layout.columns[f'@stride_{s}{d}']}]"
-                lines.append(f"{names.stores[s]}_at {'=' if d == layout.dims - 1 else '+='} {step}")
+                sign = "=" if d == layout.dims - 1 else "+="
+                lines.append(f"{names.stores[s]}_at {sign} at*{names.stores[s]}_stride{d}")
     arguments = []
     for n in found:
         value = cell[n.value or ""] if n.extent is Extent.ELEMENT else names.leaf(n)

@@ -7,7 +7,9 @@ A program instance updates one chunk of one tensor, block by block. A block that
 aligned tensor takes the path without a mask, whose loads and stores are 128 bits wide; tails and
 misaligned views take the masked one. Addresses are read from a table, so nothing about a launch is an
 integer argument that Triton would specialise on, and offsets are int64. `math="exact"` divides and takes
-roots as IEEE says and contracts nothing; `math="fast"` leaves both to Triton's own `/` and `tl.sqrt`.
+roots as IEEE says and contracts nothing. `math="fast"` leaves both to Triton's own `/` and `tl.sqrt`, which
+on NVIDIA's GPUs are div.full and sqrt.approx, wrong by 2 units in the last place and by 1 (PTX ISA), and
+contracts. Of two zeros `maximum` takes the second, as everywhere.
 `BLOCK` and `THREADS` were read off the registers and widths of the compiled code.
 """
 
@@ -121,6 +123,11 @@ def _plus(base: str, offset: int) -> str:
     return f"{base} + {offset}" if offset else base
 
 
+def _cell(table: str, row: str, width: int, column: int) -> str:
+    """The address of a number in a table whose rows have so many."""
+    return _plus(f"{table} + {row}*{width}" if width > 1 else f"{table} + {row}", column)
+
+
 def emit(layout: Layout, math_mode: str = "exact") -> str:
     """The source of a module with `sweep<k>` for every phase, `combine` and `finish`."""
     plan = layout.plan
@@ -151,12 +158,13 @@ def _read(layout: Layout, names: Names, found: Iterable[Node]) -> list[str]:
     real = TYPES[plan.real]
     lines = []
     if any(n.op is Op.SCALAR for n in found):
-        lines.append(f"row = scalars + tl.load({_plus('entry', columns['@row'])})*{len(plan.scalars)}")
+        index = f"tl.load({_plus('entry', columns['@row'])})"
+        lines.append(f"row = {_cell('scalars', index, len(plan.scalars), 0)}")
     for n in found:
         if n.op is Op.SCALAR:
             value = f"tl.load({_plus('row', int(n.value or 0))})" + (" != 0" if n.dtype is DType.BOOL else "")
         elif n.op is Op.SLOT:
-            value = f"tl.load({_plus(f'slots + tensor*{plan.slots}', int(n.value or 0))}).to({real})"
+            value = f"tl.load({_cell('slots', 'tensor', plan.slots, int(n.value or 0))}).to({real})"
         elif n.extent is Extent.TENSOR:
             value = f"tl.load({_pointer(layout, n.value or '', real)})"
         else:
@@ -218,7 +226,8 @@ def _sweep(layout: Layout, k: int, phase: Phase, names: Names) -> str:
         lines += ["        " + line for line in (*tail, *_block(k, phase, found, names, ", mask"))]
     for r in phase.reductions:
         total = f"tl.sum(sum{r.slot})" if r.op is Op.SUM else f"tl.reduce(sum{r.slot}, 0, maximum)"
-        lines.append(f"tl.store({_plus(f'partials + chunk*{plan.slots}', r.slot)}, {total}.to(tl.float64))")
+        place = _cell("partials", "chunk", plan.slots, r.slot)
+        lines.append(f"tl.store({place}, {total}.to(tl.float64))")
     return f"def sweep{k}({ARGUMENTS}, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):\n" + indent(lines, 1)
 
 
@@ -272,10 +281,10 @@ def _combine(layout: Layout) -> str:
             f"if (FIRST <= {r.slot}) & ({r.slot} <= LAST):",
             f"    total = tl.full([BLOCK], {_empty(r)}, tl.float64)",
             "    for done in range(0, count, BLOCK):",
-            f"        at = {_plus(f'partials + (first + done + lane)*{slots}', r.slot)}",
+            f"        at = {_cell('partials', '(first + done + lane)', slots, r.slot)}",
             f"        part = tl.load(at, done + lane < count, {_empty(r)})",
             f"        total = {join}",
-            f"    tl.store({_plus(f'slots + tensor*{slots}', r.slot)}, {total})",
+            f"    tl.store({_cell('slots', 'tensor', slots, r.slot)}, {total})",
         ]
     constants = ", ".join(f"{name}: tl.constexpr" for name in ("FIRST", "LAST", "BLOCK"))
     return f"def combine(tensors, partials, slots, {constants}):\n" + indent(lines, 1)
