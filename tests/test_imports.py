@@ -24,6 +24,9 @@ MODULES = [
     "expressions",
     "declarations",
     "syntax",
+    "algebra.bounds",
+    "algebra.proof",
+    "algebra.latex",
     "algebra",
     "compose",
     "passes",
@@ -59,8 +62,8 @@ OUTSIDE = {
     "numba": AFTER_LAUNCH | {"backends.cpu", "cache"},  # whose version is part of a kernel's name
     "llvmlite": {"backends.cpu"},
     "triton": AFTER_LAUNCH | {"backends.triton", "backends.ahead", "cache"},
-    "sympy": {"algebra"},
-    "mpmath": {"algebra"},  # sympy's own arithmetic
+    "sympy": {"algebra.proof"},
+    "mpmath": {"algebra.proof"},  # sympy's own arithmetic
     "rich": {"demo", "tables", "cli"},
     "matplotlib": {"demo"},
     "sklearn": {"demo"},
