@@ -103,14 +103,9 @@ class Plan:
         """Bytes that a step moves per element."""
         return sum(phase.bytes for phase in self.phases)
 
-    @property
-    def reads_gradient(self) -> bool:
-        """Whether any phase reads the gradient."""
-        return any("g" in phase.loads for phase in self.phases)
-
     def fingerprint(self) -> str:
         """A text that is the same for plans that do the same."""
-        lines = [self.real, repr(sorted(self.codecs.items())), repr(self.tensor_states), str(self.slots)]
+        lines = [self.real, repr(list(self.codecs.items())), repr(self.tensor_states), str(self.slots)]
         numbers: dict[Node, int] = {}
         roots = [n for phase in self.phases for n in phase.roots()]
         for n in toposort([*roots, *self.finish.values(), *self.scalars, *self.host.values()]):

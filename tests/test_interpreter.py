@@ -7,7 +7,7 @@ import test_codecs as codecs
 from buckets import Bucket, bucket, planned, raw
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import CODEC_LISTS, cases, compiled
+from strategies import CODEC_LISTS, cases, compiled, staged
 from test_backends import MIXED
 
 from optgen.backends.triton import TritonKernel, interpreting
@@ -22,15 +22,33 @@ def check(case, seed, wild, codecs):
     several.check("triton")
 
 
-@compiled(40)
+@compiled(50)
+@given(ANY, st.integers(0, 9999), st.booleans())
+def test_random_programs_in_float32(case, seed, wild):
+    check(case, seed, wild, ("fp32",))
+
+
+@compiled(50)
+@given(ANY, st.integers(0, 9999), st.booleans())
+def test_random_programs_in_float64(case, seed, wild):
+    check(case, seed, wild, ("fp64",))
+
+
+@compiled(50)
+@given(ANY, st.integers(0, 9999), st.booleans(), st.sampled_from(["bf16", "fp16"]))
+def test_random_programs_in_16_bits(case, seed, wild, codec):
+    check(case, seed, wild, (codec,))
+
+
+@compiled(50)
 @given(ANY, st.integers(0, 9999), st.booleans(), CODEC_LISTS)
-def test_random_programs(case, seed, wild, codecs):
+def test_random_programs_in_mixed_storage(case, seed, wild, codecs):
     check(case, seed, wild, codecs)
 
 
 @pytest.mark.full
-@compiled(200)
-@given(ANY, st.integers(0, 9999), st.booleans(), CODEC_LISTS)
+@compiled(400)
+@given(st.one_of(ANY, staged()), st.integers(0, 9999), st.booleans(), CODEC_LISTS)
 def test_many_random_programs(case, seed, wild, codecs):
     check(case, seed, wild, codecs)
 

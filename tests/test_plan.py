@@ -223,6 +223,13 @@ def test_fingerprint_tells_plans_apart():
     assert planned("p = p - g").fingerprint() == planned("x = g\np = p - x").fingerprint()
 
 
+def test_fingerprint_tells_columns_apart():
+    """The order of the states is that of the columns of a launch's table."""
+    body = "a = 2*g\nb = 3*g\np = p - g"
+    plans = [planned(f"state({states})\n{body}") for states in ("a=0, b=0", "b=0, a=0")]
+    assert plans[0].fingerprint() != plans[1].fingerprint()
+
+
 def test_layout_has_a_column_for_each_pointer():
     made = planned(MANY_INPUTS)
     for dims in (0, 2):

@@ -342,7 +342,7 @@ class CpuKernel:
 
     chunk = CHUNK
     numpy_tables = True
-    share = 8  # a thread gets no fewer chunks than this: they take about as long as handing them over
+    share = 4  # a thread gets no fewer chunks than this: they take about as long as handing them over
 
     def __init__(self, layout: Layout, module: ModuleType):
         self.layout, self.module = layout, module
