@@ -10,7 +10,21 @@ from dataclasses import replace
 from typing import NoReturn
 
 from optgen.errors import RuleError
-from optgen.ir import Fact, Hyper, Node, Op, Program, State, Value, load, node, toposort
+from optgen.ir import (
+    REDUCTIONS,
+    Extent,
+    Fact,
+    Hyper,
+    Node,
+    Op,
+    Program,
+    State,
+    Value,
+    join,
+    load,
+    node,
+    toposort,
+)
 
 Names = Mapping[str, str]
 
@@ -36,7 +50,9 @@ def chain(*programs: Program) -> Program:
             _refuse(part, "stands before the rule, but is a transform that comes after one")
         if i > first and part.kind == "before":
             _refuse(part, "assigns g, so it must come before the rule")
-    renamed = [_rename(part, hypers) for part, hypers in zip(parts, _hyper_names(parts), strict=True)]
+    renamed = [
+        _rename(part, hypers, i) for i, (part, hypers) in enumerate(zip(parts, _hyper_names(parts), strict=True))
+    ]
     result = renamed[0]
     for part in renamed[1:]:
         result = _join(result, _own_states(part, result))
@@ -81,19 +97,24 @@ def _hyper_names(parts: Sequence[Program]) -> list[dict[str, str]]:
     for part in parts:
         table: dict[str, str] = {}
         for h in part.hypers:
+            if h == "seed":  # of all random numbers together
+                table[h] = h
+                continue
             table[h] = _free(h, part.name, taken | (part.hypers.keys() - {h}) if h in taken else ())
             taken.add(table[h])
         tables.append(table)
     return tables
 
 
-def _rename(part: Program, names: Names) -> Program:
-    """The part with other names for its hyperparameters."""
+def _rename(part: Program, names: Names, place: int) -> Program:
+    """The part with other names for its hyperparameters; its random numbers and totals are its own."""
     facts = {text: replace(fact, subject=_path(fact.subject, names)) for text, fact in part.facts.items()}
 
     def change(n: Node) -> Node | None:
         if n.op is Op.HYPER:
             return node(Op.HYPER, value=_path(n.value or "", names))
+        if place and (n.op in (Op.NORMAL, Op.UNIFORM) or (n.op in REDUCTIONS and n.extent is Extent.ALL)):
+            return node(n.op, *n.args, value=f"{place}.{n.value}", extent=n.extent)
         return node(Op.FACT, value=str(facts[n.value or ""])) if n.op is Op.FACT else None
 
     return replace(
@@ -117,7 +138,10 @@ def _own_states(part: Program, others: Program) -> Program:
     states: dict[str, State] = {}
     for s, state in part.states.items():
         names[s] = _free(f"{part.name}_{s}", part.name, taken) if s in others.states else s
-        key = _free(state.key, part.name, keys)
+        group, key = ("group:", state.key[6:]) if state.extent is Extent.ALL else ("", state.key)
+        while group + key in keys:
+            key = f"{part.name}_{key}"
+        key = group + key
         states[names[s]] = replace(state, name=names[s], key=key)
         taken.add(names[s])
         keys.add(key)
@@ -141,9 +165,13 @@ def _own_states(part: Program, others: Program) -> Program:
 def _join(first: Program, then: Program) -> Program:
     """Two programs as one, by substituting what the first computes into the second."""
     if first.kind == "before":
-        merged = _merge(first, _substitute(then, {load("g"): first.assigns["g"]}))
+        inputs = {load("g"): first.assigns["g"]}
+        if first.count is not None:
+            inputs[node(Op.COUNT)] = first.count
+        merged = _merge(first, _unless(first.skip, _substitute(then, inputs)))
         own = {k: n for k, n in first.assigns.items() if k != "g"}
-        return replace(merged, gradient=_gradient(first), assigns={**merged.assigns, **own})
+        skip = _either(first.skip, merged.skip)
+        return replace(merged, gradient=_gradient(first), assigns={**merged.assigns, **own}, skip=skip)
     inputs = {load("g"): _gradient(first)}
     if first.update:
         inputs[load("u")] = first.update[1]
@@ -154,17 +182,38 @@ def _join(first: Program, then: Program) -> Program:
         )
     if "u" not in then.assigns:
         inputs[load("p")] = first.assigns["p"]
-        after = _substitute(then, inputs)
-        return replace(_merge(first, after), assigns={**first.assigns, **after.assigns}, update=first.update)
+        after = _unless(first.skip, _substitute(then, inputs))
+        assigns = {**first.assigns, **after.assigns}
+        return replace(_merge(first, after), assigns=assigns, update=first.update, skip=first.skip)
     if first.update is None:
         raise RuleError(f"'{then.name}' assigns u, but '{first.name}' has no last statement `p = p - X`")
     before, old = first.update
     inputs[load("p")] = before
-    after = _substitute(then, inputs)
+    after = _unless(first.skip, _substitute(then, inputs))
     new = after.assigns["u"]
     own = {k: n for k, n in after.assigns.items() if k != "u"}
     changed = _substitute(first, {node(Op.SUB, before, old): node(Op.SUB, before, new)})
-    return replace(_merge(changed, after), assigns={**changed.assigns, **own}, update=(before, new))
+    assigns = {**changed.assigns, **own}
+    return replace(_merge(changed, after), assigns=assigns, update=(before, new), skip=first.skip)
+
+
+def _either(a: Node | None, b: Node | None) -> Node | None:
+    """Whether one of two conditions holds; None is one that never does."""
+    return node(Op.OR, a, b) if a is not None and b is not None else a if a is not None else b
+
+
+def _unless(skip: Node | None, program: Program) -> Program:
+    """The program with everything that it stores kept as it was where a condition holds."""
+    if skip is None:
+        return program
+    assigns = {}
+    for k, n in program.assigns.items():
+        extent = program.states[k].extent if k in program.states else Extent.ELEMENT
+        kept = join(skip.extent, n.extent)
+        if extent is Extent.ALL and kept is not Extent.ALL:
+            raise RuleError(f"'{program.name}' has a value for all tensors, '{k}', which cannot be kept by tensor")
+        assigns[k] = n if k in ("g", "u") else node(Op.WHERE, skip, load(k, extent=extent), n)
+    return replace(program, assigns=assigns)
 
 
 def _gradient(program: Program) -> Node:
@@ -198,10 +247,13 @@ def _merge(a: Program, b: Program) -> Program:
         sources=a.sources + b.sources,
         hypers={**a.hypers, **b.hypers},
         states={**a.states, **b.states},
+        inputs={**a.inputs, **b.inputs},
         requires=a.requires + b.requires,
         facts={**a.facts, **b.facts},
         modes={**a.modes, **b.modes},
         gradient=a.gradient,
+        skip=b.skip,
+        count=b.count if b.count is not None or b.kind != "before" else a.count,
         spans={**b.spans, **a.spans},
         names={**b.names, **a.names},
     )

@@ -12,16 +12,14 @@ from typing import NamedTuple, cast
 from optgen.errors import Span
 from optgen.expressions import Expressions
 from optgen.grammar import nearest
-from optgen.ir import Extent, Hyper, Node, Op, Requirement, State, Value, load, toposort
-from optgen.scope import CALLED, CONSTANTS, SHAPES, STORES, Scope
+from optgen.ir import Extent, Hyper, Input, Node, Op, Requirement, State, Value, fits, load, toposort
+from optgen.scope import CALLED, CONSTANTS, SHAPES, STORES, Scope, absent
 
-EXTENTS = ("element", "tensor")
-EXTENTS_NOT_YET = ("row", "col", "unit", "dim", "block", "all")
 MAX_COPIES = 64
 # Constructor arguments of every optimizer, so no hyperparameter can have their names.
 RESERVED = (
     *("params", "self", "closure", "backend", "math", "state_dtype", "maximize"),
-    *("foreach", "fused", "capturable", "differentiable", "frozen", "rule", "train_mode"),
+    *("foreach", "fused", "capturable", "differentiable", "frozen", "rule", "train_mode", "seed", "steps"),
 )
 
 
@@ -45,6 +43,8 @@ class Declarations:
         for call in calls["hyper"]:
             self.hyper(call)
         keys: dict[str, tuple[str, Span]] = {}
+        for call in calls["input"]:
+            self.input(call)
         for call in calls["keys"]:
             self.keys(call, keys)
         entries: dict[str, Entry] = {}
@@ -105,6 +105,37 @@ class Declarations:
             )
         return float(cast(float, self.expressions.constant(self.expressions.value(at))))
 
+    # input()
+
+    def input(self, call: ast.Call) -> None:
+        """One input() declaration: names, `name=default`, and `per=all` for one number."""
+        if not call.args and not any(k.arg != "per" for k in call.keywords):
+            raise self.error("input() declares nothing", call, "write input(h), or input(loss, per=all)")
+        extent = Extent.ELEMENT
+        names: list[tuple[str, ast.AST, float | None]] = []
+        for argument in call.args:
+            if not isinstance(argument, ast.Name):
+                raise self.error("input() takes names", argument, "write input(h)")
+            names.append((argument.id, argument, None))
+        for keyword in call.keywords:
+            if keyword.arg == "per":
+                extent = self.expressions.extent(keyword.value)
+                if extent not in (Extent.ELEMENT, Extent.ALL):
+                    raise self.error("an input has per=element or per=all", keyword.value)
+            elif keyword.arg is None:
+                raise self.error("input() takes names and name=default", keyword)
+            else:
+                self.expressions.scope = Scope(dict(CONSTANTS))
+                value = self.expressions.constant(self.expressions.value(keyword.value))
+                if value is None:
+                    raise self.error("the default of an input is a number", keyword.value)
+                names.append((keyword.arg, keyword, float(value)))
+        for name, place, default in names:
+            self.declare(name, place)
+            self.declared.inputs[name] = Input(name, extent, default)
+            if default is not None:
+                self.expressions.fact_node(absent(name))
+
     # keys() and state()
 
     def keys(self, call: ast.Call, keys: dict[str, tuple[str, Span]]) -> None:
@@ -115,8 +146,6 @@ class Declarations:
                     f"'{name}' has two keys", keyword, f"the first is on line {keys[name][1].line}"
                 )
             match keyword.value:
-                case ast.Constant(value=str() as key) if key.startswith("group:"):
-                    raise self.error("a 'group:' key is not yet supported", keyword.value)
                 case ast.Constant(value=str() as key) if key:
                     keys[name] = (key, self.span(keyword))
                 case _:
@@ -136,7 +165,7 @@ class Declarations:
                 raise self.error(f"'{name}' is given twice", keyword)
             settings.add(name)
             if name == "per":
-                extent = self.extent(keyword.value)
+                extent = self.expressions.extent(keyword.value)
             else:
                 copies = self.expressions.integer(keyword.value, "copies")
                 if not 1 <= copies <= MAX_COPIES:
@@ -146,16 +175,6 @@ class Declarations:
         for name, keyword in names:
             self.declare(name, keyword)
             entries[name] = Entry(keyword.value, extent, copies)
-
-    def extent(self, at: ast.expr) -> Extent:
-        """What `per=` names."""
-        word = at.func if isinstance(at, ast.Call) else at
-        name = word.id if isinstance(word, ast.Name) else ""
-        if name in EXTENTS_NOT_YET:
-            raise self.error(f"per={ast.unparse(at)} is not yet supported", at)
-        if name not in EXTENTS or word is not at:
-            raise self.error(f"per={ast.unparse(at)} is not an extent", at, "write per=element or per=tensor")
-        return Extent[name.upper()]
 
     def states(self, entries: Mapping[str, Entry], keys: Mapping[str, tuple[str, Span]]) -> None:
         """The states, with their first values and keys."""
@@ -168,7 +187,7 @@ class Declarations:
         taken: dict[str, str] = {}
         for name, entry in entries.items():
             first = self.first(name, entries, firsts)
-            if first.extent > entry.extent:
+            if not fits(first.extent, entry.extent) and first.extent is not Extent.STEP:
                 raise self.error(
                     f"'{name}' holds {entry.extent.phrase}, but this is {first.extent.phrase}", entry.first
                 )
@@ -177,9 +196,17 @@ class Declarations:
                 declared.copies[name] = entry.copies
             for i in range(max(1, entry.copies)):
                 full, own = (f"{name}[{i}]", f"{key}_{i}") if entry.copies else (name, key)
+                if entry.extent is Extent.ALL and not own.startswith("group:"):
+                    own = f"group:{own}"
+                elif own.startswith("group:") and entry.extent is not Extent.ALL:
+                    raise self.error("only per=all state is kept in the groups", place, "declare it per=all")
                 if own == "step":
                     raise self.error(
                         "'step' is the key of the step count", place, "choose another with keys()"
+                    )
+                if own.removeprefix("group:") in declared.hypers and own.startswith("group:"):
+                    raise self.error(
+                        f"the key {own!r} is the place of a hyperparameter", place, "choose another with keys()"
                     )
                 if own in taken:
                     raise self.error(f"states '{taken[own]}' and '{full}' have the same key {own!r}", place)

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any, cast
 
-from optgen.functions import REDUCTION_FUNCTIONS, power
+from optgen.functions import REDUCTION_FUNCTIONS, Reducer, power
 from optgen.grammar import nearest
-from optgen.ir import DType, Extent, Fact, Node, Op, Value, const, load, node
-from optgen.scope import DECLARATIONS, FUNCTIONS, NOT_YET, SPECIAL, Context, Item, Meaning, Option
+from optgen.ir import EXTENTS, DType, Extent, Fact, Node, Op, Value, const, join, load, node
+from optgen.scope import DECLARATIONS, FUNCTIONS, NOT_YET, RANDOM, SPECIAL, Context, Item, Meaning, Option
 
 BINARY = {
     ast.Add: Op.ADD,
@@ -44,6 +44,8 @@ COMPARE: dict[str, Callable[[Node, Node], Node]] = {
     "==": lambda a, b: node(Op.EQ, a, b),
     "!=": lambda a, b: node(Op.NE, a, b),
 }
+PER = ("element", "tensor", "all", "row", "col", "matrix", "unit")
+MAX_BLOCK = 1 << 20
 ONLY_IS = "'is' compares an option with None, True or False"
 OTHER_NAMES = {"grad": "g", "gradient": "g", "param": "p", "params": "p", "step": "t"}
 OTHER_FUNCTIONS = {
@@ -206,11 +208,11 @@ class Expressions(Context):
     def name(self, name: str, at: ast.expr) -> Meaning:
         """What a name means here."""
         self.check_mode(name, at)
-        if name in self.declared.hypers:
+        if name in self.declared.hypers or name in self.declared.inputs:
             self.used.add(name)
         if name in self.scope.names:
             return self.scope.names[name]
-        if name in FUNCTIONS or name in SPECIAL:
+        if name in FUNCTIONS or name in SPECIAL or name in RANDOM:
             raise self.error(f"'{name}' is a function", at, f"call it: {name}(…)")
         if name in NOT_YET:
             raise self.error(f"{name}() is not yet supported", at)
@@ -220,7 +222,7 @@ class Expressions(Context):
 
     def check_mode(self, name: str, at: ast.AST) -> None:
         """Refuse what train() and eval() do not have."""
-        if self.mode and name in ("g", "u"):
+        if self.mode and (name in ("g", "u") or name in self.declared.inputs):
             raise self.error(f"{self.mode}() has no '{name}'", at, "only p and states exist there")
 
     def item(self, at: ast.expr) -> Item:
@@ -345,17 +347,19 @@ class Expressions(Context):
         name = func.id
         if name in NOT_YET:
             raise self.error(f"{name}() is not yet supported", at)
-        if name not in FUNCTIONS and name not in ("where", "prev", "len"):
+        if name not in FUNCTIONS and name not in RANDOM and name not in ("where", "prev", "len"):
             self.unknown_function(name, at)
         for keyword in at.keywords:
             if keyword.arg in ("axis", "over") and name in REDUCTION_FUNCTIONS:
-                raise self.error(f"{keyword.arg}={ast.unparse(keyword.value)} is not yet supported", keyword)
+                continue
             what = f"argument '{keyword.arg}'" if keyword.arg else "'**'"
             raise self.error(f"{name}() takes no {what}", keyword)
-        count, build = FUNCTIONS.get(name, (3 if name == "where" else 1, None))
+        count, build = FUNCTIONS.get(name, ({"where": 3, **dict.fromkeys(RANDOM, 0)}.get(name, 1), None))
         if len(at.args) != count:
             plural = "s" if count != 1 else ""
             raise self.error(f"{name}() takes {count} argument{plural}, not {len(at.args)}", at)
+        if name in RANDOM:
+            return self.random(name, at)
         if build is None:
             return {"where": self.where, "prev": self.prev, "len": self.len}[name](at)
         if name in REDUCTION_FUNCTIONS:
@@ -372,14 +376,80 @@ class Expressions(Context):
         help = f"write {other}" if other else nearest(name, [*FUNCTIONS, *SPECIAL])
         raise self.error(f"unknown function '{name}'", at.func, help)
 
+    def random(self, name: str, at: ast.Call) -> Node:
+        """A call of normal() or uniform(): a number of its own for each element."""
+        if self.mode:
+            raise self.error(f"{self.mode}() has no random numbers", at)
+        self.draws += 1
+        return self.make(node(RANDOM[name], value=str(self.draws - 1)))
+
     def reduction(self, name: str, build: Callable[..., Node], at: ast.Call) -> Node:
-        """A reduction over the tensor, which needs a value per element."""
+        """A reduction over the tensor, over what `axis` says, or over all tensors."""
         counts = name in ("sum", "mean")  # of a condition: how often it holds
         arguments = [self.as_node(self.look(a), a) if counts else self.value(a) for a in at.args]
-        extent = max(a.extent for a in arguments)
-        if extent < Extent.ELEMENT:
+        extent = reduce(join, (a.extent for a in arguments))
+        settings: dict[str, ast.expr] = {}
+        for keyword in at.keywords:
+            if cast(str, keyword.arg) in settings:
+                raise self.error(f"'{keyword.arg}' is given twice", keyword)
+            settings[cast(str, keyword.arg)] = keyword.value
+        if len(settings) == 2:
+            raise self.error("a reduction has axis= or over=, not both", at.keywords[1])
+        if "over" in settings:
+            if not isinstance(settings["over"], ast.Name) or settings["over"].id != "all":
+                raise self.error(f"over={ast.unparse(settings['over'])} is not known", settings["over"], "write over=all")
+            if self.mode:
+                raise self.error(f"{self.mode}() cannot reduce over all tensors", at)
+            tag = self.tags.setdefault(tuple(arguments), str(len(self.tags)))
+            if extent is Extent.ALL:
+                raise self.error(f"{name}() over all tensors needs a value of each, and this is {extent.phrase}", at)
+            return build(Reducer(extent, Extent.ALL, tag), *arguments)
+        if "axis" in settings:
+            return build(Reducer(extent, self.axis(name, settings["axis"], extent, at)), *arguments)
+        if extent <= Extent.TENSOR:
             raise self.error(f"{name}() needs a value per element, and this is {extent.phrase}", at)
-        return build(*arguments)
+        return build(Reducer(extent, Extent.TENSOR), *arguments)
+
+    def axis(self, name: str, at: ast.expr, extent: Extent, call: ast.Call) -> Extent:
+        """What a reduction with `axis` leaves: a value per row for -1, per column for -2, or what it names."""
+        try:
+            along = {-1: "row", -2: "col"}.get(ast.literal_eval(at))
+        except ValueError:
+            along = None
+        if along is None and not isinstance(at, ast.Name | ast.Call):
+            raise self.error(
+                f"axis={ast.unparse(at)} is not known", at, "write axis=-1, axis=-2, axis=unit, axis=dim(k)"
+            )
+        target = EXTENTS[along.upper()] if along else self.extent(at)
+        if not target.sliced or target is Extent.MATRIX:
+            raise self.error(
+                f"axis={ast.unparse(at)} is not known", at, "write axis=-1, axis=-2, axis=unit, axis=dim(k)"
+            )
+        if extent is Extent.ELEMENT:
+            return target
+        if along and (extent, target) in ((Extent.ROW, Extent.COL), (Extent.COL, Extent.ROW)):
+            return Extent.MATRIX
+        raise self.error(
+            f"{name}() along this axis needs a value per element, and this is {extent.phrase}", call
+        )
+
+    def extent(self, at: ast.expr) -> Extent:
+        """What `per=` and `axis=` name: `row`, `dim(0)`, `block(64)`."""
+        match at:
+            case ast.Name(id=name) if name in PER:
+                return EXTENTS[name.upper()]
+            case ast.Call(func=ast.Name(id="dim"), args=[size], keywords=[]):
+                k = self.integer(size, "dim()")
+                if not -1 <= k < 8:
+                    raise self.error("dim() takes a dimension from 0 to 7, or -1 for the last", size)
+                return Extent.dim(k)
+            case ast.Call(func=ast.Name(id="block"), args=[size], keywords=[]):
+                n = self.integer(size, "block()")
+                if not 1 <= n <= MAX_BLOCK:
+                    raise self.error(f"block() takes a size from 1 to {MAX_BLOCK}", size)
+                return Extent.block(n)
+        known = f"{', '.join(PER)}, dim(k) or block(n)"
+        raise self.error(f"per={ast.unparse(at)} is not an extent", at, f"write one of {known}")
 
     def where(self, at: ast.Call) -> Node:
         """where(c, a, b), which is `a if c else b`."""

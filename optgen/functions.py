@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from optgen.ir import DType, Extent, Node, Op, const, node
 
@@ -66,31 +67,92 @@ def power(x: Node, exponent: Node) -> Node:
     return chain if n > 0 else node(Op.DIV, const(1), chain)
 
 
-def total(x: Node) -> Node:
-    """The sum over the tensor; a condition counts as 1 where it holds."""
-    if x.dtype is DType.BOOL:
-        x = node(Op.WHERE, x, const(1), const(0))
-    return node(Op.SUM, x)
+def number_of(extent: Extent) -> Node:
+    """How many values of an extent a tensor has."""
+    rows, cols = (node(Op.SHAPE, value=name) for name in ("rows", "cols"))
+    if extent is Extent.ELEMENT:
+        return NUMEL
+    if extent is Extent.ROW:
+        return node(Op.DIV, NUMEL, cols)
+    if extent is Extent.COL:
+        return node(Op.DIV, NUMEL, rows)
+    if extent is Extent.MATRIX:
+        return node(Op.DIV, node(Op.DIV, NUMEL, rows), cols)
+    if extent.name.startswith("BLOCK"):
+        blocks = node(Op.DIV, NUMEL, const(extent.size))
+        return node(Op.NEG, node(Op.FLOOR, node(Op.NEG, blocks)))
+    if extent.sliced:
+        return node(Op.DIV, NUMEL, node(Op.SHAPE, value=extent.name))
+    return const(1)
 
 
-def mean(x: Node) -> Node:
-    """sum(x) / numel."""
-    return node(Op.DIV, total(x), NUMEL)
+@dataclass(frozen=True)
+class Reducer:
+    """A reduction of values of one extent to another: what `axis` and `over` say."""
+
+    source: Extent
+    target: Extent
+    tag: str = ""  # of one over all tensors: which it is
+
+    def fold(self, op: Op, x: Node) -> Node:
+        """SUM or AMAX of a value."""
+        if self.target is not Extent.ALL:
+            return node(op, x, extent=self.target)
+        inner = node(op, x) if x.extent > Extent.TENSOR else x
+        return node(op, inner, value=f"{op.value}{self.tag}", extent=Extent.ALL)
+
+    def total(self, x: Node) -> Node:
+        """The sum; a condition counts as 1 where it holds."""
+        if x.dtype is DType.BOOL:
+            x = node(Op.WHERE, x, const(1), const(0))
+        return self.fold(Op.SUM, x)
+
+    @property
+    def count(self) -> Node:
+        """How many values go into one."""
+        if self.target is Extent.ALL:
+            number = number_of(self.source)
+            return node(Op.SUM, number, value=f"count{self.source}", extent=Extent.ALL)
+        if self.target.name.startswith("BLOCK"):  # of which the last may be shorter
+            index = node(Op.INDEX, value="low")
+            return node(Op.SUM, node(Op.WHERE, node(Op.EQ, index, index), const(1), const(0)), extent=self.target)
+        direct = {(Extent.ELEMENT, Extent.ROW): "cols", (Extent.COL, Extent.MATRIX): "cols"}
+        direct |= {(Extent.ELEMENT, Extent.COL): "rows", (Extent.ROW, Extent.MATRIX): "rows"}
+        if (self.source, self.target) in direct:
+            return node(Op.SHAPE, value=direct[self.source, self.target])
+        if self.target.sliced:
+            return node(Op.SHAPE, value=self.target.name)
+        return number_of(self.source)
 
 
-def norm(x: Node) -> Node:
+def total(r: Reducer, x: Node) -> Node:
+    """The sum."""
+    return r.total(x)
+
+
+def mean(r: Reducer, x: Node) -> Node:
+    """The sum over how many there are."""
+    return node(Op.DIV, r.total(x), r.count)
+
+
+def norm(r: Reducer, x: Node) -> Node:
     """The Euclidean norm, sqrt(sum(x*x))."""
-    return node(Op.SQRT, total(node(Op.MUL, x, x)))
+    return node(Op.SQRT, r.total(node(Op.MUL, x, x)))
 
 
-def rms(x: Node) -> Node:
-    """The root mean square, sqrt(sum(x*x) / numel)."""
-    return node(Op.SQRT, mean(node(Op.MUL, x, x)))
+def rms(r: Reducer, x: Node) -> Node:
+    """The root mean square, sqrt(mean(x*x))."""
+    return node(Op.SQRT, mean(r, node(Op.MUL, x, x)))
 
 
-def dot(a: Node, b: Node) -> Node:
+def amax(r: Reducer, x: Node) -> Node:
+    """The largest value."""
+    return r.fold(Op.AMAX, x)
+
+
+def dot(r: Reducer, a: Node, b: Node) -> Node:
     """sum(a*b)."""
-    return total(node(Op.MUL, a, b))
+    return r.total(node(Op.MUL, a, b))
 
 
 def _plain(op: Op) -> Callable[..., Node]:
@@ -120,6 +182,6 @@ REDUCTION_FUNCTIONS: dict[str, tuple[int, Callable[..., Node]]] = {
     "mean": (1, mean),
     "norm": (1, norm),
     "rms": (1, rms),
-    "amax": (1, _plain(Op.AMAX)),
+    "amax": (1, amax),
     "dot": (2, dot),
 }

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum, IntEnum
-from typing import TypeVar
+from enum import Enum
+from functools import cache, reduce
+from typing import ClassVar, TypeVar
 from weakref import WeakValueDictionary
 
 from optgen.errors import Source, Span
@@ -22,22 +23,105 @@ T = TypeVar("T")
 Value = float | bool | str | None  # what a hyperparameter can hold, besides a tuple of them
 
 
-class Extent(IntEnum):
-    """How often a value changes; a node varies as fast as its fastest argument.
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """How often a value changes; a node varies as fast as its fastest argument (see `join`).
 
     STEP covers everything the host knows before a launch: hyperparameters, the step count, the facts
-    of a tensor's shape, and tensor state that follows from those alone.
+    of a tensor's shape, and tensor state that follows from those alone. ALL is one number for the whole
+    optimizer. Between TENSOR and ELEMENT stand the slices of a tensor: ROW and COL of its last two
+    dimensions and the MATRIX that those two make, UNIT (an index of the first dimension), `dim(k)` (an
+    index of dimension k; -1 is the last), and `block(n)` (n elements in a row). Each is one object.
     """
 
-    CONST = 0
-    STEP = 1
-    TENSOR = 2
-    ELEMENT = 3
+    name: str
+    rank: int
+    size: int = 0  # the k of dim(k), the n of block(n)
+
+    CONST: ClassVar[Extent]
+    STEP: ClassVar[Extent]
+    ALL: ClassVar[Extent]
+    TENSOR: ClassVar[Extent]
+    MATRIX: ClassVar[Extent]
+    ROW: ClassVar[Extent]
+    COL: ClassVar[Extent]
+    UNIT: ClassVar[Extent]
+    ELEMENT: ClassVar[Extent]
+
+    @staticmethod
+    @cache
+    def dim(k: int) -> Extent:
+        """One value for each index of dimension k."""
+        return Extent(f"DIM({k})", 5, k)
+
+    @staticmethod
+    @cache
+    def block(n: int) -> Extent:
+        """One value for each n elements in a row."""
+        return Extent(f"BLOCK({n})", 5, n)
+
+    def __lt__(self, other: Extent) -> bool:
+        return self.rank < other.rank
+
+    def __le__(self, other: Extent) -> bool:
+        return self.rank <= other.rank
+
+    def __gt__(self, other: Extent) -> bool:
+        return self.rank > other.rank
+
+    def __ge__(self, other: Extent) -> bool:
+        return self.rank >= other.rank
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def sliced(self) -> bool:
+        """Whether a tensor has several of these values, but fewer than elements."""
+        return 3 < self.rank < 6
 
     @property
     def phrase(self) -> str:
         """The extent as error texts name it."""
-        return ("a constant", "one value per step", "one value per tensor", "a value per element")[self]
+        plain = {
+            "CONST": "a constant", "STEP": "one value per step", "ALL": "one value for all tensors",
+            "TENSOR": "one value per tensor", "ELEMENT": "a value per element",
+        }  # fmt: skip
+        return plain.get(self.name) or f"a value per {self.name.lower()}"
+
+
+Extent.CONST, Extent.STEP, Extent.ALL = Extent("CONST", 0), Extent("STEP", 1), Extent("ALL", 2)
+Extent.TENSOR, Extent.MATRIX = Extent("TENSOR", 3), Extent("MATRIX", 4)
+Extent.ROW, Extent.COL, Extent.UNIT = Extent("ROW", 5), Extent("COL", 5), Extent("UNIT", 5)
+Extent.ELEMENT = Extent("ELEMENT", 6)
+EXTENTS = {
+    e.name: e
+    for e in (
+        *(Extent.CONST, Extent.STEP, Extent.ALL, Extent.TENSOR, Extent.MATRIX, Extent.ROW, Extent.COL),
+        *(Extent.UNIT, Extent.ELEMENT),
+    )
+}
+
+
+def join(a: Extent, b: Extent) -> Extent:
+    """The extent of a value made of two others.
+
+    One value per step and one for all tensors make one per tensor, for a step's values differ between
+    groups. Slices of two kinds make a value per element.
+    """
+    if a is b:
+        return a
+    low, high = (a, b) if a.rank <= b.rank else (b, a)
+    if (low, high) == (Extent.STEP, Extent.ALL):
+        return Extent.TENSOR
+    if high.sliced and low.sliced and not (low is Extent.MATRIX and high in (Extent.ROW, Extent.COL)):
+        return Extent.ELEMENT
+    return high
+
+
+def fits(extent: Extent, limit: Extent) -> bool:
+    """Whether a store of one extent can hold a value of another."""
+    return join(extent, limit) is limit
 
 
 class DType(Enum):
@@ -56,13 +140,18 @@ class Op(Enum):
     CONST = "const"  # value: float.hex()
     HYPER = "hyper"  # value: "lr", or "betas[0]"
     COUNT = "t"
-    SHAPE = "shape"  # value: numel, ndim, rows, cols
-    LOAD = "load"  # value: p, g or a state's name
+    SHAPE = "shape"  # value: numel, ndim, rows, cols, or UNIT, DIM(k): the elements of such a slice
+    LOAD = "load"  # value: p, g, or the name of a state or an input
     FACT = "fact"  # value: a compile-time condition, "amsgrad" or "momentum != 0"
     UNDEF = "undef"  # value: a name that has no value on this branch
     SCALAR = "scalar"  # value: index into Program.scalars
     SLOT = "slot"  # value: index of a finished reduction (after `plan`)
     SPILL = "spill"  # value: a temporary that an earlier phase wrote, "#0" (after `plan`)
+    TOTAL = "total"  # value: index into Plan.totals, what is one number for the optimizer (after `plan`)
+    NORMAL = "normal"  # a random number; value: which call of the rule it is
+    UNIFORM = "uniform"
+    INDEX = "index"  # an element's place in its tensor; value: low or high, 32 bits each
+    KEY = "key"  # what random numbers follow from; value: seed_low, seed_high, param, step
     # arithmetic
     ADD = "+"
     SUB = "-"
@@ -80,6 +169,7 @@ class Op(Enum):
     FLOOR = "floor"
     MAXIMUM = "maximum"
     MINIMUM = "minimum"
+    ONCE = "once"  # a value per step as one for the optimizer: every group must have the same
     # truth
     LT = "<"
     LE = "<="
@@ -90,19 +180,24 @@ class Op(Enum):
     NOT = "not"
     WHERE = "where"  # run-time choice
     CHOOSE = "choose"  # compile-time choice; `specialise` removes it
-    # reductions over the tensor
+    # reductions, to the extent of their node
     SUM = "sum"
     AMAX = "amax"
     # storage
-    CAST = "cast"  # REAL <-> F32
+    CAST = "cast"  # REAL <-> F32, U32 -> REAL
     BITS = "bits"  # F32 -> U32
     FLOAT = "float"  # U32 -> F32
     SHL = "<<"
     SHR = ">>"
+    XOR = "^"
+    MULHI = "mulhi"  # the upper half of a product of 32 bits each
 
 
 LEAVES = frozenset(
-    {Op.CONST, Op.HYPER, Op.COUNT, Op.SHAPE, Op.LOAD, Op.FACT, Op.UNDEF, Op.SCALAR, Op.SLOT, Op.SPILL}
+    {
+        *(Op.CONST, Op.HYPER, Op.COUNT, Op.SHAPE, Op.LOAD, Op.FACT, Op.UNDEF, Op.SCALAR, Op.SLOT, Op.SPILL),
+        *(Op.TOTAL, Op.NORMAL, Op.UNIFORM, Op.INDEX, Op.KEY),
+    }
 )
 REDUCTIONS = frozenset({Op.SUM, Op.AMAX})
 COMPARISONS = frozenset({Op.LT, Op.LE, Op.EQ, Op.NE})
@@ -117,6 +212,11 @@ _LEAF_EXTENT = {
     Op.SLOT: Extent.TENSOR,
     Op.SPILL: Extent.ELEMENT,
     Op.LOAD: Extent.ELEMENT,
+    Op.TOTAL: Extent.ALL,
+    Op.NORMAL: Extent.ELEMENT,
+    Op.UNIFORM: Extent.ELEMENT,
+    Op.INDEX: Extent.ELEMENT,
+    Op.KEY: Extent.TENSOR,
 }
 
 
@@ -163,8 +263,10 @@ def node(
             extent = _LEAF_EXTENT[op]
         elif op in REDUCTIONS:
             extent = Extent.TENSOR
+        elif op is Op.ONCE:
+            extent = Extent.ALL
         else:
-            extent = max(a.extent for a in args)
+            extent = reduce(join, (a.extent for a in args))
     key = (op, dtype, args, value, extent)
     found = _nodes.get(key)
     return found if found is not None else _nodes.setdefault(key, Node(op, dtype, args, value, extent))
@@ -173,7 +275,7 @@ def node(
 def _result_dtype(op: Op, args: tuple[Node, ...]) -> DType:
     if op in COMPARISONS or op is Op.NOT or op is Op.FACT:
         return DType.BOOL
-    if op is Op.BITS:
+    if op in (Op.BITS, Op.INDEX, Op.KEY):
         return DType.U32
     if op is Op.FLOAT:
         return DType.F32
@@ -209,10 +311,11 @@ def toposort(roots: Iterable[Node]) -> list[Node]:
 
 
 def rebuild(current: Node, args: tuple[Node, ...]) -> Node:
-    """The node with other arguments; a changed extent follows from them."""
+    """The node with other arguments; a changed extent follows from them, but for a reduction's."""
     if args == current.args:
         return current
-    return node(current.op, *args, value=current.value, dtype=current.dtype)
+    extent = current.extent if current.op in REDUCTIONS else None
+    return node(current.op, *args, value=current.value, dtype=current.dtype, extent=extent)
 
 
 def rewrite(roots: Iterable[Node], change: Callable[[Node], Node | None]) -> dict[Node, Node]:
@@ -248,8 +351,20 @@ class State:
 
 
 @dataclass(frozen=True)
+class Input:
+    """What a step is handed besides gradients: a tensor for each parameter, or one number for all.
+
+    `default` stands for an input that is not handed in; None: it must be.
+    """
+
+    name: str
+    extent: Extent
+    default: float | None = None
+
+
+@dataclass(frozen=True)
 class Fact:
-    """A compile-time condition on one subject: an option, a hyperparameter or `ndim`.
+    """A compile-time condition on one subject: an option, a hyperparameter, `ndim`, or whether an input is given.
 
     `relation` is one of `== != < <= > >= is`; a bare boolean option is `name is True`.
     """
@@ -296,6 +411,10 @@ class Program:
     parts: tuple[Program, ...] = ()  # what a chain was made of
     gradient: Node | None = None  # in a chain: what the rule was given as g
     scalars: tuple[Node, ...] = ()
+    onces: tuple[Node, ...] = ()  # likewise, of the values that are one for the whole optimizer
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+    skip: Node | None = None  # in a transform before a rule: whether the rest of the step is left out
+    count: Node | None = None  # likewise: the t of the programs after it
     spans: Mapping[Node, Span] = field(default_factory=dict, compare=False, repr=False)
     names: Mapping[Node, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -308,16 +427,18 @@ class Program:
 
     def roots(self) -> list[Node]:
         """Every node that something outside the graph holds on to."""
-        found = [*self.assigns.values(), *(s.init for s in self.states.values()), *self.scalars]
+        found = [*self.assigns.values(), *(s.init for s in self.states.values()), *self.scalars, *self.onces]
         found += [n for mode in self.modes.values() for n in mode.values()]
         found += [r.condition for r in self.requires]
-        if self.gradient is not None:
-            found.append(self.gradient)
+        found += [n for n in (self.gradient, self.skip, self.count) if n is not None]
         return found + list(self.update or ())
 
     def map(self, change: Callable[[Node], Node | None]) -> Program:
         """The program with every node rewritten; names and places follow their nodes."""
-        done = rewrite(self.roots(), change)
+        return self.moved(rewrite(self.roots(), change))
+
+    def moved(self, done: Mapping[Node, Node]) -> Program:
+        """The program with other nodes in place of its own."""
         return replace(
             self,
             assigns={k: done[n] for k, n in self.assigns.items()},
@@ -325,8 +446,11 @@ class Program:
             requires=tuple(replace(r, condition=done[r.condition]) for r in self.requires),
             modes={m: {k: done[n] for k, n in mode.items()} for m, mode in self.modes.items()},
             scalars=tuple(done[n] for n in self.scalars),
+            onces=tuple(done[n] for n in self.onces),
             update=None if self.update is None else (done[self.update[0]], done[self.update[1]]),
             gradient=None if self.gradient is None else done[self.gradient],
+            skip=None if self.skip is None else done[self.skip],
+            count=None if self.count is None else done[self.count],
             spans=_follow(self.spans, done),
             names=_follow(self.names, done),
         )
@@ -371,7 +495,9 @@ def spell(current: Node, args: Sequence[Spelling]) -> Spelling:
         text = repr(current.number).removesuffix(".0")
         return text, (8 if text.startswith("-") else ATOM)
     if op in LEAVES:
-        prefix = {Op.SCALAR: "s", Op.SLOT: "r", Op.SPILL: "x"}.get(op, "")
+        if op in (Op.NORMAL, Op.UNIFORM):
+            return f"{op.value}()", ATOM
+        prefix = {Op.SCALAR: "s", Op.SLOT: "r", Op.SPILL: "x", Op.TOTAL: "total"}.get(op, "")
         return prefix + (current.value or op.value).removeprefix("#"), ATOM
     if op in INFIX:
         return infix(op.value, INFIX[op], args[0], args[1])
@@ -385,7 +511,14 @@ def spell(current: Node, args: Sequence[Spelling]) -> Spelling:
     if op in (Op.WHERE, Op.CHOOSE):
         condition, a, b = (t if r > 0 else f"({t})" for t, r in args)
         return f"{a} if {condition} else {b}", 0
-    return f"{op.value}({', '.join(t for t, _ in args)})", ATOM
+    texts = [t for t, _ in args]
+    if op in REDUCTIONS and current.extent is Extent.ALL:
+        texts.append("over=all")
+    elif op in REDUCTIONS and current.extent is not Extent.TENSOR:
+        along = {Extent.ROW: "-1", Extent.COL: "-2"}
+        along[Extent.MATRIX] = "-2" if current.args[0].extent is Extent.ROW else "-1"
+        texts.append(f"axis={along.get(current.extent) or current.extent.name.lower()}")
+    return f"{op.value}({', '.join(texts)})", ATOM
 
 
 def name_nodes(

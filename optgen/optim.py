@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from optgen import library
 from optgen.compose import complete, with_defaults, with_maximize
-from optgen.ir import Program, State
+from optgen.ir import Extent, Program, State
 from optgen.launch import BACKENDS, CODEC_OF, MODES, SUPPORTED, Launcher, Truths, Work
-from optgen.options import checked, complete_group
+from optgen.options import GROUP, checked, complete_group
 from optgen.saved import as_tuple, check_groups, counter_dtype, from_texts, load_entry, rule_text
 
 # torch wraps this method so that its compiler, if it should meet it, leaves it alone; the wrapper imports
@@ -92,17 +92,22 @@ class Optimizer(torch.optim.Optimizer):
     # Step
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, **inputs: Any) -> Any:
         """One step for every parameter that has a gradient and is not frozen.
 
         Args:
             closure: evaluates the model again and returns the loss, as in torch.
+            **inputs: what the rule declares with `input()`: for each parameter a tensor of its shape, as a
+                mapping from parameters or a sequence in the order of the groups; or one number, such as
+                the loss, which is the closure's result where it is not given.
 
         Returns:
             The closure's result, or None.
 
         Raises:
             RuntimeError: a gradient is sparse or complex, or the optimizer is in evaluation mode.
+            TypeError: the rule has no such input, or needs one that is missing.
+            ValueError: an input has another shape than its parameter, or there is none for a parameter.
         """
         loss = None
         if closure is not None:
@@ -113,42 +118,119 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuntimeError(
                     f"group {index} is in evaluation mode: call optimizer.train() before step()"
                 )
-        work, counters = self._prepare()
+        handed = self._inputs(inputs, loss)
+        work, counters = self._prepare(handed)
         if work:
-            self._launcher.run(work, self.param_groups)
+            numbers = self._numbers() | {n: handed[n] for n in handed if n in self._launcher.whole}
+            steps = self.param_groups[0].get("steps", 0) + 1
+            self._launcher.run(work, self.param_groups, None, numbers, steps)
+            if self._launcher.counts:
+                for group in self.param_groups:
+                    group["steps"] = steps
         if counters:
             torch._foreach_add_(counters, 1.0)
         return loss
 
-    def _prepare(self) -> tuple[list[Work], list[Tensor]]:
+    def _inputs(self, given: Mapping[str, Any], loss: Any) -> dict[str, Any]:
+        """The step's further inputs by name: for each parameter, or one number."""
+        declared, name = self.program.inputs, type(self).__name__
+        for key in given:
+            if key not in declared:
+                known = ", ".join(declared) or "none"
+                raise TypeError(f"{name}.step() has no input '{key}'; the rule has: {known}")
+        handed: dict[str, Any] = {}
+        for key, made in declared.items():
+            value = given.get(key)
+            if made.extent is Extent.ALL:
+                value = loss if value is None else value
+                if value is not None:
+                    value = torch.as_tensor(value).detach().to(self._home(), torch.float64).reshape(())
+            elif value is not None and not isinstance(value, Mapping):
+                params = [p for group in self.param_groups for p in group["params"]]
+                if isinstance(value, Tensor) or len(value) != len(params):
+                    raise ValueError(f"input '{key}' needs a tensor for each of {len(params)} parameters")
+                value = dict(zip(params, value, strict=True))
+            if value is not None:
+                handed[key] = value
+            elif made.default is None:
+                hint = f"step(closure), or step({key}=…)" if made.extent is Extent.ALL else f"step({key}=…)"
+                raise TypeError(f"{name}.step() needs the input '{key}': call {hint}")
+        return handed
+
+    def _home(self) -> torch.device:
+        """Where the numbers lie that are one for the whole optimizer."""
+        return next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
+
+    def _numbers(self) -> dict[str, Tensor]:
+        """The states that are one for the whole optimizer: the same tensor in every group."""
+        found = {}
+        for state in self.program.states.values():
+            if state.extent is not Extent.ALL:
+                continue
+            key = state.key.removeprefix(GROUP)
+            value = self.param_groups[0].get(key)
+            if value is None:
+                firsts = [self._launcher.number(state.init, group) for group in self.param_groups]
+                if len(set(firsts)) > 1:
+                    raise ValueError(
+                        f"state '{state.name}' is one for the whole optimizer, but the groups would start it "
+                        f"at {', '.join(map(str, firsts))}"
+                    )
+                value = firsts[0]
+            tensor = torch.as_tensor(value, dtype=torch.float64, device=self._home()).reshape(())
+            for group in self.param_groups:
+                group[key] = tensor
+            found[state.name] = tensor
+        return found
+
+    def _prepare(self, handed: Mapping[str, Any]) -> tuple[list[Work], list[Tensor]]:
         """Describe this step's work, creating missing state, and the counters that it will advance.
 
         Every tensor is checked before any state is created. Empty tensors are counted, not launched.
         """
         moving = []
+        number = -1
         for index, group in enumerate(self.param_groups):
             frozen = group["frozen"]
             for position, p in enumerate(group["params"]):
+                number += 1
                 grad = p.grad
                 if grad is None or (frozen and position in frozen):
                     continue
                 if grad.layout is not torch.strided or grad.dtype not in CODEC_OF or p.dtype not in CODEC_OF:
                     self._refuse(p, grad)
-                moving.append((index, group, p, grad))
+                moving.append((number, index, group, p, grad, self._handed(handed, p) if handed else {}))
         work, counters = [], []
         used: dict[tuple[int, int], tuple[Truths, list[State]]] = {}
-        for index, group, p, grad in moving:
+        for number, index, group, p, grad, inputs in moving:
             key = (index, p.dim() if self._launcher.per_shape else 0)
             if key not in used:
-                truths = self._launcher.truths(group, p.dim())
+                truths = self._launcher.truths(group, p.dim(), handed)
                 used[key] = truths, list(self._launcher.lowered(truths).states.values())
             truths, wanted = used[key]
             kept, states = self._states(p, group, wanted)
             counter = kept["step"]
             counters.append(counter)
             if p.numel():
-                work.append(Work(p, grad, states, index, truths, counter.item() + 1.0))
+                work.append(Work(p, grad, states, index, truths, counter.item() + 1.0, inputs, number))
         return work, counters
+
+    @staticmethod
+    def _handed(handed: Mapping[str, Any], p: Tensor) -> dict[str, Tensor]:
+        """The further inputs of one parameter."""
+        found = {}
+        for name, values in handed.items():
+            if isinstance(values, Tensor):  # one number for all
+                continue
+            value = values.get(p)
+            if not isinstance(value, Tensor) or value.shape != p.shape or value.dtype not in CODEC_OF:
+                what = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "none"
+                raise ValueError(
+                    f"input '{name}' needs a tensor of {SUPPORTED} for the parameter of shape "
+                    f"{tuple(p.shape)}, and has {what}"
+                )
+            found[name] = value.detach().to(p.device)
+        return found
 
     def _states(
         self, p: Tensor, group: Mapping[str, Any], wanted: Iterable[State]
@@ -159,6 +241,8 @@ class Optimizer(torch.optim.Optimizer):
             kept["step"] = torch.tensor(0.0, dtype=counter_dtype())
         states = {}
         for state in wanted:
+            if state.extent is Extent.ALL:
+                continue
             tensor = kept.get(state.key)
             if tensor is None:
                 tensor = self._launcher.initial(state, p, group, self._settings["state_dtype"])
@@ -202,7 +286,7 @@ class Optimizer(torch.optim.Optimizer):
                     kept, states = self._states(p, group, wanted)
                     work.append(Work(p, None, states, index, truths, kept["step"].item()))
         if work and mode in self.program.modes:
-            self._launcher.run(work, self.param_groups, mode)
+            self._launcher.run(work, self.param_groups, mode, self._numbers())
         for group in self.param_groups:
             group["train_mode"] = training
 

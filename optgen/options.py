@@ -17,7 +17,8 @@ from optgen.ir import Node, Op, Program, toposort
 from optgen.launch import Launcher, lookup
 from optgen.semantics import evaluate
 
-OWN_KEYS = ("params", "rule", "frozen", "train_mode")  # of a parameter group, besides hyperparameters
+GROUP = "group:"  # begins the key of a state that is one for the whole optimizer
+OWN_KEYS = ("params", "rule", "frozen", "train_mode", "steps")  # of a parameter group, besides hyperparameters
 
 
 def complete_group(program: Program, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,8 +30,9 @@ def complete_group(program: Program, group: Mapping[str, Any], defaults: Mapping
     Raises:
         ValueError: a value is of the wrong kind, a requirement fails, or a key is misspelt.
     """
+    own = {*OWN_KEYS, *(s.key.removeprefix(GROUP) for s in program.states.values())}
     for key in group:
-        if key not in program.hypers and key not in OWN_KEYS:
+        if key not in program.hypers and key not in own:
             close = get_close_matches(key, program.hypers, 1, 0.8)
             if close:
                 raise ValueError(f"unknown option '{key}' in a parameter group: did you mean '{close[0]}'?")
@@ -78,7 +80,7 @@ def check(program: Program, options: Mapping[str, Any]) -> None:
         ValueError: a condition does not hold; the message quotes it and the values.
     """
     launcher = Launcher(program)
-    truths = dict(zip(program.facts, launcher.truths(options, 2), strict=True))
+    truths = dict(zip(program.facts, launcher.truths(options, 2), strict=False))
 
     def leaf(n: Node) -> Any:
         if n.op is Op.FACT:

@@ -13,9 +13,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from optgen import philox
 from optgen.errors import RuleError
-from optgen.functions import NUMEL
-from optgen.ir import LEAVES, DType, Extent, Fact, Node, Op, Program, const, load, node, rebuild, toposort
+from optgen.functions import number_of
+from optgen.ir import (
+    LEAVES,
+    REDUCTIONS,
+    DType,
+    Extent,
+    Fact,
+    Node,
+    Op,
+    Program,
+    const,
+    join,
+    load,
+    node,
+    rebuild,
+    toposort,
+)
 from optgen.semantics import constant
 
 Pass = Callable[[Program], Program]
@@ -60,8 +76,40 @@ def _with_extent(program: Program, names: Collection[str], extent: Extent) -> Pr
     return replace(changed, states=states)
 
 
-def specialise(program: Program, truths: Mapping[str, bool], mode: str | None = None) -> Program:
+def shaped(program: Program) -> bool:
+    """Whether what a program does for a tensor depends on how many dimensions it has."""
+    nodes = toposort(program.roots())
+    extents = {n.extent for n in nodes} | {s.extent for s in program.states.values()}
+    return any(e.sliced for e in extents) or any(f.subject == "ndim" for f in program.facts.values())
+
+
+def canonical(extent: Extent, ndim: int) -> Extent:
+    """The extent that the slices of a tensor with so many dimensions have, of those that are alike.
+
+    Raises:
+        RuleError: there is no such dimension.
+    """
+    if extent.name.startswith("DIM"):
+        if not extent.size < ndim:
+            raise RuleError(f"{extent.name.lower()} of a tensor with {ndim} dimensions", None, "ask `if ndim > …`")
+        if extent.size in (-1, ndim - 1):
+            return {1: Extent.ELEMENT, 2: Extent.COL}.get(ndim, Extent.dim(-1))
+        extent = Extent.UNIT if extent.size == 0 else extent
+    if extent in (Extent.UNIT, Extent.COL) and ndim < 2:
+        return Extent.ELEMENT
+    if extent is Extent.UNIT and ndim == 2:
+        return Extent.ROW
+    if (extent is Extent.ROW and ndim < 2) or (extent is Extent.MATRIX and ndim < 3):
+        return Extent.TENSOR
+    return extent
+
+
+def specialise(
+    program: Program, truths: Mapping[str, bool], mode: str | None = None, ndim: int = 2
+) -> Program:
     """Resolve every compile-time choice; `truths` says which of the program's facts hold.
+
+    Slices become what they are for a tensor with `ndim` dimensions.
 
     With a `mode`, the program of `def train()` or `def eval()` takes the place of the step. State that
     neither the step nor a mode reads or assigns is dropped.
@@ -78,13 +126,14 @@ def specialise(program: Program, truths: Mapping[str, bool], mode: str | None = 
             return None if value is None else const(bool(value), DType.BOOL)
         if n.op is Op.CHOOSE and n.args[0].op is Op.CONST:
             return n.args[1] if n.args[0].number else n.args[2]
-        if n.op in (Op.SUM, Op.AMAX) and n.args[0].extent < Extent.ELEMENT:
-            # The option chose one value for every element.
-            return node(Op.MUL, NUMEL, n.args[0]) if n.op is Op.SUM else n.args[0]
         return None
 
-    bare = replace(program, requires=(), update=None, gradient=None, parts=())
-    chosen = bare.map(decide)
+    bare = replace(program, requires=(), update=None, gradient=None, parts=(), skip=None, count=None)
+    done: dict[Node, Node] = {}
+    for old in toposort(bare.roots()):
+        new = rebuild(old, tuple(done[a] for a in old.args))
+        done[old] = decide(new) or _narrowed(old, new)
+    chosen = bare.moved(done)
     for n in toposort(chosen.roots()):
         if n.op is Op.UNDEF:
             settings = ", ".join(f"{text}: {truth}" for text, truth in truths.items())
@@ -93,8 +142,41 @@ def specialise(program: Program, truths: Mapping[str, bool], mode: str | None = 
                 program.spans.get(n),
                 f"assign {n.value} on both branches",
             )
-    chosen = _drop_states(chosen)
+    chosen = _shape(_drop_states(chosen), ndim)
     return replace(chosen, assigns=chosen.modes.get(mode, {}) if mode else chosen.assigns, modes={})
+
+
+def _narrowed(old: Node, new: Node) -> Node:
+    """A reduction whose options chose a coarser value than the rule's text has: it counts what it stands for."""
+    if new.op not in REDUCTIONS or new.extent is Extent.ALL or old.args[0].extent is new.args[0].extent:
+        return new
+    x, before, target = new.args[0], old.args[0].extent, new.extent
+    over, under = number_of(before), number_of(target)
+    if x.extent > Extent.TENSOR and x.extent is not target:
+        if target is Extent.TENSOR:
+            x, under = node(new.op, x), number_of(x.extent)
+        elif {x.extent, target} == {Extent.ROW, Extent.COL}:
+            return node(new.op, x, extent=Extent.MATRIX)
+        else:
+            raise RuleError(f"{new.op.value}() along {target.name.lower()} of {x.extent.phrase}, with these options")
+    if new.op is Op.AMAX:
+        return x
+    return node(Op.MUL, over if under is const(1) else node(Op.DIV, over, under), x)
+
+
+def _shape(program: Program, ndim: int) -> Program:
+    """Slices as those of a tensor with so many dimensions."""
+    done: dict[Node, Node] = {}
+    for old in toposort(program.roots()):
+        new = rebuild(old, tuple(done[a] for a in old.args))
+        if new.op in REDUCTIONS and new.extent is not Extent.ALL:
+            target = canonical(new.extent, ndim)
+            new = new.args[0] if new.args[0].extent is target else node(new.op, *new.args, extent=target)
+        elif new.op is Op.LOAD:
+            new = load(new.value or "", extent=canonical(new.extent, ndim))
+        done[old] = new
+    states = {k: replace(s, extent=canonical(s.extent, ndim)) for k, s in program.states.items()}
+    return replace(program, states=states).moved(done)
 
 
 def _drop_states(program: Program) -> Program:
@@ -113,10 +195,15 @@ def _drop_states(program: Program) -> Program:
 
 
 def expand(program: Program) -> Program:
-    """Write `tanh`, `atan2` and `**` out in simpler operations wherever the host does not compute them."""
+    """Write `tanh`, `atan2`, `**` and random numbers out in simpler operations wherever the host does not compute them."""
     rules: dict[Op, Callable[..., Node]] = {Op.TANH: _tanh, Op.ATAN2: _atan2, Op.POW: _pow}
+    random = {Op.NORMAL: philox.normal, Op.UNIFORM: philox.uniform}
+    drawn = {n.value: n.op for n in toposort(program.roots()) if n.op in random}
+    draws = {value: i for i, value in enumerate(sorted(drawn, key=str))}
 
     def write_out(n: Node) -> Node | None:
+        if n.op in random:
+            return random[n.op](draws[n.value])
         return rules[n.op](*n.args) if n.op in rules and n.extent > Extent.STEP else None
 
     return program.map(write_out)
@@ -133,7 +220,7 @@ def fold(program: Program) -> Program:
             return None if value is None else const(float(value), n.dtype)
         plain = _without(n)
         # A value per step is not yet rounded to working precision: nothing faster may become one.
-        return plain if plain is None or max(plain.extent, Extent.STEP) == n.extent else None
+        return plain if plain is None or join(plain.extent, Extent.STEP) is n.extent else None
 
     return program.map(simplify)
 
@@ -164,15 +251,20 @@ def hoist(program: Program) -> Program:
     for target, root in program.assigns.items():
         if root.extent is Extent.STEP or (target in host and root.extent is Extent.CONST):
             wanted[root] = None
+    once: dict[Node, Node] = {}
     for n in toposort(program.assigns.values()):
-        if n.extent > Extent.STEP:
+        if n.op is Op.ONCE:
+            once.setdefault(n.args[0], node(Op.TOTAL, value=f"once{len(once)}", dtype=n.dtype))
+        elif n.extent > Extent.STEP:
             wanted.update(dict.fromkeys(a for a in n.args if a.extent is Extent.STEP))
     scalars = {n: node(Op.SCALAR, value=str(i), dtype=n.dtype) for i, n in enumerate(wanted)}
 
     # Only where a STEP value meets a faster one; inside a larger STEP subtree it stays what it is.
     done: dict[Node, Node] = {}
     for n in toposort(program.assigns.values()):
-        if n.extent > Extent.STEP:
+        if n.op is Op.ONCE:
+            done[n] = once[n.args[0]]
+        elif n.extent > Extent.STEP:
             args = tuple(done[a] if a.extent > Extent.STEP else scalars.get(a, a) for a in n.args)
             done[n] = rebuild(n, args)
     assigns = {k: done.get(n) or scalars.get(n, n) for k, n in program.assigns.items()}
@@ -181,6 +273,7 @@ def hoist(program: Program) -> Program:
         program,
         assigns=assigns,
         scalars=tuple(wanted),
+        onces=tuple(once),
         names={moved[n]: name for n, name in program.names.items() if n in moved},
         spans={moved[n]: span for n, span in program.spans.items() if n in moved},
     )
@@ -189,9 +282,11 @@ def hoist(program: Program) -> Program:
 PASSES: tuple[Pass, ...] = (expand, fold, hoist)
 
 
-def lower(program: Program, truths: Mapping[str, bool], mode: str | None = None) -> Program:
+def lower(
+    program: Program, truths: Mapping[str, bool], mode: str | None = None, ndim: int = 2
+) -> Program:
     """The program that `plan` takes: specialised, then every pass in order."""
-    program = specialise(recur(program), truths, mode)
+    program = specialise(recur(program), truths, mode, ndim)
     for run in PASSES:
         program = run(program)
     return program

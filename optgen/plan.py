@@ -44,11 +44,28 @@ MAX_EXTRA = 4  # loads that a phase could add for the sake of spills; beyond the
 
 @dataclass(frozen=True)
 class Reduction:
-    """One reduction of a phase: its slot, SUM or AMAX, and the value per element that it reduces."""
+    """One reduction: its slot, SUM or AMAX, what it reduces, and what it leaves."""
 
     slot: int
     op: Op
     operand: Node
+    extent: Extent = Extent.TENSOR
+    tag: str = ""  # of one over all tensors: which it is, in every plan of the program
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happens between two phases, after the sums of the one before are complete.
+
+    Reductions of slices, then those over all tensors, in order; then `totals`, which need them. A second
+    round before the same phase has what needs the totals of the first.
+    """
+
+    boundary: int  # the phase that comes after it
+    sweeps: tuple[int, ...]  # slots that the phase before has filled in part
+    small: tuple[Reduction, ...]
+    over: tuple[Reduction, ...]
+    totals: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -73,9 +90,12 @@ class Plan:
     """What a back end needs to run one step, or one mode, over a bucket of tensors.
 
     `real` is the working precision, `fp32` or `fp64`. `codecs` gives the storage form of every element
-    store. `tensor_states` are one number per tensor, kept on the device; `finish` holds their new
-    values, written after the last phase. `host` maps a state that the host computes to its scalar.
-    `unspilled` is what a step would move per element if nothing were spilled.
+    store. `tensor_states` are one number per tensor, or per slice of it, kept on the device; `finish`
+    holds their new values, written after the last phase. `host` maps a state that the host computes to
+    its scalar. `totals` are the values that are one for the whole optimizer, computed in float64 between
+    the phases from `onces` (which the host computes), states, inputs and sums over all tensors; `finals`
+    has the new values of such states. `unspilled` is what a step would move per element if nothing were
+    spilled.
     """
 
     name: str
@@ -91,6 +111,42 @@ class Plan:
     spills: int
     unspilled: int
     names: Mapping[Node, str]
+    rounds: tuple[Round, ...] = ()
+    extents: tuple[Extent, ...] = ()  # of the slots
+    totals: tuple[Node, ...] = ()
+    finals: Mapping[str, int] = field(default_factory=dict)  # state -> its total
+    onces: tuple[Node, ...] = ()
+
+    @cached_property
+    def roots(self) -> list[Node]:
+        """Every value that a kernel computes for elements, slices or tensors."""
+        small = [r.operand for found in self.rounds for r in (*found.small, *found.over)]
+        return [*(n for phase in self.phases for n in phase.roots()), *small, *self.finish.values()]
+
+    @cached_property
+    def slices(self) -> tuple[Extent, ...]:
+        """The kinds of slices of a tensor that have values."""
+        found = {n.extent for n in toposort(self.roots)} | {self.states[s].extent for s in self.tensor_states}
+        return tuple(sorted((e for e in {*found, *self.extents} if e.sliced), key=lambda e: e.name))
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Where each number for all tensors lies: totals, sums by slot, what the host computes, states, inputs."""
+        names = [f"@total{i}" for i in range(len(self.totals))]
+        names += [f"@slot{i}" for i, e in enumerate(self.extents) if e is Extent.ALL]
+        names += [f"@once{i}" for i in range(len(self.onces))]
+        loads = {n.value or "" for n in toposort(self.totals) if n.op is Op.LOAD}
+        return {name: i for i, name in enumerate([*names, *sorted(loads)])}
+
+    @property
+    def logical(self) -> bool:
+        """Whether it matters which element is which, so that no tensor is walked in another order."""
+        return bool(self.slices) or any(n.op is Op.INDEX for n in toposort(self.roots))
+
+    @property
+    def random(self) -> bool:
+        """Whether random numbers are drawn."""
+        return any(n.op is Op.KEY for n in toposort(self.roots))
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -105,18 +161,23 @@ class Plan:
 
     def fingerprint(self) -> str:
         """A text that is the same for plans that do the same."""
-        lines = [self.real, repr(list(self.codecs.items())), repr(self.tensor_states), str(self.slots)]
+        states = [(s, self.states[s].extent) for s in self.tensor_states]
+        lines = [self.real, repr(list(self.codecs.items())), repr(states), repr(self.extents)]
         numbers: dict[Node, int] = {}
-        roots = [n for phase in self.phases for n in phase.roots()]
-        for n in toposort([*roots, *self.finish.values(), *self.scalars, *self.host.values()]):
+        outside = [*self.scalars, *self.host.values(), *self.totals, *self.onces]
+        for n in toposort([*self.roots, *outside]):
             numbers[n] = len(numbers)
             args = [numbers[a] for a in n.args]
             lines.append(f"{n.op.name} {n.dtype.name} {args} {n.value} {n.extent.name}")
         for phase in self.phases:
             lines.append(repr((phase.loads, [(k, numbers[n]) for k, n in phase.stores.items()])))
             lines.append(repr([(r.slot, r.op.name, numbers[r.operand]) for r in phase.reductions]))
+        for found in self.rounds:
+            small = [(r.slot, r.op.name, numbers[r.operand], r.tag) for r in (*found.small, *found.over)]
+            lines.append(repr((found.boundary, found.sweeps, small, len(found.small), found.totals)))
         lines.append(repr([(k, numbers[n]) for k, n in self.finish.items()]))
-        lines.append(repr([numbers[n] for n in self.scalars]))
+        lines.append(repr([(k, i) for k, i in self.finals.items()]))
+        lines.append(repr([[numbers[n] for n in group] for group in (self.scalars, self.totals, self.onces)]))
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -149,20 +210,21 @@ def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
     Among the ways to place stores and reductions and to spill, the one that moves the fewest bytes wins;
     of equals, the one that spills least, and then the one that writes earliest.
     """
-    element = [k for k, s in program.states.items() if s.extent is Extent.ELEMENT]
-    codecs = {s: codecs[s] for s in ("p", "g", *element)}
+    codecs = {s: codecs[s] for s in element_stores(program)}
     graph = _Graph.of(program, codecs)
     plain = [_Candidate(graph, placed) for placed in graph.placements()]
     spilling = [other for candidate in plain for other in candidate.with_spills()]
     best = min([*plain, *spilling], key=lambda candidate: candidate.cost)
-    host = {k: n for k, n in graph.tensor.items() if program.states[k].extent is Extent.STEP}
+    tensor = {k: n for k, n in graph.tensor.items() if program.states[k].extent is not Extent.ALL}
+    host = {k: n for k, n in tensor.items() if program.states[k].extent is Extent.STEP}
+    coarse = [k for k, s in program.states.items() if s.extent is Extent.TENSOR or s.extent.sliced]
     return Plan(
         name=program.name,
         real=graph.real,
         codecs=codecs,
         states=program.states,
-        tensor_states=tuple(k for k, s in program.states.items() if s.extent is Extent.TENSOR),
-        finish={k: n for k, n in graph.tensor.items() if k not in host},
+        tensor_states=tuple(coarse),
+        finish={k: n for k, n in tensor.items() if k not in host},
         scalars=program.scalars,
         host=host,
         phases=best.phases,
@@ -170,7 +232,20 @@ def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
         spills=len(best.spilled),
         unspilled=int(min(candidate.cost[0] for candidate in plain)),
         names={**graph.names, **best.names},
+        rounds=graph.rounds(best.placed),
+        extents=tuple(graph.extents),
+        totals=tuple(graph.totals),
+        finals={k: graph.totals[n] for k, n in graph.finals.items()},
+        onces=program.onces,
     )
+
+
+def element_stores(program: Program) -> list[str]:
+    """The tensors that a step walks: p, g, element states and inputs."""
+    states = [k for k, s in program.states.items() if s.extent is Extent.ELEMENT]
+    used = {n.value for n in toposort(program.assigns.values()) if n.op is Op.LOAD}
+    inputs = [k for k, i in program.inputs.items() if i.extent is Extent.ELEMENT and k in used]
+    return ["p", "g", *states, *inputs]
 
 
 Item = str | int  # a store, or the slot of a reduction
@@ -180,14 +255,21 @@ Item = str | int  # a store, or the slot of a reduction
 class _Graph:
     """A program whose reductions are replaced by slots, and what that makes of its order.
 
-    `values` has what each element store holds after the step, and what each slot reduces; `waits` has the
-    slots that a node needs; `names` are the rule's.
+    `values` has what each element store holds after the step, and what each slot that a sweep fills
+    reduces; `waits` has the slots that a node needs from sweeps before it. `small` are the reductions
+    that need no sweep: of slices, and over all tensors. `totals` number the values that are one for the
+    whole optimizer; `names` are the rule's.
     """
 
     codecs: Mapping[str, str]
     values: dict[Item, Node] = field(default_factory=dict)
     tensor: dict[str, Node] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
+    extents: list[Extent] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    small: dict[int, Node] = field(default_factory=dict)
+    totals: dict[Node, int] = field(default_factory=dict)
+    finals: dict[str, Node] = field(default_factory=dict)
     waits: dict[Node, frozenset[int]] = field(default_factory=dict)
     names: dict[Node, str] = field(default_factory=dict)
 
@@ -204,19 +286,83 @@ class _Graph:
         done: dict[Node, Node] = {}
         operands: dict[int, Node] = {}
         for n in order:
-            new = rebuild(n, tuple(done[a] for a in n.args))
-            needs = frozenset[int]().union(*(graph.waits[done[a]] for a in n.args))
+            args = tuple(done[a] for a in n.args)
+            if n.extent > Extent.ALL or n in slot:
+                args = tuple(graph.total(a) for a in args)
+            new = rebuild(n, args)
+            needs = frozenset[int]().union(*(graph.waits[a] for a in args))
             if n in slot:
                 operands[slot[n]] = new.args[0]
-                new, needs = node(Op.SLOT, value=str(slot[n])), frozenset([slot[n]])
+                if n.args[0].extent is Extent.ELEMENT:
+                    needs = frozenset([slot[n]])
+                new = node(Op.SLOT, value=str(slot[n]), extent=n.extent)
             done[n] = new
             graph.waits[new] = needs
         for target, n in program.assigns.items():
-            (graph.values if target in codecs else graph.tensor)[target] = done[n]
-        graph.values |= {i: operands[i] for i in range(len(reductions))}
+            if target in codecs:
+                graph.values[target] = graph.total(done[n])
+            elif program.states[target].extent is Extent.ALL:
+                graph.finals[target] = done[n]
+                graph.total(done[n])
+            else:
+                graph.tensor[target] = graph.total(done[n])
+        for i, n in enumerate(reductions):
+            (graph.values if n.args[0].extent is Extent.ELEMENT else graph.small)[i] = operands[i]
         graph.ops = [n.op for n in reductions]
+        graph.extents = [n.extent for n in reductions]
+        graph.tags = [n.value or "" for n in reductions]
         graph.names = {done[n]: name for n, name in program.names.items() if n in done}
         return graph
+
+    def total(self, n: Node) -> Node:
+        """The leaf that stands for a value that is one for the whole optimizer; others as they are."""
+        if n.extent is not Extent.ALL or (n.op is Op.TOTAL and not (n.value or "").startswith("once")):
+            return n
+        leaf = node(Op.TOTAL, value=str(self.totals.setdefault(n, len(self.totals))), dtype=n.dtype)
+        self.waits[leaf] = self.waits[n]
+        return leaf
+
+    def rounds(self, placed: Mapping[Item, int]) -> tuple[Round, ...]:
+        """What to compute between the phases, each as soon as the sweeps that it waits for are done."""
+        ready = {i: self._after(n, placed) for i, n in self.small.items()}
+        ready |= {i: placed[i] + 1 for i in self.values if isinstance(i, int)}
+        totals = {i: self._after(n, placed) for n, i in self.totals.items()}
+        found = []
+        for boundary in sorted({*ready.values(), *totals.values()}):
+            slots = sorted(i for i, b in ready.items() if b == boundary)
+            wanted = {n: i for n, i in self.totals.items() if totals[i] == boundary}
+            while slots or wanted:
+                pending = {i for n, i in wanted.items()}
+                now: list[int] = []
+                for i in slots:  # a slot needs those with smaller numbers only
+                    needs = toposort([self.small[i]]) if i in self.small else []
+                    blocked = any(n.op is Op.TOTAL and int(n.value or 0) in pending for n in needs)
+                    late = any(
+                        n.op is Op.SLOT and int(n.value or 0) in slots and int(n.value or 0) not in now
+                        for n in needs
+                    )
+                    if not blocked and not late:
+                        now.append(i)
+                slots = [i for i in slots if i not in now]
+                waiting = {str(i) for i in slots}
+                have = [i for n, i in wanted.items() if not any(
+                    x.op is Op.SLOT and x.value in waiting for x in toposort([n]))]
+                wanted = {n: i for n, i in wanted.items() if i not in have}
+                made = [
+                    Reduction(i, self.ops[i], self.small[i], self.extents[i], self.tags[i])
+                    for i in now
+                    if i in self.small
+                ]
+                found.append(
+                    Round(
+                        boundary,
+                        tuple(i for i in now if i not in self.small),
+                        tuple(r for r in made if r.extent is not Extent.ALL),
+                        tuple(r for r in made if r.extent is Extent.ALL),
+                        tuple(have),
+                    )
+                )
+        return tuple(found)
 
     @property
     def real(self) -> str:
@@ -237,14 +383,15 @@ class _Graph:
     def windows(self) -> dict[Item, tuple[int, int]]:
         """The first and the last phase that could write a store or fill a slot, of the fewest phases."""
         first: dict[Item, int] = {}
-        for slot in range(len(self.ops)):  # a slot waits for those with smaller numbers only
+        slots = sorted(item for item in self.values if isinstance(item, int))
+        for slot in slots:  # a slot waits for those with smaller numbers only
             first[slot] = self._after(self.values[slot], first)
         for item, n in self.values.items():
             first[item] = self._after(n, first)
         final = max(first.values(), default=0)
         last: dict[Item, int] = dict.fromkeys(self.values, final)
         stores: list[Item] = [item for item in self.values if isinstance(item, str)]
-        for item in [*stores, *reversed(range(len(self.ops)))]:
+        for item in [*stores, *reversed(slots)]:
             for slot in self.waits[self.values[item]]:
                 last[slot] = min(last[slot], last[item] - 1)
         return {item: (first[item], last[item]) for item in self.values}
@@ -358,7 +505,7 @@ class _Candidate:
         self.reads.append(reads)
         found = set(reads)
         for n in self.graph.order:
-            free = n.args or n.extent < Extent.ELEMENT
+            free = n.args or n.extent < Extent.ELEMENT or n.op is Op.INDEX
             if free and self.ready[n] <= k and all(a in found for a in n.args):
                 found.add(n)
         self.computable.append(found)
@@ -378,7 +525,7 @@ class _Candidate:
         }
         stores |= {s: done[n] for s, n in spills.items()}
         slots = [i for i in here if isinstance(i, int)]
-        reductions = tuple(Reduction(i, graph.ops[i], done[here[i]]) for i in slots)
+        reductions = tuple(Reduction(i, graph.ops[i], done[here[i]], graph.extents[i]) for i in slots)
         found = {reads[n] for n in used}
         loads = tuple(s for s in (*graph.codecs, *(f"#{i}" for i in range(len(self.spilled)))) if s in found)
         self.names |= {done[n]: graph.names[n] for n in needed if n in graph.names}

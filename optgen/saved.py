@@ -6,6 +6,7 @@ or a `ValueError` that says which group, parameter or rule does not fit. Nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from difflib import unified_diff
 from typing import Any
@@ -17,7 +18,8 @@ from optgen import library
 from optgen.compose import chain
 from optgen.errors import RuleError, Source
 from optgen.ir import Extent, Program, State
-from optgen.launch import CODEC_OF, SUPPORTED, Launcher
+from optgen.launch import CODEC_OF, SUPPORTED, Launcher, slice_shape
+from optgen.passes import canonical
 
 
 def rule_text(program: Program) -> str | list[str]:
@@ -80,7 +82,7 @@ def check_groups(program: Program, saved: list[dict[str, Any]], groups: list[dic
 def load_entry(launcher: Launcher, key: Any, p: Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:
     """One parameter's saved state, each tensor cloned to where the step wants it."""
     program = launcher.program
-    by_key = {s.key: s for s in program.states.values()}
+    by_key = {s.key: s for s in program.states.values() if s.extent is not Extent.ALL}
     loaded: dict[str, Any] = {}
     for name, value in entry.items():
         if name == "step":
@@ -103,12 +105,16 @@ def load_entry(launcher: Launcher, key: Any, p: Tensor, entry: Mapping[str, Any]
 
 def _load_tensor(launcher: Launcher, key: Any, name: str, state: State, p: Tensor, value: Any) -> Tensor:
     """A saved state where the step wants it: its own dtype, the parameter's device and layout."""
-    if state.extent is not Extent.ELEMENT:
-        number = float(value)
-        if _on_host(launcher, state):
-            return torch.tensor(number, dtype=torch.float64)
+    extent = _extent(launcher, state, p)
+    if extent is not Extent.ELEMENT:
+        if extent is Extent.STEP:
+            return torch.tensor(float(value), dtype=torch.float64)
         dtype = torch.float64 if p.dtype is torch.float64 else torch.float32
-        return torch.tensor(number, dtype=dtype, device=p.device)
+        shape = slice_shape(p, extent) if extent.sliced else ()
+        found = torch.as_tensor(value)
+        if found.numel() != math.prod(shape):
+            raise ValueError(f"state '{name}' of parameter {key} is {tuple(found.shape)}; it needs {shape}")
+        return found.detach().to(p.device, dtype, copy=True).reshape(shape).contiguous()
     if not isinstance(value, Tensor) or value.shape != p.shape:
         shape = tuple(value.shape) if isinstance(value, Tensor) else value
         raise ValueError(f"state '{name}' of parameter {key} is {shape}, its parameter {tuple(p.shape)}")
@@ -118,8 +124,10 @@ def _load_tensor(launcher: Launcher, key: Any, name: str, state: State, p: Tenso
     return like.copy_(value)
 
 
-def _on_host(launcher: Launcher, state: State) -> bool:
-    """Whether the host computes this state, which then is a float64 number on the CPU."""
-    lowered = launcher.lowered(launcher.truths({n: h.default for n, h in launcher.program.hypers.items()}, 2))
+def _extent(launcher: Launcher, state: State, p: Tensor) -> Extent:
+    """What a parameter has one of a state for; STEP where the host computes it, as a float64 number."""
+    lowered = launcher.lowered(
+        launcher.truths({n: h.default for n, h in launcher.program.hypers.items()}, p.dim())
+    )
     found = lowered.states.get(state.name)
-    return found is not None and found.extent is Extent.STEP
+    return canonical(state.extent, p.dim()) if found is None else found.extent

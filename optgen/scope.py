@@ -14,7 +14,21 @@ from typing import Any, cast
 from optgen.errors import Source, Span
 from optgen.functions import ELEMENT_FUNCTIONS, REDUCTION_FUNCTIONS
 from optgen.grammar import Report
-from optgen.ir import Extent, Fact, Hyper, Node, Op, Requirement, State, Value, const, load, node, rebuild
+from optgen.ir import (
+    Extent,
+    Fact,
+    Hyper,
+    Input,
+    Node,
+    Op,
+    Requirement,
+    State,
+    Value,
+    const,
+    load,
+    node,
+    rebuild,
+)
 from optgen.semantics import constant
 
 MAX_SIZE = 100_000  # statements and expressions, after unrolling
@@ -23,9 +37,11 @@ SHAPES = ("numel", "ndim", "rows", "cols")
 CONSTANTS = {"pi": const(math.pi), "inf": const(math.inf)}
 FUNCTIONS = {**ELEMENT_FUNCTIONS, **REDUCTION_FUNCTIONS}
 SPECIAL = ("where", "prev", "len", "range")
-DECLARATIONS = ("hyper", "require", "state", "keys")
-NOT_YET = ("input", "normal", "uniform", "orthogonalize", "inverse_root", "eigh", "qr")
-CALLED = (*FUNCTIONS, *SPECIAL, *DECLARATIONS, *NOT_YET)  # names that stand for no value
+RANDOM = {"normal": Op.NORMAL, "uniform": Op.UNIFORM}
+DECLARATIONS = ("hyper", "require", "state", "keys", "input")
+STATEMENTS = ("skip",)  # calls that are statements of a step
+NOT_YET = ("orthogonalize", "inverse_root", "eigh", "qr")
+CALLED = (*FUNCTIONS, *SPECIAL, *RANDOM, *DECLARATIONS, *STATEMENTS, *NOT_YET)  # names that stand for no value
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,11 @@ Meaning = Item | tuple[Item, ...]
 Update = tuple[Node, Node]
 
 
+def absent(name: str) -> Fact:
+    """The fact that an input is not handed in."""
+    return Fact(name, "is", None)
+
+
 @dataclass
 class Declared:
     """What a rule declares, and where."""
@@ -47,6 +68,7 @@ class Declared:
     hypers: dict[str, Hyper] = field(default_factory=dict)
     states: dict[str, State] = field(default_factory=dict)  # v[0], v[1], … where v has copies
     copies: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, Input] = field(default_factory=dict)
     requires: list[Requirement] = field(default_factory=list)
     places: dict[str, Span] = field(default_factory=dict)
 
@@ -65,6 +87,15 @@ class Declared:
             return Option(path)
         return node(Op.HYPER, value=path)
 
+    def input(self, name: str) -> Node:
+        """What the name of an input means: a default where none is handed in."""
+        given = self.inputs[name]
+        value = load(name, extent=given.extent)
+        if given.default is None:
+            return value
+        missing = node(Op.FACT, value=str(absent(name)))
+        return node(Op.CHOOSE, missing, const(given.default), value)
+
     def start(self) -> dict[str, Meaning]:
         """What names mean before the first statement."""
         names: dict[str, Meaning] = {**CONSTANTS, "t": node(Op.COUNT)}
@@ -72,6 +103,7 @@ class Declared:
         names |= {s: load(s) for s in STORES}
         names |= {h: self.hyper(h) for h in self.hypers}
         names |= {name: load(name, extent=state.extent) for name, state in self.states.items()}
+        names |= {name: self.input(name) for name in self.inputs}
         for name, copies in self.copies.items():
             names[name] = tuple(cast(Item, names[f"{name}[{i}]"]) for i in range(copies))
         return names
@@ -120,6 +152,8 @@ class Context(Report):
         self.here = Span(source, 1, 1)  # of the expression under way
         self.size = 0
         self.facts: dict[str, Fact] = {}
+        self.tags: dict[tuple[Node, ...], str] = {}  # of reductions over all tensors, by what they reduce
+        self.draws = 0  # calls of normal() and uniform()
         self.spans: dict[Node, Span] = {}  # where each node was first written
         self.used: set[str] = set()  # hyperparameters
         self.loaded: set[str] = set()  # states, p, g and u whose value at the start of the step is read

@@ -2,7 +2,7 @@
 
 In: nodes and a value for each leaf. Out: a value for each node. STEP and CONST nodes are `np.float64`
 (Python's own floats raise where IEEE has an answer); the rest are arrays or scalars of the working
-dtype. A STEP value is rounded once, where it meets the working dtype.
+dtype. A value per step, or one for the whole optimizer, is rounded once, where it meets the working dtype.
 """
 
 from __future__ import annotations
@@ -56,6 +56,9 @@ MEANING: dict[Op, Callable[..., Any]] = {
     Op.CHOOSE: _where,
     Op.SHL: np.left_shift,
     Op.SHR: np.right_shift,
+    Op.XOR: np.bitwise_xor,
+    Op.MULHI: lambda a, b: ((np.asarray(a, np.uint64) * np.asarray(b, np.uint64)) >> np.uint64(32)).astype(np.uint32)[()],
+    Op.ONCE: lambda x: x,
     Op.BITS: lambda x: np.asarray(x, np.float32).view(np.uint32)[()],
     Op.FLOAT: lambda x: np.asarray(x, np.uint32).view(np.float32)[()],
     Op.SUM: lambda x: np.sum(x, dtype=np.float64),
@@ -87,15 +90,15 @@ def evaluate(
                 values[n] = leaf(n)
                 continue
             args = [values[a] for a in n.args]
-            if n.extent > Extent.STEP:
+            if n.extent > Extent.ALL:
                 args = [
-                    dtypes[a.dtype](x) if a.extent <= Extent.STEP else x
+                    dtypes[a.dtype](x) if a.extent <= Extent.ALL else x
                     for a, x in zip(n.args, args, strict=True)
                 ]
             if n.op is Op.CAST:
                 values[n] = np.asarray(args[0]).astype(dtypes[n.dtype])[()]
             elif n.op in (Op.SUM, Op.AMAX):
-                values[n] = real(MEANING[n.op](args[0]))
+                values[n] = (real if n.extent > Extent.ALL else np.float64)(MEANING[n.op](args[0]))
             else:
                 values[n] = MEANING[n.op](*args)
     return values

@@ -14,9 +14,9 @@ from typing import Any
 
 from optgen import compose, library
 from optgen.errors import RuleError
-from optgen.ir import Extent, Fact, Program, Value, load, toposort
+from optgen.ir import Fact, Program, Value, load, toposort
 from optgen.passes import holds, lower
-from optgen.plan import Plan, plan
+from optgen.plan import Plan, element_stores, plan
 
 DTYPES = ("fp32", "fp64", "bf16", "fp16")
 NDIM = 2  # of the tensors that a plan is shown for, where the rule asks
@@ -25,8 +25,10 @@ Options = dict[str, Any]
 
 
 def default(program: Program, path: str) -> Any:
-    """The default of a hyperparameter, `betas`, or of one item of a tuple, `betas[0]`."""
+    """The default of a hyperparameter, `betas`, or of one item of a tuple; an input counts as handed in."""
     name, _, item = path.partition("[")
+    if name in program.inputs:
+        return 1
     value = program.hypers[name].default
     return value[int(item[:-1])] if item and isinstance(value, tuple) else value
 
@@ -48,10 +50,10 @@ def planned(program: Program, dtype: str = "fp32", state_dtype: str | None = Non
         state_dtype: the storage of element states; by default fp32, or fp64 beside fp64 parameters.
         ndim: how many dimensions the parameter has, where the rule asks.
     """
-    lowered = lower(program, truths(program, ndim))
-    element = [name for name, state in lowered.states.items() if state.extent is Extent.ELEMENT]
+    lowered = lower(program, truths(program, ndim), ndim=ndim)
     kept = state_dtype or ("fp64" if dtype == "fp64" else "fp32")
-    return plan(lowered, {"p": dtype, "g": dtype, **dict.fromkeys(element, kept)})
+    stores = {s: kept if s in lowered.states else dtype for s in element_stores(lowered)}
+    return plan(lowered, stores)
 
 
 def runnable(programs: Sequence[Program]) -> tuple[Program, str | None]:
@@ -145,7 +147,7 @@ def every(
     """
     subjects: dict[str, list[Fact]] = {}
     for fact in program.facts.values():
-        if fact.subject != "ndim" and fact.subject.partition("[")[0] not in fixed:
+        if fact.subject not in ("ndim", *program.inputs) and fact.subject.partition("[")[0] not in fixed:
             subjects.setdefault(fact.subject, []).append(fact)
     others = {s: _others(default(program, s), facts) for s, facts in subjects.items()}
     total = prod(1 + len(values) for values in others.values())

@@ -21,7 +21,21 @@ from optgen.declarations import Declarations
 from optgen.errors import RuleError, Source, Span
 from optgen.expressions import Expressions
 from optgen.grammar import MAX_BYTES, decode, nearest, read
-from optgen.ir import DType, Extent, Node, Op, Program, const, load, node, toposort
+from optgen.ir import (
+    REDUCTIONS,
+    DType,
+    Extent,
+    Hyper,
+    Node,
+    Op,
+    Program,
+    const,
+    fits,
+    load,
+    node,
+    rebuild,
+    toposort,
+)
 from optgen.scope import (
     CALLED,
     CONSTANTS,
@@ -68,6 +82,7 @@ class Statements:
         self.error, self.span = self.expressions.error, self.expressions.span
         self.assigned: dict[str, Span] = {}
         self.node_names: dict[Node, str] = {}
+        self.skips: list[tuple[Node, dict[str, Meaning]]] = []
 
     @property
     def scope(self) -> Scope:
@@ -94,13 +109,21 @@ class Statements:
         self.expressions.scope = Scope(self.declared.start())
         self.block(steps)
         assigns, update = self.finish(), self.scope.update
+        count, skip = cast(Node, self.scope.names["t"]), None
+        for condition, _ in self.skips:
+            skip = condition if skip is None else node(Op.OR, skip, condition)
         modes = {mode: self.function(function) for mode, function in functions.items()}
         self.check_use(modes)
+        seed = {"seed": Hyper("seed", 0.0)} if self.expressions.draws else {}
+        before = "g" in assigns
         return Program(
             name=name,
             doc=doc,
             sources=(self.source,),
-            hypers=self.declared.hypers,
+            hypers=self.declared.hypers | seed,
+            inputs=self.declared.inputs,
+            skip=skip if before else None,
+            count=count if before and count is not node(Op.COUNT) else None,
             states=self.declared.states,
             requires=tuple(self.declared.requires),
             facts=self.expressions.facts,
@@ -114,10 +137,14 @@ class Statements:
     def finish(self) -> dict[str, Node]:
         """The stores that the statements assigned, and their last values."""
         targets = self.assigned.keys() & {*STORES, *self.declared.states}
+        if "t" in self.assigned and "g" not in targets and not self.skips:
+            raise self.error("only a transform of g assigns t", self.assigned["t"])
         if "p" in targets:
             targets -= {"g", "u"}  # local names of a rule
         if {"g", "u"} <= targets:
             raise self.error("a transform assigns g or u, not both", self.assigned["u"])
+        if not targets and self.skips:
+            targets = {"g"}  # a transform that only leaves steps out
         if not targets:
             place = next(iter(self.assigned.values()), Span(self.source, 1, 1))
             what = "neither p, g, u nor a state" if self.assigned else "nothing"
@@ -125,7 +152,7 @@ class Statements:
                 f"the rule assigns {what}", place, "a rule assigns p, for example `p = p - lr*g`"
             )
         order = (*STORES, *self.declared.states)
-        assigns = {k: cast(Node, self.scope.names[k]) for k in order if k in targets}
+        assigns = {k: self.unless_skipped(k) for k in order if k in targets}
         update = load("u")
         if "g" in assigns and "u" in self.expressions.loaded and update in toposort(assigns.values()):
             raise self.error(
@@ -133,6 +160,44 @@ class Statements:
                 self.expressions.spans[update],
             )
         return assigns
+
+    def unless_skipped(self, name: str) -> Node:
+        """The last value of a store, or the one that it had where the rest of the step was skipped."""
+        value = cast(Node, self.scope.names[name])
+        if name in self.declared.states and self.declared.states[name].extent is Extent.ALL:
+            value = self.once(value, name, self.assigned[name])
+        for condition, stored in reversed(self.skips):
+            before = cast(Node, stored[name])
+            if before is not value and name not in ("g", "u"):
+                limit = self.declared.states[name].extent if name in self.declared.states else Extent.ELEMENT
+                if limit is Extent.ALL:
+                    condition = self.once(condition, name, self.assigned[name])
+                value = self.expressions.make(node(Op.WHERE, condition, before, value))
+        return value
+
+    def once(self, value: Node, name: str, at: ast.expr | Span) -> Node:
+        """A value as one for the whole optimizer: what is per step must be the same in every group."""
+        order: list[Node] = []  # of what is not inside a reduction over all tensors
+        stack = [value]
+        while stack:
+            n = stack.pop()
+            order.append(n)
+            stack.extend(() if n.op in REDUCTIONS else n.args)
+        done: dict[Node, Node] = {}
+        for n in reversed(order):
+            shape = n.op is Op.SHAPE or (
+                n.op is Op.FACT and self.expressions.facts[cast(str, n.value)].subject == "ndim"
+            )
+            if shape:
+                raise self.error(
+                    f"'{name}' is one value for all tensors, and this depends on the tensor's shape", at
+                )
+            if n.extent > Extent.ALL and n.args and n.op not in REDUCTIONS:
+                args = (node(Op.ONCE, a) if a.extent is Extent.STEP else done[a] for a in n.args)
+                done[n] = rebuild(n, tuple(args))
+            else:
+                done[n] = n
+        return node(Op.ONCE, value) if value.extent is Extent.STEP else done[value]
 
     def check_function(self, at: ast.FunctionDef) -> ast.FunctionDef:
         """The function itself, which must be `def train():` or `def eval():`."""
@@ -166,6 +231,9 @@ class Statements:
         for name in self.declared.hypers:
             if name not in self.expressions.used:
                 raise self.error(f"hyperparameter '{name}' is never used", places[name], "remove it")
+        for name in self.declared.inputs:
+            if name not in self.expressions.used:
+                raise self.error(f"input '{name}' is never used", places[name], "remove it")
         touched = self.expressions.loaded.union(self.assigned, *modes.values())
         for name in self.declared.states:
             if name not in touched:
@@ -202,6 +270,9 @@ class Statements:
     def bare(self, at: ast.expr) -> None:
         """Report an expression that stands alone on a line."""
         match at:
+            case ast.Call(func=ast.Name(id="skip")):
+                self.skip(at)
+                return
             case ast.Call(func=ast.Name(id=name)) if name in DECLARATIONS:
                 raise self.error(f"{name}() stands outside `if`, `for` and `def`", at)
             case ast.Call(func=ast.Name(id=name)) if name in NOT_YET:
@@ -228,6 +299,25 @@ class Statements:
             ):
                 built = cast(Node, self.scope.names["p"])
                 self.scope.update = cast(Node, before), built.args[1]
+
+    def skip(self, at: ast.Call) -> None:
+        """`skip(condition)`: what comes after it does not happen where the condition holds."""
+        if self.expressions.mode:
+            raise self.error(f"{self.expressions.mode}() cannot be skipped", at)
+        if self.scope.replaced is not None:
+            raise self.error("skip() stands outside `if` and `for`", at, "write skip(option and condition)")
+        if len(at.args) != 1 or at.keywords:
+            raise self.error("skip() takes one condition", at)
+        condition = self.expressions.condition(at.args[0])
+        if condition.extent > Extent.TENSOR:
+            raise self.error(
+                "skip() needs a condition on the tensor or on all tensors, and this is "
+                f"{condition.extent.phrase}",
+                at.args[0],
+                "reduce it, for example with sum",
+            )
+        stored = {k: v for k, v in self.scope.names.items() if k in (*STORES, *self.declared.states)}
+        self.skips.append((condition, stored))
 
     def target(self, at: ast.expr) -> str:
         """The name that an assignment is to: a plain one, or `v[1]` for a copy of a state."""
@@ -256,8 +346,10 @@ class Statements:
             raise self.error(
                 f"'{name}' is a hyperparameter and cannot be assigned", at, "assign to a new name"
             )
-        if name in ("t", *SHAPES, *CONSTANTS):
+        if name in (*SHAPES, *CONSTANTS) or (name == "t" and self.expressions.mode):
             raise self.error(f"'{name}' cannot be assigned", at, "assign to a new name")
+        if name in self.declared.inputs:
+            raise self.error(f"'{name}' is an input and cannot be assigned", at, "assign to a new name")
         if name in CALLED:
             raise self.error(f"'{name}' is a function and cannot be assigned", at, "choose another name")
         self.expressions.check_mode(name, at)
@@ -274,12 +366,19 @@ class Statements:
                     f"'{name}' needs a number", at, "turn a condition into one with where(c, 1, 0)"
                 )
             limit = declared.states[name].extent if name in declared.states else Extent.ELEMENT
-            if meaning.extent > limit:
+            if limit is Extent.ALL:
+                if self.expressions.mode:
+                    raise self.error(f"{self.expressions.mode}() cannot assign what is one value for all tensors", at)
+                meaning = self.expressions.make(self.once(meaning, name, at))
+            if not fits(meaning.extent, limit):
                 raise self.error(
                     f"'{name}' holds {limit.phrase}, but this is {meaning.extent.phrase}",
                     at,
-                    "reduce it with sum, mean, norm, rms, amax or dot",
+                    "reduce it with sum, mean, norm, rms, amax or dot"
+                    + (", over=all" if limit is Extent.ALL else ""),
                 )
+        if name == "t" and not (isinstance(meaning, Node) and meaning.extent <= Extent.STEP):
+            raise self.error("'t' needs one value per step", at)
         if isinstance(meaning, Node) and meaning.args:
             self.node_names.setdefault(meaning, name.replace("[", "").replace("]", ""))
         self.scope.bind(name, meaning)
@@ -346,7 +445,7 @@ class Statements:
             raise self.error("the step of range() is 0", at.iter)
         name = at.target.id
         self.check_name(name, at.target)
-        if name in STORES or name in self.declared.places:
+        if name in (*STORES, "t") or name in self.declared.places:
             raise self.error(f"'{name}' cannot count a loop: it is stored", at.target, "choose another name")
         for i in range(*limits):
             self.expressions.here = self.span(at.target)

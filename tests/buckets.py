@@ -204,10 +204,12 @@ class Bucket:
         given = self.tensor_states or [{}] * len(tensors)
         states = [{k: np.array(v, real) for k, v in one.items()} for one in given]
         tables = self.tables(kernel, tensors, states)
-        for k, phase in enumerate(self.plan.phases):
-            kernel.sweep(k, tables)
-            if phase.reductions:
-                kernel.combine(tables, [r.slot for r in phase.reductions])
+        for k in range(len(self.plan.phases) + 1):
+            for found in self.plan.rounds:
+                if found.boundary == k:
+                    kernel.gather(found, tables)
+            if k < len(self.plan.phases):
+                kernel.sweep(k, tables)
         if self.plan.finish:
             kernel.finish(tables)
         return tensors, states, np.asarray(tables.slots)

@@ -29,6 +29,7 @@ MODULES = [
     "algebra.latex",
     "algebra",
     "compose",
+    "philox",
     "passes",
     "codecs",
     "plan",

@@ -15,7 +15,7 @@ from optgen.launch import Launcher, geometry
 def spy(monkeypatch):
     """Record every launch as (name, tensors)."""
     launches = []
-    for name in ("sweep", "combine", "finish"):
+    for name in ("sweep", "gather", "finish"):
         original = getattr(CpuKernel, name)
 
         def record(self, *args, name=name, original=original):
@@ -37,8 +37,8 @@ def fill(params, seed=0):
     ("rule", "wanted"),
     [
         ("adamw", ["sweep"]),
-        ("lamb", ["sweep", "combine", "sweep"]),
-        (("clip_norm", "adamw"), ["sweep", "combine", "sweep"]),
+        ("lamb", ["sweep", "gather", "sweep"]),
+        (("clip_norm", "adamw"), ["sweep", "gather", "sweep"]),
         (("clip_value", "weight_decay", "adam"), ["sweep"]),
     ],
 )

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 from optgen import functions as fn
-from optgen.ir import DType, Node, Op, Program, const, toposort
+from optgen.ir import REDUCTIONS, DType, Extent, Node, Op, Program, const, toposort
 
 GREEK = (
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu",
@@ -28,9 +28,9 @@ WRITTEN = {
     Op.SQRT: r"\sqrt{%s}", Op.ABS: r"\left|%s\right|", Op.FLOOR: r"\left\lfloor %s\right\rfloor",
     Op.EXP: r"\exp\left(%s\right)", Op.LOG: r"\log\left(%s\right)", Op.TANH: r"\tanh\left(%s\right)",
     Op.ATAN2: r"\operatorname{atan2}\left(%s, %s\right)", Op.MAXIMUM: r"\max\left(%s, %s\right)",
-    Op.MINIMUM: r"\min\left(%s, %s\right)", Op.SUM: r"\operatorname{sum}\left(%s\right)",
-    Op.AMAX: r"\operatorname{amax}\left(%s\right)",
+    Op.MINIMUM: r"\min\left(%s, %s\right)",
 }  # fmt: skip
+RANDOM = {Op.NORMAL: r"\mathcal{N}(0, 1)", Op.UNIFORM: r"\mathcal{U}[0, 1)"}
 LONG = 40  # an expression of more operations than this gets a line of its own
 Spelling = tuple[str, int]  # a text, and how tightly it binds: 4 a relation, 6 +, 7 *, 8 a fraction
 ATOM = 10
@@ -134,6 +134,8 @@ class _Letters:
     def before(self, n: Node) -> str:
         """A leaf: what a store holds when the step begins, a hyperparameter, t, a shape."""
         name = n.value or "t"
+        if n.op in RANDOM:
+            return RANDOM[n.op]
         if n.op is not Op.LOAD:
             return self.write(name)
         return self.write(name, "t" if name in ("g", "u") else "t-1")
@@ -225,7 +227,7 @@ def _spell(n: Node, texts: Mapping[Node, Spelling], letters: _Letters, named: se
         return _mean(x, *_last_two(y), texts, named), 6
     if n.op in WRITTEN:
         return WRITTEN[n.op] % tuple(texts[a][0] for a in n.args), ATOM
-    if n.op is Op.CAST:
+    if n.op in (Op.CAST, Op.ONCE):
         return texts[x]
     if n.op is Op.DIV:
         return rf"\frac{{{texts[x][0]}}}{{{texts[y][0]}}}", 8
@@ -259,15 +261,23 @@ def _known(n: Node) -> tuple[str, list[Node]] | None:
         return r"\operatorname{sign}\left(%s\right)", [x.args[1]]
     if n.op is Op.MINIMUM and x.op is Op.MAXIMUM:
         return r"\operatorname{clip}\left(%s, %s, %s\right)", [*x.args, n.args[1]]
-    if n.op is Op.SQRT and x.op in (Op.SUM, Op.DIV):
-        inner = x if x.op is Op.SUM else x.args[0]
-        square = inner.args[0] if inner.op is Op.SUM else inner
-        if square.op is Op.MUL and n is fn.norm(square.args[0]):
-            return r"\left\|%s\right\|", [square.args[0]]
-        if square.op is Op.MUL and n is fn.rms(square.args[0]):
-            return r"\operatorname{rms}\left(%s\right)", [square.args[0]]
-    if n.op is Op.DIV and x.op is Op.SUM and n.args[1] is fn.NUMEL:
-        return r"\operatorname{mean}\left(%s\right)", [x.args[0]]
+    inner = x if n.op is Op.SQRT else n
+    total = inner.args[0] if inner.op is Op.DIV else inner
+    if total.op not in REDUCTIONS:
+        return None
+    operand = total.args[0]
+    if total.extent is Extent.ALL and operand.op in REDUCTIONS:
+        operand = operand.args[0]
+    made = fn.Reducer(operand.extent, total.extent, (total.value or "").removeprefix(total.op.value))
+    below = "" if total.extent is Extent.TENSOR else rf"_{{\mathrm{{{total.extent.name.lower()}}}}}"
+    if n.op is Op.SQRT and operand.op is Op.MUL and n is fn.norm(made, operand.args[0]):
+        return r"\left\|%s\right\|" + below, [operand.args[0]]
+    if n.op is Op.SQRT and operand.op is Op.MUL and n is fn.rms(made, operand.args[0]):
+        return rf"\operatorname{{rms}}{below}\left(%s\right)", [operand.args[0]]
+    if n.op is Op.DIV and n is fn.mean(made, operand):
+        return rf"\operatorname{{mean}}{below}\left(%s\right)", [operand]
+    if n is total:
+        return rf"\operatorname{{{n.op.value}}}{below}\left(%s\right)", [operand]
     return None
 
 

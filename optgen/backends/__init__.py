@@ -2,19 +2,98 @@
 
 A launch covers a bucket: tensors with the same device, dtypes and specialisation. `tensors` has a row a
 tensor (addresses, size, scalar row, and for strided kernels sizes and strides), `chunks` a row a
-program instance (tensor, first element), `scalars` a row for each distinct set of STEP values.
+program instance (tensor and first element, or tile), `scalars` a row for each distinct set of STEP values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-from optgen.plan import Plan
+import numpy as np
 
+from optgen.ir import Extent
+from optgen.plan import Plan, Round
+
+SLICES = 64  # of a program that works on slices
 MAX_DIMS = 8  # of a strided kernel, after dimensions that lie in one stride were merged
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor as a table of lines, which slices are made of: rows of its last dimension, or blocks.
+
+    Lines come in matrices of `rows`. A kind of slice is lines, each slice those with one value of
+    `line // inner % count`; or it is columns, of each matrix or, with `inner` lines, of all.
+    """
+
+    shape: tuple[int, ...]
+    block: int = 0
+
+    @staticmethod
+    def of(shape: Sequence[int], slices: Sequence[Extent]) -> View:
+        """The view of a tensor whose values have these kinds of slices.
+
+        Raises:
+            ValueError: blocks of two sizes, or blocks beside other slices.
+        """
+        blocks = [e for e in slices if e.name.startswith("BLOCK")]
+        if blocks and len(slices) > 1:
+            names = ", ".join(e.name.lower() for e in slices)
+            raise ValueError(f"a rule cannot have values for each of {names}: a block goes with no other slice")
+        return View(tuple(shape), blocks[0].size if blocks else 0)
+
+    @property
+    def numel(self) -> int:
+        """How many elements there are."""
+        return math.prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        """How many elements a line has; the last block may have fewer."""
+        return self.block or (self.shape[-1] if self.shape else 1)
+
+    @property
+    def lines(self) -> int:
+        """How many lines there are."""
+        return -(-self.numel // self.columns)
+
+    @property
+    def rows(self) -> int:
+        """How many lines a matrix of the last two dimensions has."""
+        return self.shape[-2] if len(self.shape) > 1 else 1
+
+    def inner(self, kind: Extent) -> int:
+        """How many lines in a row belong to one slice; of columns: how many lines they run through."""
+        if kind is Extent.ROW or self.block:
+            return 1
+        if kind in (Extent.COL, Extent.MATRIX):
+            return self.rows
+        if kind is Extent.UNIT:
+            return self.lines // self.shape[0]
+        return self.lines if kind.size == -1 else math.prod(self.shape[kind.size + 1 : -1])
+
+    def count(self, kind: Extent) -> int:
+        """How many slices there are."""
+        if kind in (Extent.UNIT, Extent.dim(-1)) or (kind.name.startswith("DIM") and kind.size >= 0):
+            return self.shape[0 if kind is Extent.UNIT else kind.size]
+        return self.lines // self.inner(kind) * (self.columns if kind is Extent.COL else 1)
+
+    def index(self, kind: Extent) -> np.ndarray:
+        """The slice of each element, in the tensor's shape."""
+        at = np.arange(self.numel, dtype=np.int64)
+        line, column = at // self.columns, at % self.columns
+        if across(kind):
+            return (line // self.inner(kind) * self.columns + column).reshape(self.shape)
+        return (line // self.inner(kind) % self.count(kind)).reshape(self.shape)
+
+
+def across(kind: Extent) -> bool:
+    """Whether slices of a kind are columns, and not lines."""
+    return kind in (Extent.COL, Extent.dim(-1))
 
 
 @dataclass(frozen=True)
@@ -22,22 +101,44 @@ class Layout:
     """The columns of the `tensors` table for a plan.
 
     With `dims` 0 every element store of a tensor is walked in memory order; otherwise each store has
-    its own strides over `dims` common dimensions. Spills are always contiguous.
+    its own strides over `dims` common dimensions. Spills are always contiguous. A plan with slices is
+    walked in tiles, a range of lines by a range of columns.
     """
 
     plan: Plan
     dims: int = 0
 
     @property
+    def tiled(self) -> bool:
+        """Whether a chunk is a tile."""
+        return bool(self.plan.slices)
+
+    @property
     def pointers(self) -> tuple[str, ...]:
-        """The columns that hold addresses: element stores, spills, tensor states."""
+        """The columns that hold addresses: element stores, spills, states of slices and tensors."""
         spills = tuple(f"#{i}" for i in range(self.plan.spills))
         return (*self.plan.stores, *spills, *self.plan.tensor_states)
+
+    @cached_property
+    def lines(self) -> tuple[int, ...]:
+        """The slots that have a value for each slice, in order."""
+        return tuple(i for i, e in enumerate(self.plan.extents) if e.sliced)
+
+    def parts(self, columns: bool) -> tuple[int, ...]:
+        """The slots of slices that a sweep fills in part: those of columns, or those of lines."""
+        swept = {r.slot for phase in self.plan.phases for r in phase.reductions}
+        return tuple(i for i in self.lines if i in swept and across(self.plan.extents[i]) is columns)
 
     @cached_property
     def columns(self) -> dict[str, int]:
         """The index of each column by its name."""
         names = [*self.pointers, "@numel", "@row", "@aligned", "@first", "@count"]
+        if self.plan.random:
+            names += ["@seed", "@param", "@step"]
+        if self.tiled:
+            names += ["@columns", "@rows", "@lines", "@tiles_down", "@tiles_across"]
+            names += [f"@{what}_{kind}" for kind in self.plan.slices for what in ("inner", "count")]
+            names += [f"@slot{i}" for i in self.lines]
         names += [f"@size{d}" for d in range(self.dims)]
         names += [f"@stride_{s}{d}" for s in self.plan.stores for d in range(self.dims)]
         return {name: i for i, name in enumerate(names)}
@@ -47,13 +148,27 @@ class Layout:
         """How many columns there are."""
         return len(self.columns)
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The tables that a kernel takes."""
+        more = ("lines", "line_parts", "column_parts") if self.tiled else ()
+        return (*TABLES, *more, *(("numbers",) if self.plan.numbers else ()))
+
+
+TABLES = ("tensors", "chunks", "scalars", "partials", "slots")
+
 
 @dataclass
 class Tables:
     """What a launch reads, as arrays of the back end's own kind.
 
-    `tensors` int64 [tensors, width], `chunks` int64 [chunks, 2], `scalars` in working precision [rows,
-    scalars], `partials` float64 [chunks, slots], `slots` float64 [tensors, slots].
+    `tensors` int64 [tensors, width]; `chunks` int64 [chunks, 2] (tensor, first element), or [tiles, 3]
+    (tensor, line, column); `scalars` in working precision [rows, scalars]; `partials` float64 [chunks,
+    slots]; `slots` float64 [tensors, slots].
+
+    With slices: `lines` float64, the slots of slices one after the other, from `@slot<i>`; `line_parts`
+    and `column_parts` float64 [tiles, slots, lines or columns of a tile]; `slices` by kind, int64 [n, 2]
+    (tensor, first slice). `numbers` float64: what is one for the whole optimizer, see `Plan.numbers`.
     """
 
     tensors: Any
@@ -61,19 +176,33 @@ class Tables:
     scalars: Any
     partials: Any
     slots: Any
+    lines: Any = None
+    line_parts: Any = None
+    column_parts: Any = None
+    numbers: Any = None
+    size: Any = None  # int64 [1], how many tensors there are
+    slices: Mapping[Extent, Any] = field(default_factory=dict)
+
+    def arguments(self, layout: Layout) -> tuple[Any, ...]:
+        """What `Layout.arguments` names."""
+        return tuple(getattr(self, name) for name in layout.arguments)
 
 
 class Kernel(Protocol):
-    """A plan compiled for one layout. Each method is one launch."""
+    """A plan compiled for one layout."""
 
-    chunk: int  # elements that one row of `chunks` stands for
+    chunk: int  # elements that one row of `chunks` stands for, or
+    tile: tuple[int, int]  # lines and columns
     numpy_tables: bool  # whether it takes NumPy arrays, and not torch tensors
 
     def sweep(self, phase: int, tables: Tables) -> None:
         """Run one phase over every chunk."""
 
-    def combine(self, tables: Tables, slots: Sequence[int]) -> None:
-        """Combine the chunks' partial results of these slots, one value a tensor, in a fixed order."""
+    def gather(self, found: Round, tables: Tables) -> None:
+        """Complete the reductions of a round, in a fixed order; those over all tensors for these ones."""
+
+    def total(self, found: Round, tables: Tables) -> None:
+        """Compute the totals of a round."""
 
     def finish(self, tables: Tables) -> None:
-        """Write the new tensor states."""
+        """Write the new states of tensors and slices."""

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from optgen.backends import Layout
-from optgen.backends.triton import BLOCK, BLOCKS, COMBINE_BLOCK, THREADS, interpreting
+from optgen.backends.triton import THREADS, Spec, interpreting, specs
 
 # The bits that one thread moves with an access, by the instruction's suffix.
 PTX_ACCESS = re.compile(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\s")
@@ -63,19 +63,11 @@ def compile_ahead(layout: Layout, module: ModuleType, target: str, math_mode: st
     if interpreting():
         raise RuntimeError("unset TRITON_INTERPRET to compile: Triton reads it when it decorates a kernel")
     real = "*fp64" if layout.plan.real == "fp64" else "*fp32"
-    tables = {"tensors": "*i64", "chunks": "*i64", "scalars": real, "partials": "*fp64", "slots": "*fp64"}
+    kinds = dict.fromkeys(("tensors", "chunks", "slices", "size"), "*i64") | {"scalars": real}
     reports = []
-    for k, phase in enumerate(layout.plan.phases):
-        constants = {"BLOCK": BLOCK, "BLOCKS": BLOCKS}
-        reports.append(_compile(module, f"sweep{k}", tables, constants, target, math_mode, phase.bytes))
-        if phase.reductions:
-            slots = [r.slot for r in phase.reductions]
-            constants = {"FIRST": min(slots), "LAST": max(slots), "BLOCK": COMBINE_BLOCK}
-            some = {k: tables[k] for k in ("tensors", "partials", "slots")}
-            reports.append(_compile(module, "combine", some, constants, target, math_mode, None))
-    if layout.plan.finish:
-        some = {k: tables[k] for k in ("tensors", "scalars", "slots")}
-        reports.append(_compile(module, "finish", some, {}, target, math_mode, None))
+    for spec in specs(layout).values():
+        signature = {name: kinds.get(name, "*fp64") for name in spec.tables}
+        reports.append(_compile(module, spec, signature, target, math_mode))
     return reports
 
 
@@ -92,18 +84,13 @@ def _gpu_target(target: str) -> Any:
 
 
 def _compile(
-    module: ModuleType,
-    name: str,
-    tables: Mapping[str, str],
-    constants: Mapping[str, int],
-    target: str,
-    math_mode: str,
-    planned: int | None,
+    module: ModuleType, spec: Spec, tables: Mapping[str, str], target: str, math_mode: str
 ) -> Report:
     import triton
     from triton.compiler import ASTSource
 
-    gpu = _gpu_target(target)
+    gpu, name, planned = _gpu_target(target), spec.name, spec.planned
+    constants = spec.constants
     signature = {**tables, **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(getattr(module, name), signature=signature, constexprs=dict(constants))
     options = {"num_warps": THREADS // gpu.warp_size, "enable_fp_fusion": math_mode == "fast"}
@@ -116,7 +103,8 @@ def _compile(
         return Report(name, target, registers, spilled, (), (), None, None, seconds)
     lines = _unmasked_lines(Path(module.__file__ or "").read_text(encoding="utf-8"), name)
     loads, stores = _accesses(built.asm["ptx" if cuda else "amdgcn"], lines, cuda)
-    found = sum(loads + stores) / 8 * THREADS / BLOCK
+    block = constants["BLOCK"] if "BLOCK" in constants else constants["HEIGHT"] * constants["WIDTH"]
+    found = sum(loads + stores) / 8 * THREADS / block
     return Report(name, target, registers, spilled, tuple(loads), tuple(stores), planned, found, seconds)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from optgen.backends import Layout
 from optgen.ir import ATOM, INFIX, LEAVES, DType, Extent, Node, Op, Spelling, infix, name_nodes, toposort
-from optgen.plan import Phase, Plan
+from optgen.plan import Phase, Plan, Reduction
 
 Spell = Callable[[Node, Sequence[Spelling]], Spelling]
 PYTHON = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins)})
@@ -38,6 +38,10 @@ def identifier(name: str) -> str:
     return text
 
 
+PREFIX = {Op.SCALAR: "s", Op.SLOT: "r", Op.TOTAL: "total", Op.INDEX: "index_", Op.KEY: ""}
+KEYS = ("seed_low", "seed_high", "param", "step")
+
+
 class Names:
     """What the variables of one plan's kernels are called, no two of them alike.
 
@@ -48,11 +52,15 @@ class Names:
     """
 
     def __init__(self, plan: Plan, reserved: Iterable[str], forms: Sequence[str] = ()):
-        numbers = range(max(len(plan.scalars), plan.slots))
-        self.taken = {*PYTHON, *reserved, *(f"{kind}{i}" for kind in ("s", "r", "sum") for i in numbers)}
+        numbers = range(max(len(plan.scalars), plan.slots, len(plan.totals)))
+        kinds = ("s", "r", "sum", "total")
+        self.taken = {*PYTHON, *reserved, *(f"{kind}{i}" for kind in kinds for i in numbers)}
+        if plan.random or plan.logical:
+            self.taken |= {*KEYS, "index_low", "index_high"}
         self.taken |= {f"update{k}" for k in range(len(plan.phases))}
         self.stores: dict[str, str] = {}
-        for store in (*(f"#{i}" for i in range(plan.spills)), *plan.codecs, *plan.tensor_states):
+        whole = [name for name in plan.numbers if not name.startswith("@")]
+        for store in (*(f"#{i}" for i in range(plan.spills)), *plan.codecs, *plan.tensor_states, *whole):
             stem = name = f"x{store[1:]}" if store.startswith("#") else identifier(store)
             number = 0
             while not self.taken.isdisjoint(
@@ -66,19 +74,19 @@ class Names:
     def leaf(self, n: Node) -> str:
         """The variable that holds a leaf."""
         value = n.value or ""
-        if n.op in (Op.SCALAR, Op.SLOT):
-            return f"{'s' if n.op is Op.SCALAR else 'r'}{value}"
+        if n.op in PREFIX:
+            return PREFIX[n.op] + value
         return self.stores[value] + ("_bits" if n.dtype is DType.U32 else "")
 
 
 def leaves(roots: Iterable[Node], stores: Sequence[str]) -> list[Node]:
-    """The leaves that have variables: values of stores in their order, tensor states, slots, scalars."""
+    """The leaves that have variables: values of stores in their order, coarser states, slots, numbers."""
 
     def place(n: Node) -> tuple[int, int]:
-        if n.extent is Extent.ELEMENT:
+        if n.extent is Extent.ELEMENT and n.op is not Op.INDEX:
             return 0, stores.index(n.value or "")
-        kind = {Op.LOAD: 1, Op.SLOT: 2, Op.SCALAR: 3}[n.op]
-        return kind, 0 if n.op is Op.LOAD else int(n.value or 0)
+        kind = {Op.LOAD: 1, Op.SLOT: 2, Op.SCALAR: 3, Op.TOTAL: 4, Op.INDEX: 5, Op.KEY: 6}[n.op]
+        return kind, int(n.value or 0) if n.op in (Op.SLOT, Op.SCALAR, Op.TOTAL) else 0
 
     return sorted((n for n in toposort(roots) if n.op in LEAVES and n.op is not Op.CONST), key=place)
 
@@ -141,6 +149,14 @@ def u32(value: float) -> str:
     return f"{int(value):#x}" if value > 31 else str(int(value))
 
 
+def finishes(plan: Plan) -> dict[Extent, list[str]]:
+    """The coarse states to write by extent, the finest first: those may read what the coarser have been."""
+    found: dict[Extent, list[str]] = {}
+    for name in sorted(plan.finish, key=lambda s: -plan.states[s].extent.rank):
+        found.setdefault(plan.states[name].extent, []).append(name)
+    return found
+
+
 def header(layout: Layout, math_mode: str) -> str:
     """The docstring of an emitted module: what it is, and what the host computes for it."""
     plan = layout.plan
@@ -148,12 +164,20 @@ def header(layout: Layout, math_mode: str) -> str:
     lines = [f'"""{plan.name}: {plan.bytes} bytes per element, {plan.real}, math={math_mode}{dims}.']
     for k, phase in enumerate(plan.phases):
         stored = f"; stores {', '.join(phase.stores)}" if phase.stores else ""
-        reduced = ", ".join(f"r{r.slot} = {r.op.value}" for r in phase.reductions)
+        reduced = ", ".join(f"r{r.slot} = {reduction_text(r)}" for r in phase.reductions)
         lines.append(f"Phase {k} loads {', '.join(phase.loads)}{stored}{'; ' + reduced if reduced else ''}.")
+    if plan.totals:
+        lines += ["", "For all tensors together, in float64 between the phases:"]
+        lines += [f"    total{i} = {n!r}" for i, n in enumerate(plan.totals)]
     if plan.scalars:
         lines += ["", "Scalars, which the host computes in float64:"]
         lines += [f"    s{i} = {scalar!r}" for i, scalar in enumerate(plan.scalars)]
     return "\n".join(lines) + '\n"""\n'
+
+
+def reduction_text(r: Reduction) -> str:
+    """`sum`, or `sum by row`."""
+    return r.op.value + (f" by {r.extent.name.lower()}" if r.extent.sliced else "")
 
 
 def indent(lines: Iterable[str], depth: int) -> str:

@@ -1,20 +1,20 @@
 """The reference: runs a plan node by node on NumPy arrays. It defines the meaning of the language.
 
-In: a plan, an array for each element store (raw bits as unsigned integers for 16-bit storage), one
-number for each scalar and each tensor state. Out: the arrays, updated in place.
+In: a plan, an array for each element store (raw bits as unsigned integers for 16-bit storage), the
+scalars, and an array for each state of a tensor or of its slices. Out: the arrays, updated in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from optgen.backends import Layout
+from optgen.backends import Layout, View
 from optgen.backends.emit import Names, header, indent, write
 from optgen.ir import DType, Extent, Node, Op, spell
-from optgen.plan import Plan, Reduction
+from optgen.plan import Plan, Reduction, Round
 from optgen.semantics import MEANING, evaluate
 
 REAL: dict[str, type[np.floating]] = {"fp32": np.float32, "fp64": np.float64}
@@ -26,49 +26,149 @@ def reduce(reduction: Reduction, operand: np.ndarray) -> float:
     return float(MEANING[reduction.op](operand))
 
 
-@np.errstate(all="ignore")
-def run(
-    plan: Plan,
-    stores: Mapping[str, np.ndarray],
-    scalars: Sequence[float],
-    tensor_states: Mapping[str, np.ndarray] | None = None,
-    reduce: Callable[[Reduction, np.ndarray], float] = reduce,
-) -> None:
-    """One step over one tensor, phase by phase, in place.
+def by_slice(op: Op, values: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
+    """A reduction over each slice, in float64; `index` has the slice of each value."""
+    if op is Op.SUM:
+        return np.bincount(index.ravel(), values.ravel(), count)
+    largest = np.full(count, -np.inf)
+    np.maximum.at(largest, index.ravel(), values.ravel())
+    return largest
 
-    `stores` are arrays of one shape; `scalars` are float64 and rounded here once; `tensor_states` are
-    0-d arrays; `reduce` may bring in what lies elsewhere. Empty tensors are the caller's to leave out.
+
+class Run:
+    """One step of one tensor, in parts, in place.
+
+    `stores` are arrays of one shape; `scalars` are float64 and rounded here once; `tensor_states` are 0-d
+    arrays, or 1-d ones for states of slices; `keys` are the words that random numbers follow from;
+    `numbers` are the plan's, shared by all tensors. `reduce` may bring in what lies elsewhere.
     """
-    real = REAL[plan.real]
-    tensor_states = tensor_states or {}
-    temporary: dict[str, np.ndarray] = {}
-    slots: dict[str, Any] = {}
 
-    def leaf(n: Node) -> Any:
-        if n.op is Op.SCALAR:
-            value = scalars[int(n.value or 0)]
-            return np.bool_(value) if n.dtype is DType.BOOL else np.float64(value)
-        if n.op is Op.SLOT:
-            return real(slots[n.value or ""])
-        if n.op is Op.SPILL:
-            return temporary[n.value or ""]
-        if n.extent is Extent.TENSOR:
-            return real(tensor_states[n.value or ""])
-        array = stores[n.value or ""]
+    def __init__(
+        self,
+        plan: Plan,
+        stores: Mapping[str, np.ndarray],
+        scalars: Sequence[float],
+        tensor_states: Mapping[str, np.ndarray] | None = None,
+        reduce: Callable[[Reduction, np.ndarray], float] = reduce,
+        keys: Mapping[str, int] | None = None,
+        numbers: np.ndarray | None = None,
+    ):
+        self.plan, self.stores, self.scalars, self.reduce = plan, stores, scalars, reduce
+        self.real = REAL[plan.real]
+        self.states, self.keys, self.numbers = tensor_states or {}, keys or {}, numbers
+        self.shape = next(iter(stores.values())).shape
+        self.view = View.of(self.shape, plan.slices)
+        self.spills: dict[str, np.ndarray] = {}
+        self.slots: dict[str, Any] = {}
+
+    def _leaf(self, n: Node, kind: Extent) -> Any:
+        """The value of a leaf for elements, slices of a kind, or the tensor."""
+        value = n.value or ""
+        match n.op:
+            case Op.SCALAR:
+                return np.bool_(self.scalars[int(value)]) if n.dtype is DType.BOOL else np.float64(self.scalars[int(value)])
+            case Op.TOTAL:
+                assert self.numbers is not None
+                found = self.numbers[self.plan.numbers[f"@total{value}"]]
+                return np.bool_(found) if n.dtype is DType.BOOL else np.float64(found)
+            case Op.SPILL:
+                return self.spills[value]
+            case Op.KEY:
+                return np.uint32(self.keys[value])
+            case Op.INDEX:
+                at = np.arange(self.view.numel, dtype=np.uint64).reshape(self.shape)
+                return (at & np.uint64(0xFFFFFFFF) if value == "low" else at >> np.uint64(32)).astype(np.uint32)
+            case Op.SLOT:
+                return self._spread(self.real(self.slots[value]), n.extent, kind)
+        if n.extent < Extent.ELEMENT:
+            return self._spread(self.real(self.states[value]), n.extent, kind)
+        array = self.stores[value]
         return array.astype(np.uint32) if n.dtype is DType.U32 else array.copy()
 
-    for phase in plan.phases:
-        values = evaluate(phase.roots(), leaf, real)
+    def _spread(self, values: Any, have: Extent, want: Extent) -> Any:
+        """Values of one extent, for each of a finer one."""
+        if not have.sliced or have is want:
+            return values
+        if want is Extent.ELEMENT:
+            return values[self.view.index(have)]
+        count, whole = self.view.count(want), self.view.count(have)
+        return np.repeat(values, count // whole)  # a matrix has so many rows, or columns
+
+    def evaluate(self, roots: Iterable[Node], kind: Extent) -> dict[Node, Any]:
+        """The values of nodes, for elements, slices of a kind, or the tensor."""
+        return evaluate(roots, lambda n: self._leaf(n, kind), self.real)
+
+    @np.errstate(all="ignore")
+    def sweep(self, k: int) -> None:
+        """Run one phase."""
+        phase = self.plan.phases[k]
+        values = self.evaluate(phase.roots(), Extent.ELEMENT)
         for name, n in phase.stores.items():
             if name.startswith("#"):
-                temporary[name] = values[n]
+                self.spills[name] = values[n]
             else:
-                stores[name][...] = values[n]
+                self.stores[name][...] = values[n]
         for r in phase.reductions:
-            slots[str(r.slot)] = reduce(r, values[r.operand])
-    finished = evaluate(plan.finish.values(), leaf, real)
-    for name, n in plan.finish.items():
-        tensor_states[name][...] = finished[n]
+            operand = np.broadcast_to(values[r.operand], self.shape)
+            if r.extent.sliced:
+                count = self.view.count(r.extent)
+                self.slots[str(r.slot)] = by_slice(r.op, operand, self.view.index(r.extent), count)
+            else:
+                self.slots[str(r.slot)] = self.reduce(r, operand)
+
+    @np.errstate(all="ignore")
+    def gather(self, found: Round) -> dict[int, float]:
+        """Complete the reductions of a round; what those over all tensors find here."""
+        for r in found.small:
+            kind = r.operand.extent
+            operand = np.broadcast_to(self.evaluate([r.operand], kind)[r.operand], self.view.count(kind))
+            if r.extent.sliced:
+                parts = operand.astype(np.float64).reshape(self.view.count(r.extent), -1)
+                self.slots[str(r.slot)] = (np.sum if r.op is Op.SUM else np.max)(parts, axis=1)
+            else:
+                self.slots[str(r.slot)] = float(MEANING[r.op](operand.astype(np.float64)))
+        values = self.evaluate([r.operand for r in found.over], Extent.TENSOR)
+        return {r.slot: float(self.real(values[r.operand])) for r in found.over}
+
+    @np.errstate(all="ignore")
+    def finish(self) -> None:
+        """Write the new states of tensors and slices."""
+        made = {}
+        for name, n in self.plan.finish.items():
+            kind = self.plan.states[name].extent
+            made[name] = self.evaluate([n], kind)[n]
+        for name, value in made.items():
+            self.states[name][...] = value
+
+
+@np.errstate(all="ignore")
+def total(plan: Plan, found: Round, numbers: np.ndarray) -> None:
+    """Compute the totals of a round, in float64, in place."""
+
+    def leaf(n: Node) -> Any:
+        name = n.value or ""
+        key = f"@slot{name}" if n.op is Op.SLOT else f"@{name}" if n.op is Op.TOTAL else name
+        value = numbers[plan.numbers[key]]
+        return np.bool_(value) if n.dtype is DType.BOOL else np.float64(value)
+
+    values = evaluate([plan.totals[i] for i in found.totals], leaf)
+    for i in found.totals:
+        numbers[plan.numbers[f"@total{i}"]] = values[plan.totals[i]]
+
+
+def run(plan: Plan, *args: Any, **more: Any) -> None:
+    """One whole step of one tensor, which is all that the optimizer has; see `Run`."""
+    step = Run(plan, *args, **more)
+    for k in range(len(plan.phases) + 1):
+        for found in plan.rounds:
+            if found.boundary == k:
+                for slot, value in step.gather(found).items():
+                    step.numbers[plan.numbers[f"@slot{slot}"]] = value  # type: ignore[index]
+                if found.totals:
+                    total(plan, found, step.numbers)  # type: ignore[arg-type]
+        if k < len(plan.phases):
+            step.sweep(k)
+    step.finish()
 
 
 def emit(plan: Plan) -> str:
