@@ -51,7 +51,8 @@ def chain(*programs: Program) -> Program:
         if i > first and part.kind == "before":
             _refuse(part, "assigns g, so it must come before the rule")
     renamed = [
-        _rename(part, hypers, i) for i, (part, hypers) in enumerate(zip(parts, _hyper_names(parts), strict=True))
+        _rename(part, hypers, i)
+        for i, (part, hypers) in enumerate(zip(parts, _hyper_names(parts), strict=True))
     ]
     result = renamed[0]
     for part in renamed[1:]:
@@ -211,7 +212,9 @@ def _unless(skip: Node | None, program: Program) -> Program:
         extent = program.states[k].extent if k in program.states else Extent.ELEMENT
         kept = join(skip.extent, n.extent)
         if extent is Extent.ALL and kept is not Extent.ALL:
-            raise RuleError(f"'{program.name}' has a value for all tensors, '{k}', which cannot be kept by tensor")
+            raise RuleError(
+                f"'{program.name}' has a value for all tensors, '{k}', which cannot be kept by tensor"
+            )
         assigns[k] = n if k in ("g", "u") else node(Op.WHERE, skip, load(k, extent=extent), n)
     return replace(program, assigns=assigns)
 

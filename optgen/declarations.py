@@ -206,7 +206,9 @@ class Declarations:
                     )
                 if own.removeprefix("group:") in declared.hypers and own.startswith("group:"):
                     raise self.error(
-                        f"the key {own!r} is the place of a hyperparameter", place, "choose another with keys()"
+                        f"the key {own!r} is the place of a hyperparameter",
+                        place,
+                        "choose another with keys()",
                     )
                 if own in taken:
                     raise self.error(f"states '{taken[own]}' and '{full}' have the same key {own!r}", place)

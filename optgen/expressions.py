@@ -397,12 +397,16 @@ class Expressions(Context):
             raise self.error("a reduction has axis= or over=, not both", at.keywords[1])
         if "over" in settings:
             if not isinstance(settings["over"], ast.Name) or settings["over"].id != "all":
-                raise self.error(f"over={ast.unparse(settings['over'])} is not known", settings["over"], "write over=all")
+                raise self.error(
+                    f"over={ast.unparse(settings['over'])} is not known", settings["over"], "write over=all"
+                )
             if self.mode:
                 raise self.error(f"{self.mode}() cannot reduce over all tensors", at)
             tag = self.tags.setdefault(tuple(arguments), str(len(self.tags)))
             if extent is Extent.ALL:
-                raise self.error(f"{name}() over all tensors needs a value of each, and this is {extent.phrase}", at)
+                raise self.error(
+                    f"{name}() over all tensors needs a value of each, and this is {extent.phrase}", at
+                )
             return build(Reducer(extent, Extent.ALL, tag), *arguments)
         if "axis" in settings:
             return build(Reducer(extent, self.axis(name, settings["axis"], extent, at)), *arguments)
@@ -411,7 +415,7 @@ class Expressions(Context):
         return build(Reducer(extent, Extent.TENSOR), *arguments)
 
     def axis(self, name: str, at: ast.expr, extent: Extent, call: ast.Call) -> Extent:
-        """What a reduction with `axis` leaves: a value per row for -1, per column for -2, or what it names."""
+        """What a reduction with `axis` leaves: a value per row for -1, per column for -2, or what is named."""
         try:
             along = {-1: "row", -2: "col"}.get(ast.literal_eval(at))
         except ValueError:

@@ -115,7 +115,9 @@ class Reducer:
             return node(Op.SUM, number, value=f"count{self.source}", extent=Extent.ALL)
         if self.target.name.startswith("BLOCK"):  # of which the last may be shorter
             index = node(Op.INDEX, value="low")
-            return node(Op.SUM, node(Op.WHERE, node(Op.EQ, index, index), const(1), const(0)), extent=self.target)
+            return node(
+                Op.SUM, node(Op.WHERE, node(Op.EQ, index, index), const(1), const(0)), extent=self.target
+            )
         direct = {(Extent.ELEMENT, Extent.ROW): "cols", (Extent.COL, Extent.MATRIX): "cols"}
         direct |= {(Extent.ELEMENT, Extent.COL): "rows", (Extent.ROW, Extent.MATRIX): "rows"}
         if (self.source, self.target) in direct:

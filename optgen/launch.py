@@ -275,7 +275,9 @@ class Launcher:
         self.program, self.backend, self.math_mode = program, backend, math_mode
         self.facts = list(program.facts.values())
         self.per_shape = shaped(program)
-        self.logical = self.per_shape or any(n.op in (Op.NORMAL, Op.UNIFORM) for n in toposort(program.roots()))
+        self.logical = self.per_shape or any(
+            n.op in (Op.NORMAL, Op.UNIFORM) for n in toposort(program.roots())
+        )
         self.counts = any(state.extent is Extent.ALL for state in program.states.values())
         self.whole = {name for name, given in program.inputs.items() if given.extent is Extent.ALL}
         self._lowered: dict[tuple[Truths, str | None], Program] = {}
@@ -289,9 +291,12 @@ class Launcher:
 
         `given` are the inputs that the step was handed; by default, all.
         """
-        inputs = {name: None if given is not None and name not in given else 1 for name in self.program.inputs}
+        inputs = {
+            name: None if given is not None and name not in given else 1 for name in self.program.inputs
+        }
         found = (
-            holds(f, ndim if f.subject == "ndim" else lookup({**options, **inputs}, f.subject)) for f in self.facts
+            holds(f, ndim if f.subject == "ndim" else lookup({**options, **inputs}, f.subject))
+            for f in self.facts
         )
         return (*found, *((ndim,) if self.per_shape else ()))
 
@@ -314,7 +319,7 @@ class Launcher:
     def initial(
         self, state: State, param: Tensor, options: Mapping[str, Any], dtype: torch.dtype | None
     ) -> Tensor:
-        """A state's first value: laid out like the parameter; with sizes of 1 where slices are reduced; or 0-d."""
+        """A state's first value: laid out like the parameter, with sizes of 1 where it is sliced, or 0-d."""
         value = state.init
         if state.extent is Extent.ELEMENT:
             kind = dtype or param.dtype
@@ -324,7 +329,9 @@ class Launcher:
             return like.fill_(self.number(value, options))
         if state.extent.sliced:
             kind = torch.float64 if param.dtype is torch.float64 else torch.float32
-            return torch.full(slice_shape(param, state.extent), self.number(value, options), dtype=kind, device=param.device)
+            return torch.full(
+                slice_shape(param, state.extent), self.number(value, options), dtype=kind, device=param.device
+            )
         host = state.extent is Extent.STEP
         kind = torch.float64 if host or param.dtype is torch.float64 else torch.float32
         return torch.full((), self.number(value, options), dtype=kind, device="cpu" if host else param.device)
@@ -351,7 +358,9 @@ class Launcher:
         runners: list[_Launch | _Interpreted] = []
         for bucket in buckets:
             values, rows = self._scalars(bucket, work, groups)
-            runners.append((_Launch if bucket.kernel is not None else _Interpreted)(bucket, work, values, rows, groups))
+            runners.append(
+                (_Launch if bucket.kernel is not None else _Interpreted)(bucket, work, values, rows, groups)
+            )
         if any(r.plan.numbers for r in runners):
             self._fill(runners, groups, numbers or {}, steps)
         _advance(runners)
@@ -571,11 +580,18 @@ class _Interpreted(_Runner):
             keys = {}
             if self.plan.random:
                 seed = self.seeds[i] & 0xFFFFFFFFFFFFFFFF
-                keys = {"seed_low": seed & 0xFFFFFFFF, "seed_high": seed >> 32, "param": w.index, "step": int(w.step)}
+                keys = {
+                    "seed_low": seed & 0xFFFFFFFF,
+                    "seed_high": seed >> 32,
+                    "param": w.index,
+                    "step": int(w.step),
+                }
             stores = {s: _array(w.tensor(s)) for s in self.plan.codecs if s != "g" or w.grad is not None}
             states = {s: _array(w.states[s]) for s in self.plan.tensor_states}
             states = {s: a.reshape(-1) if self.plan.states[s].extent.sliced else a for s, a in states.items()}
-            self.runs.append(reference.Run(self.plan, stores, values[row], states, keys=keys, numbers=self.numbers))
+            self.runs.append(
+                reference.Run(self.plan, stores, values[row], states, keys=keys, numbers=self.numbers)
+            )
 
     def run(self, act: int | Round) -> None:
         """Run a phase, or what completes the sums of a round for this bucket."""
@@ -624,7 +640,9 @@ def _advance(runners: Sequence[_Launch | _Interpreted]) -> None:
                 if any(len(parts[x.tag]) < owners[x.tag] for x in pending[i].over):
                     continue
                 found = pending.pop(i)
-                r.fill({f"@slot{x.slot}": _together(parts[x.tag], x.op) for x in found.over if owners[x.tag] > 1})
+                r.fill(
+                    {f"@slot{x.slot}": _together(parts[x.tag], x.op) for x in found.over if owners[x.tag] > 1}
+                )
                 r.total(found)
             moved = True
             while r.next is not None and i not in pending:
@@ -638,16 +656,19 @@ def _advance(runners: Sequence[_Launch | _Interpreted]) -> None:
             if r.next is None and i not in pending:
                 left.remove(i)
         if not moved:
-            raise RuntimeError("tensors of two kinds wait for each other's sums: the rule reduces in another order")
+            raise RuntimeError(
+                "tensors of two kinds wait for each other's sums: the rule reduces in another order"
+            )
 
 
 def _together(parts: Sequence[float | Tensor], op: Op) -> float | Tensor:
     """The parts of all buckets as one number, in their order."""
     tensors = [p for p in parts if isinstance(p, Tensor)]
     if not tensors:
-        return float(np.sum(parts) if op is Op.SUM else np.max(parts))
-    kind = {"dtype": torch.float64, "device": tensors[0].device}
-    together = torch.stack([torch.as_tensor(p, **kind) for p in parts])
+        numbers = np.array(parts, np.float64)
+        return float(numbers.sum() if op is Op.SUM else numbers.max())
+    home = tensors[0].device
+    together = torch.stack([torch.as_tensor(p, dtype=torch.float64, device=home) for p in parts])
     return together.sum() if op is Op.SUM else together.amax()
 
 

@@ -18,7 +18,13 @@ from optgen.launch import Launcher, lookup
 from optgen.semantics import evaluate
 
 GROUP = "group:"  # begins the key of a state that is one for the whole optimizer
-OWN_KEYS = ("params", "rule", "frozen", "train_mode", "steps")  # of a parameter group, besides hyperparameters
+OWN_KEYS = (
+    "params",
+    "rule",
+    "frozen",
+    "train_mode",
+    "steps",
+)  # of a parameter group, besides hyperparameters
 
 
 def complete_group(program: Program, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

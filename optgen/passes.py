@@ -91,7 +91,9 @@ def canonical(extent: Extent, ndim: int) -> Extent:
     """
     if extent.name.startswith("DIM"):
         if not extent.size < ndim:
-            raise RuleError(f"{extent.name.lower()} of a tensor with {ndim} dimensions", None, "ask `if ndim > …`")
+            raise RuleError(
+                f"{extent.name.lower()} of a tensor with {ndim} dimensions", None, "ask `if ndim > …`"
+            )
         if extent.size in (-1, ndim - 1):
             return {1: Extent.ELEMENT, 2: Extent.COL}.get(ndim, Extent.dim(-1))
         extent = Extent.UNIT if extent.size == 0 else extent
@@ -147,7 +149,7 @@ def specialise(
 
 
 def _narrowed(old: Node, new: Node) -> Node:
-    """A reduction whose options chose a coarser value than the rule's text has: it counts what it stands for."""
+    """A reduction whose options chose a coarser value than the text has: it counts what that stands for."""
     if new.op not in REDUCTIONS or new.extent is Extent.ALL or old.args[0].extent is new.args[0].extent:
         return new
     x, before, target = new.args[0], old.args[0].extent, new.extent
@@ -158,7 +160,9 @@ def _narrowed(old: Node, new: Node) -> Node:
         elif {x.extent, target} == {Extent.ROW, Extent.COL}:
             return node(new.op, x, extent=Extent.MATRIX)
         else:
-            raise RuleError(f"{new.op.value}() along {target.name.lower()} of {x.extent.phrase}, with these options")
+            raise RuleError(
+                f"{new.op.value}() along {target.name.lower()} of {x.extent.phrase}, with these options"
+            )
     if new.op is Op.AMAX:
         return x
     return node(Op.MUL, over if under is const(1) else node(Op.DIV, over, under), x)
@@ -195,7 +199,7 @@ def _drop_states(program: Program) -> Program:
 
 
 def expand(program: Program) -> Program:
-    """Write `tanh`, `atan2`, `**` and random numbers out in simpler operations wherever the host does not compute them."""
+    """Write `tanh`, `atan2`, `**` and random numbers out in simpler operations, where no host computes them."""
     rules: dict[Op, Callable[..., Node]] = {Op.TANH: _tanh, Op.ATAN2: _atan2, Op.POW: _pow}
     random = {Op.NORMAL: philox.normal, Op.UNIFORM: philox.uniform}
     drawn = {n.value: n.op for n in toposort(program.roots()) if n.op in random}
@@ -282,9 +286,7 @@ def hoist(program: Program) -> Program:
 PASSES: tuple[Pass, ...] = (expand, fold, hoist)
 
 
-def lower(
-    program: Program, truths: Mapping[str, bool], mode: str | None = None, ndim: int = 2
-) -> Program:
+def lower(program: Program, truths: Mapping[str, bool], mode: str | None = None, ndim: int = 2) -> Program:
     """The program that `plan` takes: specialised, then every pass in order."""
     program = specialise(recur(program), truths, mode, ndim)
     for run in PASSES:

@@ -131,7 +131,7 @@ class Plan:
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """Where each number for all tensors lies: totals, sums by slot, what the host computes, states, inputs."""
+        """Where each number for all tensors lies: totals, sums, what the host computes, states, inputs."""
         names = [f"@total{i}" for i in range(len(self.totals))]
         names += [f"@slot{i}" for i, e in enumerate(self.extents) if e is Extent.ALL]
         names += [f"@once{i}" for i in range(len(self.onces))]
@@ -345,8 +345,11 @@ class _Graph:
                         now.append(i)
                 slots = [i for i in slots if i not in now]
                 waiting = {str(i) for i in slots}
-                have = [i for n, i in wanted.items() if not any(
-                    x.op is Op.SLOT and x.value in waiting for x in toposort([n]))]
+                have = [
+                    i
+                    for n, i in wanted.items()
+                    if not any(x.op is Op.SLOT and x.value in waiting for x in toposort([n]))
+                ]
                 wanted = {n: i for n, i in wanted.items() if i not in have}
                 made = [
                     Reduction(i, self.ops[i], self.small[i], self.extents[i], self.tags[i])

@@ -41,7 +41,14 @@ RANDOM = {"normal": Op.NORMAL, "uniform": Op.UNIFORM}
 DECLARATIONS = ("hyper", "require", "state", "keys", "input")
 STATEMENTS = ("skip",)  # calls that are statements of a step
 NOT_YET = ("orthogonalize", "inverse_root", "eigh", "qr")
-CALLED = (*FUNCTIONS, *SPECIAL, *RANDOM, *DECLARATIONS, *STATEMENTS, *NOT_YET)  # names that stand for no value
+CALLED = (
+    *FUNCTIONS,
+    *SPECIAL,
+    *RANDOM,
+    *DECLARATIONS,
+    *STATEMENTS,
+    *NOT_YET,
+)  # names that stand for no value
 
 
 @dataclass(frozen=True)

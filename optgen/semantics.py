@@ -57,7 +57,9 @@ MEANING: dict[Op, Callable[..., Any]] = {
     Op.SHL: np.left_shift,
     Op.SHR: np.right_shift,
     Op.XOR: np.bitwise_xor,
-    Op.MULHI: lambda a, b: ((np.asarray(a, np.uint64) * np.asarray(b, np.uint64)) >> np.uint64(32)).astype(np.uint32)[()],
+    Op.MULHI: lambda a, b: ((np.asarray(a, np.uint64) * np.asarray(b, np.uint64)) >> np.uint64(32)).astype(
+        np.uint32
+    )[()],
     Op.ONCE: lambda x: x,
     Op.BITS: lambda x: np.asarray(x, np.float32).view(np.uint32)[()],
     Op.FLOAT: lambda x: np.asarray(x, np.uint32).view(np.float32)[()],

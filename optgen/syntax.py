@@ -368,7 +368,9 @@ class Statements:
             limit = declared.states[name].extent if name in declared.states else Extent.ELEMENT
             if limit is Extent.ALL:
                 if self.expressions.mode:
-                    raise self.error(f"{self.expressions.mode}() cannot assign what is one value for all tensors", at)
+                    raise self.error(
+                        f"{self.expressions.mode}() cannot assign what is one value for all tensors", at
+                    )
                 meaning = self.expressions.make(self.once(meaning, name, at))
             if not fits(meaning.extent, limit):
                 raise self.error(

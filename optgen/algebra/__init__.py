@@ -220,7 +220,9 @@ def _resolve(program: Program, fixed: Mapping[str, Value], inside: Mapping[str, 
         if n.op in LOWERED:
             raise ValueError(f"{program.name} is lowered: compare rules as syntax.parse gives them")
         if n.extent.sliced or n.extent is Extent.ALL or n.op in (Op.NORMAL, Op.UNIFORM):
-            raise ValueError(f"{program.name} has {n.extent.phrase} or random numbers, which are not compared")
+            raise ValueError(
+                f"{program.name} has {n.extent.phrase} or random numbers, which are not compared"
+            )
         if n.op is Op.FACT:
             fact = program.facts[n.value or ""]
             return const(_holds(fact, values[fact.subject]), DType.BOOL)

@@ -453,7 +453,12 @@ def derive(program: Program, by: str, of: str = "p") -> Node:
         if not any(rates) or n.dtype is DType.BOOL:
             continue
         if n.op in REDUCTIONS:
-            if n.extent is not Extent.TENSOR or n.op is Op.AMAX or by in program.states or by in ("p", "g", "u"):
+            if (
+                n.extent is not Extent.TENSOR
+                or n.op is Op.AMAX
+                or by in program.states
+                or by in ("p", "g", "u")
+            ):
                 raise ValueError(
                     f"no derivative of {of} by {by} element by element: {n.op.value}() mixes them"
                 )

@@ -43,7 +43,9 @@ class View:
         blocks = [e for e in slices if e.name.startswith("BLOCK")]
         if blocks and len(slices) > 1:
             names = ", ".join(e.name.lower() for e in slices)
-            raise ValueError(f"a rule cannot have values for each of {names}: a block goes with no other slice")
+            raise ValueError(
+                f"a rule cannot have values for each of {names}: a block goes with no other slice"
+            )
         return View(tuple(shape), blocks[0].size if blocks else 0)
 
     @property
@@ -181,7 +183,7 @@ class Tables:
     column_parts: Any = None
     numbers: Any = None
     size: Any = None  # int64 [1], how many tensors there are
-    slices: Mapping[Extent, Any] = field(default_factory=dict)
+    slices: dict[Extent, Any] = field(default_factory=dict)
 
     def arguments(self, layout: Layout) -> tuple[Any, ...]:
         """What `Layout.arguments` names."""

@@ -28,7 +28,6 @@ from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -205,8 +204,8 @@ def _sweep(layout: Layout, k: int, phase: Phase, names: Names) -> str:
     found = leaves(phase.roots(), phase.loads)
     touched = list(dict.fromkeys([*phase.loads, *phase.stores]))
     body = (_tile if layout.tiled else _chunk)(layout, k, phase, names, found, touched)
-    head = f"@compiled\ndef sweep{k}(begin, end, {', '.join(layout.arguments)}):\n    for c in range(begin, end):\n"
-    return head + indent(body, 2)
+    head = f"@compiled\ndef sweep{k}(begin, end, {', '.join(layout.arguments)}):\n"
+    return head + "    for c in range(begin, end):\n" + indent(body, 2)
 
 
 def _arrays(layout: Layout, names: Names, touched: Sequence[str], start: str) -> list[str]:
@@ -308,7 +307,9 @@ def _tile(
     ranks = {slot: i for columns in (False, True) for i, slot in enumerate(layout.parts(columns))}
     body += [f"line_parts[c, {ranks[r.slot]}, line - top] = {_whole(r)}" for r in by_line]
     lines += ["for line in range(top, bottom):", *("    " + line for line in body)]
-    lines += [f"column_parts[c, {ranks[r.slot]}, :right - left] = sum{r.slot}[:right - left]" for r in by_column]
+    lines += [
+        f"column_parts[c, {ranks[r.slot]}, :right - left] = sum{r.slot}[:right - left]" for r in by_column
+    ]
     lines += [f"partials[c, {r.slot}] = {_whole(r)}" for r in by_tensor]
     return lines
 
@@ -354,7 +355,9 @@ def _element(
     lines.append(f"{', '.join(results)} = update{k}({', '.join(arguments)})")
     for r in phase.reductions:
         lane = f"sum{r.slot}[{'i' if across(r.extent) else 'lane'}]"
-        lines.append(f"{lane} = {_more(r.op, lane, f'f64(r{r.slot})')}" if r.op is Op.AMAX else f"{lane} += r{r.slot}")
+        lines.append(
+            f"{lane} = {_more(r.op, lane, f'f64(r{r.slot})')}" if r.op is Op.AMAX else f"{lane} += r{r.slot}"
+        )
     return lines
 
 
@@ -455,7 +458,9 @@ def _small(layout: Layout, r: Reduction, names: Names) -> list[str]:
     found = leaves([r.operand], ())
     texts, (result,) = write([r.operand], plan.names, names, speller(plan.real), names.taken)
     groups = _cell(layout, f"@count_{r.extent}") if r.extent.sliced else "1"
-    target = f"lines[{_cell(layout, f'@slot{r.slot}')} + which]" if r.extent.sliced else f"slots[tensor, {r.slot}]"
+    target = (
+        f"lines[{_cell(layout, f'@slot{r.slot}')} + which]" if r.extent.sliced else f"slots[tensor, {r.slot}]"
+    )
     return [
         f"count, groups = {_cell(layout, f'@count_{kind}')}, {groups}",
         "each = count // groups",

@@ -66,7 +66,11 @@ class Run:
         value = n.value or ""
         match n.op:
             case Op.SCALAR:
-                return np.bool_(self.scalars[int(value)]) if n.dtype is DType.BOOL else np.float64(self.scalars[int(value)])
+                return (
+                    np.bool_(self.scalars[int(value)])
+                    if n.dtype is DType.BOOL
+                    else np.float64(self.scalars[int(value)])
+                )
             case Op.TOTAL:
                 assert self.numbers is not None
                 found = self.numbers[self.plan.numbers[f"@total{value}"]]
@@ -77,7 +81,9 @@ class Run:
                 return np.uint32(self.keys[value])
             case Op.INDEX:
                 at = np.arange(self.view.numel, dtype=np.uint64).reshape(self.shape)
-                return (at & np.uint64(0xFFFFFFFF) if value == "low" else at >> np.uint64(32)).astype(np.uint32)
+                return (at & np.uint64(0xFFFFFFFF) if value == "low" else at >> np.uint64(32)).astype(
+                    np.uint32
+                )
             case Op.SLOT:
                 return self._spread(self.real(self.slots[value]), n.extent, kind)
         if n.extent < Extent.ELEMENT:

@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -154,7 +153,7 @@ def specs(layout: Layout, small: bool = False) -> dict[str, Spec]:
     swept = {"HEIGHT": height, "WIDTH": width} if layout.tiled else {"BLOCK": block}
     swept["BLOCKS"] = tile_blocks if layout.tiled else blocks
     tile = {"HEIGHT": height * tile_blocks, "WIDTH": width}
-    found = []
+    found: list[Spec] = []
     for k in range(len(plan.phases) + 1):
         for number, r in enumerate(plan.rounds):
             if r.boundary == k:
@@ -242,7 +241,9 @@ def _read(layout: Layout, names: Names, found: Iterable[Node]) -> list[str]:
             value = f"tl.load({_plus('row', int(n.value or 0))})" + (" != 0" if n.dtype is DType.BOOL else "")
         elif n.op is Op.TOTAL:
             place = plan.numbers[f"@total{n.value}"]
-            value = f"tl.load({_plus('numbers', place)})" + (" != 0" if n.dtype is DType.BOOL else f".to({real})")
+            value = f"tl.load({_plus('numbers', place)})" + (
+                " != 0" if n.dtype is DType.BOOL else f".to({real})"
+            )
         elif n.op is Op.KEY:
             word, _, half = (n.value or "").partition("_")
             value = f"tl.load({_plus('entry', columns[f'@{word}'])})"
@@ -384,7 +385,7 @@ def _more(op: Op, total: str, part: str) -> str:
 
 def _tile(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]:
     """One phase over every tile, a few lines at a time: what slices have is read once a line or column."""
-    plan, columns = layout.plan, layout.columns
+    plan = layout.plan
     blocked = any(e.name.startswith("BLOCK") for e in plan.slices)
     touched = {s: names.stores[s] for s in dict.fromkeys([*phase.loads, *phase.stores])}
     found = leaves(phase.roots(), phase.loads)
@@ -426,8 +427,9 @@ def _tile(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]:
             inner, count = (_entry(layout, f"@{what}_{n.extent}") for what in ("inner", "count"))
             body.append(f"at = line // {inner} % {count}")
             body.append(f"{names.leaf(n)} = {_values(layout, n, 'at', 'line < bottom')}[:, None]")
+    ranks = layout.parts(False)
     where = {
-        r.slot: f"line_parts + (chunk*{len(layout.parts(False))} + {layout.parts(False).index(r.slot)})*HEIGHT*BLOCKS"
+        r.slot: f"line_parts + (chunk*{len(ranks)} + {ranks.index(r.slot)})*HEIGHT*BLOCKS"
         " + block*HEIGHT + tl.arange(0, HEIGHT)"
         for r in by_line
     }
@@ -443,7 +445,10 @@ def _tile(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]:
         step = "(tl.arange(0, HEIGHT)*tl.multiple_of(columns, 16))[:, None] + lane[None, :]"
         fast = [f"index = tl.multiple_of(first*columns + left, 16) + {step}"]
         fast += [f"{n}_at = tl.multiple_of({n}_ptr, 16) + index" for n in touched.values()]
-        body += [f"if {whole}:", *("    " + line for line in (*fast, *_block(k, phase, found, names, "", "index", where)))]
+        body += [
+            f"if {whole}:",
+            *("    " + line for line in (*fast, *_block(k, phase, found, names, "", "index", where))),
+        ]
         slow = [*general, *(f"{n}_at = {n}_ptr + index" for n in touched.values()), *run]
         body += ["else:", *("    " + line for line in slow)]
     lines += ["for block in range(BLOCKS):", *("    " + line for line in body)]
@@ -453,8 +458,14 @@ def _tile(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]:
             place = f"column_parts + (chunk*{len(layout.parts(True))} + {rank})*WIDTH + lane"
             lines.append(f"tl.store({place}, {_all(r.op, f'sum{r.slot}', 0)}.to(tl.float64))")
         else:
-            total = f"tl.sum(sum{r.slot})" if r.op is Op.SUM else f"tl.reduce(tl.reduce(sum{r.slot}, 1, maximum), 0, maximum)"
-            lines.append(f"tl.store({_cell('partials', 'chunk', plan.slots, r.slot)}, {total}.to(tl.float64))")
+            total = (
+                f"tl.sum(sum{r.slot})"
+                if r.op is Op.SUM
+                else f"tl.reduce(tl.reduce(sum{r.slot}, 1, maximum), 0, maximum)"
+            )
+            lines.append(
+                f"tl.store({_cell('partials', 'chunk', plan.slots, r.slot)}, {total}.to(tl.float64))"
+            )
     return lines
 
 
@@ -524,8 +535,8 @@ def _lines(layout: Layout, slot: int, op: Op) -> list[str]:
     kind, columns = layout.plan.extents[slot], across(layout.plan.extents[slot])
     rank, ranks = layout.parts(columns).index(slot), len(layout.parts(columns))
     named = {
-        "first": "first", "columns": "columns", "rows": "rows", "down": "tiles_down", "across": "tiles_across",
-        "inner": f"inner_{kind}", "count": f"count_{kind}", "height": "lines",
+        "first": "first", "columns": "columns", "rows": "rows",
+        "down": "tiles_down", "across": "tiles_across", "inner": f"inner_{kind}", "count": f"count_{kind}", "height": "lines",
     }  # fmt: skip
     lines = [*PIECE, f"entry = tensors + tensor*{layout.width}"]
     lines += [f"{name} = {_entry(layout, f'@{column}')}" for name, column in named.items()]
@@ -649,8 +660,7 @@ def _total(layout: Layout, found: Round, names: Names) -> list[str]:
     texts, results = write(roots, plan.names, names, speller("fp64", "exact"), names.taken)
     lines += texts
     for i, result in zip(found.totals, results, strict=True):
-        truth = plan.totals[i].dtype is DType.BOOL
-        value = f"tl.where({result}, 1.0, 0.0)" if truth else result
+        value = f"tl.where({result}, 1.0, 0.0)" if plan.totals[i].dtype is DType.BOOL else result
         lines.append(f"tl.store({_plus('numbers', plan.numbers[f'@total{i}'])}, {value})")
     return lines
 
@@ -669,7 +679,9 @@ def _finish(layout: Layout, kind: Extent, states: Sequence[str], names: Names, s
     lines += [*_read(layout, names, found), *_at_slice(layout, kind, found, names), *body]
     for s, result in zip(states, results, strict=True):
         place = _pointer(layout, s, TYPES[plan.real])
-        lines.append(f"tl.store({place} + at, {result}, live)" if kind.sliced else f"tl.store({place}, {result})")
+        lines.append(
+            f"tl.store({place} + at, {result}, live)" if kind.sliced else f"tl.store({place}, {result})"
+        )
     return lines
 
 
@@ -715,15 +727,16 @@ class TritonKernel:
         piece = tables.slices[spec.grid] if isinstance(spec.grid, Extent) else None
         special = {"slices": piece, "size": tables.size}
         arguments = [special[t] if t in special else getattr(tables, t) for t in spec.tables]
-        programs = len(piece) if piece is not None else {
-            "chunks": len(tables.chunks), "tensors": len(tables.tensors), "one": 1
-        }[spec.grid]  # fmt: skip
+        counts = {"chunks": len(tables.chunks), "tensors": len(tables.tensors), "one": 1}
+        programs = counts[spec.grid] if isinstance(spec.grid, str) else len(piece)
         kernel = getattr(self.module, name)[(programs,)]
         if interpreting():
             with np.errstate(all="ignore"):  # the interpreter computes with NumPy, and IEEE has an answer
                 kernel(*arguments, **spec.constants)
         else:
-            kernel(*arguments, **spec.constants, num_warps=THREADS // _warp_size(), enable_fp_fusion=self.fuse)
+            kernel(
+                *arguments, **spec.constants, num_warps=THREADS // _warp_size(), enable_fp_fusion=self.fuse
+            )
 
 
 @cache
