@@ -30,7 +30,7 @@ from optgen.grammar import decode
 from optgen.ir import Program
 from optgen.passes import trace
 from optgen.plan import Plan
-from optgen.settings import DTYPES, assign, planned, runnable, truths
+from optgen.settings import DTYPES, assign, class_of, costs, planned, runnable, truths
 
 EXTRAS = {"numba": "optgen[cpu]", "matplotlib": "optgen[demo,cpu]", "sklearn": "optgen[demo,cpu]"}
 PACKAGES = (*EXTRAS, "triton", "torch", "sympy")
@@ -94,18 +94,8 @@ def _list(arguments: argparse.Namespace) -> int:
 def _record(name: str) -> dict[str, Any]:
     """What `list` says about one rule; of a transform, what it adds to the rule that it is chained with."""
     program = library.rule(name)
-    whole, partner = runnable([program])
-    plans = [planned(whole)] + ([planned(library.rule(partner))] if partner else [])
-    numbers = [(len(p.phases), p.bytes, tables.state_bytes(p)) for p in plans]
-    phases, moved, state = (a - sum(rest) for a, *rest in zip(*numbers, strict=True))
-    return {
-        "name": name,
-        "kind": program.kind,
-        "phases": phases,
-        "bytes": moved,
-        "state_bytes": state,
-        "source": program.doc.partition("\n")[0],
-    }
+    own = {"name": name, "kind": program.kind, "class": class_of(program)}
+    return {**own, **costs(program), "source": program.doc.partition("\n")[0]}
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -415,7 +415,7 @@ class Expressions(Context):
         return build(Reducer(extent, Extent.TENSOR), *arguments)
 
     def axis(self, name: str, at: ast.expr, extent: Extent, call: ast.Call) -> Extent:
-        """What a reduction with `axis` leaves: a value per row for -1, per column for -2, or what is named."""
+        """What a reduction with `axis` leaves: a value per row for -1, per column for -2, or as named."""
         try:
             along = {-1: "row", -2: "col"}.get(ast.literal_eval(at))
         except ValueError:

@@ -364,7 +364,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Fact:
-    """A compile-time condition on one subject: an option, a hyperparameter, `ndim`, whether an input is given.
+    """A compile-time condition on an option, a hyperparameter, `ndim`, or whether an input is given.
 
     `relation` is one of `== != < <= > >= is`; a bare boolean option is `name is True`.
     """

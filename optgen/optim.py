@@ -357,7 +357,9 @@ class Optimizer(torch.optim.Optimizer):
         saved = deepcopy(state_dict["param_groups"])
         check_groups(self.program, saved, self.param_groups)
         params: dict[Any, Tensor] = {}
+        group_of: dict[Any, Any] = {}
         for group, mine in zip(saved, self.param_groups, strict=True):
+            group_of |= dict.fromkeys(group["params"], group)
             params |= dict(zip(group["params"], mine["params"], strict=True))
         groups = []
         for i, (group, mine) in enumerate(zip(saved, self.param_groups, strict=True)):
@@ -370,7 +372,7 @@ class Optimizer(torch.optim.Optimizer):
         state: dict[Any, Any] = {}
         for key, entry in state_dict["state"].items():
             if key in params:
-                state[params[key]] = load_entry(self._launcher, key, params[key], entry)
+                state[params[key]] = load_entry(self._launcher, key, params[key], entry, group_of[key])
             else:
                 state[key] = deepcopy(entry)
         self.__setstate__({"state": state, "param_groups": groups})

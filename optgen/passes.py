@@ -199,7 +199,7 @@ def _drop_states(program: Program) -> Program:
 
 
 def expand(program: Program) -> Program:
-    """Write `tanh`, `atan2`, `**` and random numbers out in simpler operations, where no host computes them."""
+    """Write `tanh`, `atan2`, `**` and random numbers out in simpler operations, but for the host's."""
     rules: dict[Op, Callable[..., Node]] = {Op.TANH: _tanh, Op.ATAN2: _atan2, Op.POW: _pow}
     random = {Op.NORMAL: philox.normal, Op.UNIFORM: philox.uniform}
     drawn = {n.value: n.op for n in toposort(program.roots()) if n.op in random}

@@ -21,6 +21,8 @@ from optgen.ir import Extent, Program, State
 from optgen.launch import CODEC_OF, SUPPORTED, Launcher, slice_shape
 from optgen.passes import canonical
 
+COUNTS = ("step", "k")  # what packages call a step count that is a group's
+
 
 def rule_text(program: Program) -> str | list[str]:
     """The text of a rule, or of each part of a chain, as it travels in a state dict."""
@@ -79,8 +81,14 @@ def check_groups(program: Program, saved: list[dict[str, Any]], groups: list[dic
             )
 
 
-def load_entry(launcher: Launcher, key: Any, p: Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One parameter's saved state, each tensor cloned to where the step wants it."""
+def load_entry(
+    launcher: Launcher, key: Any, p: Tensor, entry: Mapping[str, Any], group: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One parameter's saved state, each tensor cloned to where the step wants it.
+
+    What other packages keep once a group, the step count as `step` or `k` and states that are one number
+    a tensor here, is taken from there.
+    """
     program = launcher.program
     by_key = {s.key: s for s in program.states.values() if s.extent is not Extent.ALL}
     loaded: dict[str, Any] = {}
@@ -97,9 +105,13 @@ def load_entry(launcher: Launcher, key: Any, p: Tensor, entry: Mapping[str, Any]
             )
         else:
             loaded[name] = _load_tensor(launcher, key, name, by_key[name], p, value)
+    for name, state in by_key.items():
+        if name not in loaded and state.extent is Extent.TENSOR and isinstance(group.get(name), int | float):
+            loaded[name] = _load_tensor(launcher, key, name, state, p, group[name])
     if loaded and "step" not in loaded:
+        counts = [float(group[name]) for name in COUNTS if isinstance(group.get(name), int | float | Tensor)]
         # torch's SGD counts no steps; 1 makes the next step the second, which keeps its momentum.
-        loaded["step"] = torch.tensor(1.0, dtype=counter_dtype())
+        loaded["step"] = torch.tensor(counts[0] if counts else 1.0, dtype=counter_dtype())
     return loaded
 
 

@@ -1,7 +1,7 @@
 """A program under chosen settings: what `--set` says, which facts hold, the plan, every combination.
 
-In: a program and texts or storage forms. Out: programs, plans, lists of options. Nothing here needs torch,
-so that `optgen list`, `show` and `emit` start quickly.
+In: a program and texts or storage forms. Out: programs, plans, a rule's class and costs, lists of options.
+Nothing here needs torch, so that `optgen list`, `show` and `emit` start quickly.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from math import prod
 from typing import Any
 
 from optgen import compose, library
+from optgen.codecs import CODECS
 from optgen.errors import RuleError
-from optgen.ir import Fact, Program, Value, load, toposort
+from optgen.ir import REDUCTIONS, Extent, Fact, Op, Program, Value, load, toposort
 from optgen.passes import holds, lower
 from optgen.plan import Plan, element_stores, plan
 
 DTYPES = ("fp32", "fp64", "bf16", "fp16")
 NDIM = 2  # of the tensors that a plan is shown for, where the rule asks
 EXAMINED = 1000  # combinations at most, before the search for valid ones gives up
+CLASSES = ("element-wise", "per-tensor", "slices", "copies", "global", "noise", "inputs")
 Options = dict[str, Any]
 
 
@@ -70,6 +72,52 @@ def runnable(programs: Sequence[Program]) -> tuple[Program, str | None]:
         partner = "adamw" if after else "sgd"
         parts.insert(min(after, default=len(parts)), library.rule(partner))
     return compose.complete(compose.chain(*parts)), partner
+
+
+def class_of(program: Program) -> str:
+    """The class of a rule, one of `CLASSES`: by the most that it needs beyond its own element.
+
+    Where several hold, the one that comes last here wins. What changes how an optimizer is used comes
+    after what changes how it is computed, and a coupling of all tensors after one of a tensor's elements.
+
+    element-wise: each element by itself; a number per tensor that no element enters is no exception.
+    per-tensor: a reduction to one value a tensor.
+    slices: values per row, column, matrix, unit, dimension or block, as states or reductions.
+    copies: `train()` and `eval()`, or a state that starts as the parameter.
+    global: one value for the whole optimizer, as a state or a reduction over all tensors.
+    noise: random numbers.
+    inputs: `step` is handed more than gradients.
+    """
+    nodes = toposort(program.roots())
+    extents = {n.extent for n in nodes if n.op in REDUCTIONS}
+    kept = {s.extent for s in program.states.values()}
+    holds_for = {
+        "per-tensor": Extent.TENSOR in extents,
+        "slices": any(e.sliced for e in extents | kept),
+        "copies": bool(program.modes) or any(s.init is load("p") for s in program.states.values()),
+        "global": Extent.ALL in extents | kept,
+        "noise": any(n.op in (Op.NORMAL, Op.UNIFORM) for n in nodes),
+        "inputs": bool(program.inputs),
+    }
+    return next((name for name in reversed(CLASSES) if holds_for.get(name)), "element-wise")
+
+
+def costs(program: Program) -> dict[str, int]:
+    """What one step takes: `phases`, `bytes` moved and `state_bytes` kept, per parameter in fp32.
+
+    Of a transform: what it adds to the rule that `runnable` chains it with. State of a tensor or of its
+    slices counts as nothing, for it is small beside the elements.
+    """
+    whole, partner = runnable([program])
+    plans = [planned(whole)] + ([planned(library.rule(partner))] if partner else [])
+    numbers = [(len(p.phases), p.bytes, kept_bytes(p)) for p in plans]
+    difference = (a - sum(rest) for a, *rest in zip(*numbers, strict=True))
+    return dict(zip(("phases", "bytes", "state_bytes"), difference, strict=True))
+
+
+def kept_bytes(made: Plan) -> int:
+    """Bytes of element state per parameter; what a step is handed is no state."""
+    return sum(CODECS[codec].bytes for store, codec in made.codecs.items() if store in made.states)
 
 
 def assign(program: Program, texts: Iterable[str]) -> tuple[Program, list[str]]:

@@ -63,16 +63,17 @@ def _cell(value: object) -> Text:
 def listing(records: Iterable[dict[str, Any]]) -> Group:
     """The rules of `optgen list`."""
     note = (
-        "before, after: a transform, by its place in a chain. bytes and state: moved and kept per parameter "
-        "in fp32; of a transform, what it adds to sgd or adamw."
+        "state and bytes: kept and moved per parameter in fp32. +: a transform, and what it adds to sgd, or "
+        "to adamw where it comes after a rule."
     )
-    table = _table(["name", "kind"], ["phases", "bytes", "state"])
-    table.columns[0].no_wrap = True
+    table = _table(["name", "class"], ["phases", "state", "bytes"])
+    for column in table.columns[:2]:
+        column.no_wrap = True
     table.add_column("source", overflow="fold", ratio=1)
     for r in records:
         sign = "" if r["kind"] == "rule" else "+"
-        numbers = (f"{sign}{r[key]}" for key in ("phases", "bytes", "state_bytes"))
-        table.add_row(r["name"], r["kind"], *numbers, _cell(r["source"]))
+        numbers = (f"{sign}{r[key]}" for key in ("phases", "state_bytes", "bytes"))
+        table.add_row(r["name"], r["class"], *numbers, _cell(r["source"]))
     return _section(None, table, note)
 
 

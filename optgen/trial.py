@@ -107,7 +107,8 @@ class Trainee:
         groups: list[dict[str, Any]] = [{"params": self.params[::2]}, {"params": self.params[1::2]}]
         hyper = kind.program.hypers.get("lr")
         lr = options.get("lr", hyper.default if hyper else None)
-        if isinstance(lr, float):
+        whole = any(state.extent is Extent.ALL for state in kind.program.states.values())
+        if isinstance(lr, float) and not whole:
             groups[1]["lr"] = lr / 2  # a second row of scalars
         self.optimizer = kind(groups, **options, **settings)
 
@@ -126,9 +127,25 @@ class Trainee:
                 continue
             param.grad = sample.gradient(values.to(self.rounded).to(self.dtype)).to(self.device)
             given.append((sample, param.grad, param.grad.clone()))
-        self.optimizer.step()
+        self.optimizer.step(**self.inputs(step))
         for sample, now, before in given:
             assert torch.equal(now, before), f"step {step} wrote into the gradient of '{sample.name}'"
+
+    def inputs(self, step: int) -> dict[str, Any]:
+        """What the rule is handed besides gradients: positive numbers, or none in one step of three."""
+        generator = torch.Generator().manual_seed(1000 * SEED + step)
+        found: dict[str, Any] = {}
+        for name, declared in self.optimizer.program.inputs.items():
+            if declared.default is not None and step % 3 == 0:
+                continue
+            if declared.extent is Extent.ALL:
+                found[name] = torch.rand((), generator=generator, dtype=torch.float64)
+                continue
+            found[name] = {}
+            for param in self.params:
+                values = torch.rand(param.shape, generator=generator, dtype=torch.float64)
+                found[name][param] = values.to(self.rounded).to(self.dtype).to(self.device)
+        return found
 
     def stored(self) -> Iterator[tuple[Sample, str, Tensor]]:
         """Every tensor that a step may change, parameters with the memory around them."""
@@ -136,6 +153,9 @@ class Trainee:
             yield sample, "p", memory
             for key, value in sorted(self.optimizer.state[param].items()):
                 yield sample, key, value
+        for key, value in sorted(self.optimizer.param_groups[0].items()):
+            if isinstance(value, Tensor):  # one for the whole optimizer
+                yield self.chosen[0], key, value
 
 
 def difference(a: Tensor, b: Tensor) -> float:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from strategies import array
 
 from optgen import cache, library
 from optgen.backends import Layout, Tables
@@ -20,6 +19,7 @@ from optgen.ir import DType, Extent, Op, Program
 from optgen.passes import holds, lower
 from optgen.plan import Plan, plan
 from optgen.semantics import MEANING, evaluate
+from strategies import array
 
 RAW = reference.RAW
 

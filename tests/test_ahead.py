@@ -3,13 +3,13 @@
 import re
 
 import pytest
-from buckets import planned
-from test_backends import DEVICE_STATE, MIXED, RULES, variants
 
+from buckets import planned
 from optgen import cache, library
 from optgen.backends import Layout
 from optgen.backends.ahead import compile_ahead
 from optgen.backends.triton import interpreting
+from test_backends import DEVICE_STATE, MIXED, RULES, variants
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="one process cannot both compile and interpret")
 TARGETS = ("sm_80", "sm_90", "gfx942")

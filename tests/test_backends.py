@@ -15,16 +15,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from buckets import Bucket, planned, raw, same, scalars, settings
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import SPECIAL, array, examples
 
 import optgen
+from buckets import Bucket, planned, raw, same, scalars, settings
 from optgen import cache, library
 from optgen.backends import Layout, cpu
 from optgen.backends.emit import PYTHON, Names, identifier
 from optgen.ir import DType, Extent, Op
+from strategies import SPECIAL, array, examples
 
 RULES = [name for name in library.names() if library.rule(name).kind == "rule"]
 MIXED = ("bf16", "bf16", "fp32")
@@ -478,9 +478,7 @@ def test_every_bucket_ends_a_phase_before_the_next(monkeypatch):
     for p in params:
         p.grad = torch.randn_like(p)
     opt.step()
-    assert [call[:2] for call in counted.calls] == [("sweep", 0), ("gather", None)] * 2 + [
-        ("sweep", 1)
-    ] * 2
+    assert [call[:2] for call in counted.calls] == [("sweep", 0), ("gather", None)] * 2 + [("sweep", 1)] * 2
     assert len({kernel for _, _, kernel in counted.calls}) == 2
 
 

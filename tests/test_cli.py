@@ -203,7 +203,11 @@ def test_a_setting_that_the_rule_forbids(optgen):
 def test_list(optgen, wide):
     code, out, err = optgen("list")
     assert (code, err) == (0, "")
-    assert out.splitlines()[0].split() == ["name", "kind", "phases", "bytes", "state", "source"]
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["name", "class", "phases", "state", "bytes", "source"]
+    rows = {line[0]: line for line in lines if line}
+    assert rows["lamb"][1:5] == ["per-tensor", "2", "8", "40"]
+    assert rows["cautious"][1:5] == ["per-tensor", "+1", "+0", "+16"]
     for name in library.names():
         assert f"\n{name} " in out
 
@@ -216,6 +220,7 @@ def test_list_as_json(optgen):
     assert records["adamw"] == {
         "name": "adamw",
         "kind": "rule",
+        "class": "element-wise",
         "phases": 1,
         "bytes": 28,
         "state_bytes": 8,
@@ -227,6 +232,9 @@ def test_list_as_json(optgen):
     assert records["cautious"]["kind"] == "after"
     assert records["cautious"]["phases"] == 1
     assert all(r["source"] for r in records.values())
+    assert {r["class"] for r in records.values()} <= set(settings.CLASSES)
+    assert records["clip_global_norm"]["class"] == "global"
+    assert records["schedulefree_sgd"]["class"] == records["lookahead"]["class"] == "copies"
 
 
 # show

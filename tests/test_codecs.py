@@ -6,8 +6,8 @@
 import numpy as np
 import pytest
 import torch
-from buckets import Bucket, planned, same
 
+from buckets import Bucket, planned, same
 from optgen.codecs import CODECS, working
 from optgen.ir import DType, load
 from optgen.semantics import evaluate

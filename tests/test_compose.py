@@ -4,14 +4,14 @@ import re
 
 import numpy as np
 import pytest
-from buckets import direct, settings, truths
-from strategies import Case
 
+from buckets import direct, settings, truths
 from optgen import library, passes
 from optgen.compose import chain, complete, with_defaults, with_maximize
 from optgen.errors import RuleError
 from optgen.ir import Op, load, toposort
 from optgen.syntax import parse
+from strategies import Case
 
 P = np.array([1.0, -2.0, 0.5])
 G = np.array([0.25, 4.0, -1.0])

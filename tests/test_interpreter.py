@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 import test_backends as backends
 import test_codecs as codecs
 from buckets import Bucket, bucket, planned, raw
-from hypothesis import given
-from hypothesis import strategies as st
+from optgen.backends.triton import TritonKernel, interpreting
 from strategies import CODEC_LISTS, cases, compiled, staged
 from test_backends import MIXED
-
-from optgen.backends.triton import TritonKernel, interpreting
 
 pytestmark = pytest.mark.skipif(not interpreting(), reason="needs TRITON_INTERPRET=1")
 ANY = cases(reductions=True, tensor_states=True)

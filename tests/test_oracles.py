@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracles import Step, every
 
 import optgen
 from optgen import library
+from oracles import Step, every
 
 TABLE = Path(__file__).parent.parent / "rules" / "ORACLES.md"
 HEAD = """\

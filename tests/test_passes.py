@@ -5,14 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from buckets import direct, planned, same, settings, truths
-from strategies import Case
 
+from buckets import direct, planned, same, settings, truths
 from optgen import library, passes
 from optgen.errors import RuleError
 from optgen.ir import REDUCTIONS, Extent, Fact, Op, load, toposort
 from optgen.passes import expand, fold, hoist, holds, lower, recur, specialise, trace
 from optgen.syntax import parse
+from strategies import Case
 
 RULES = [name for name in library.names() if library.rule(name).kind == "rule"]
 

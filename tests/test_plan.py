@@ -6,11 +6,10 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from buckets import Bucket, direct, element_states, planned, raw, same, truths
 from hypothesis import Phase, given
 from hypothesis import strategies as st
-from strategies import array, examples, staged
 
+from buckets import Bucket, direct, element_states, planned, raw, same, truths
 from optgen import library
 from optgen.backends import Layout
 from optgen.codecs import CODECS, working
@@ -18,6 +17,7 @@ from optgen.ir import REDUCTIONS, DType, Extent, Op, load, toposort
 from optgen.passes import lower
 from optgen.plan import plan
 from optgen.semantics import evaluate
+from strategies import array, examples, staged
 
 
 def phases(made):

@@ -6,15 +6,15 @@ with the reference's, within an error in proportion to the size of their terms, 
 
 import numpy as np
 import pytest
-from buckets import bucket, direct, raw, same, stores_of, tensor_values, truths
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import CODEC_LISTS, cases, compiled, examples, staged
 
+from buckets import bucket, direct, raw, same, stores_of, tensor_values, truths
 from optgen import passes
 from optgen.backends.numpy import REAL
 from optgen.codecs import CODECS
 from optgen.semantics import evaluate
+from strategies import CODEC_LISTS, cases, compiled, examples, staged
 
 ANY = cases(reductions=True, tensor_states=True)
 

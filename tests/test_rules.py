@@ -8,8 +8,11 @@ from torch import nn
 
 import optgen
 from optgen import cache, library
+from optgen.ir import Extent
+from oracles import every
 
 SHAPES = ((7,), (4, 5), (), (33, 3))
+ORACLES = every()
 
 
 def names_of(kind):
@@ -38,7 +41,16 @@ def train(optimizer, params, steps, start=0):
         generator = torch.Generator().manual_seed(k)
         for p in params:
             p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
-        optimizer.step()
+        optimizer.step(**inputs(optimizer, params, generator))
+
+
+def inputs(optimizer, params, generator):
+    """What the rule is handed besides gradients: a loss, or a tensor for each parameter."""
+    given = {}
+    for name, declared in optimizer.program.inputs.items():
+        each = {p: torch.rand(p.shape, generator=generator).to(p.dtype) for p in params}
+        given[name] = torch.rand((), generator=generator) if declared.extent is Extent.ALL else each
+    return given
 
 
 def bits(optimizer, params):
@@ -102,7 +114,7 @@ def test_no_gradient_leaves_parameter_and_state(make):
     train(optimizer, params, 2)
     before = bits(optimizer, params[1:2])
     params[1].grad = None
-    optimizer.step()
+    optimizer.step(**inputs(optimizer, params, torch.Generator().manual_seed(9)))
     assert_same(before, bits(optimizer, params[1:2]))
 
 
@@ -127,7 +139,7 @@ def test_a_late_parameter_takes_a_first_step(make):
     train(b, other, 5)
     generator = torch.Generator().manual_seed(0)
     other[0].grad, late[0].grad = None, torch.randn(late[0].shape, generator=generator)
-    b.step()
+    b.step(**inputs(b, [*other, *late], torch.Generator().manual_seed(0)))
     assert_same(bits(a, early), bits(b, late))
 
 
@@ -144,12 +156,14 @@ def test_text_is_short_and_cited(name):
 
 @pytest.mark.parametrize("name", names_of("rule"))
 def test_learns_a_quadratic(name):
-    """Twenty times smaller than where it began, at a learning rate of its own scale."""
+    """Twenty times smaller than where it began, with options of its oracle's choosing."""
     p = nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
-    rates = {"adadelta": 30.0, "asgd": 0.1, "sgd": 0.1, "lamb": 0.02, "adagrad": 0.3}
-    optimizer = optgen.optimizer(name)([p], lr=rates.get(name, 0.03))
+    optimizer = optgen.optimizer(name)([p], **ORACLES[name].learns)
+    inputs = optimizer.program.inputs
     for _ in range(400):
         optimizer.zero_grad()
-        (p**2).sum().backward()
-        optimizer.step()
+        loss = (p**2).sum()
+        loss.backward()
+        # The diagonal of the Hessian is 2.
+        optimizer.step(**{k: loss if k == "loss" else {p: torch.full_like(p, 2.0)} for k in inputs})
     assert (p**2).sum().item() < 5.25 / 20

@@ -8,7 +8,7 @@ program instance (tensor and first element, or tile), `scalars` a row for each d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol

@@ -535,8 +535,9 @@ def _lines(layout: Layout, slot: int, op: Op) -> list[str]:
     kind, columns = layout.plan.extents[slot], across(layout.plan.extents[slot])
     rank, ranks = layout.parts(columns).index(slot), len(layout.parts(columns))
     named = {
-        "first": "first", "columns": "columns", "rows": "rows",
-        "down": "tiles_down", "across": "tiles_across", "inner": f"inner_{kind}", "count": f"count_{kind}", "height": "lines",
+        "first": "first", "columns": "columns", "rows": "rows", "height": "lines",
+        "down": "tiles_down", "across": "tiles_across",
+        "inner": f"inner_{kind}", "count": f"count_{kind}",
     }  # fmt: skip
     lines = [*PIECE, f"entry = tensors + tensor*{layout.width}"]
     lines += [f"{name} = {_entry(layout, f'@{column}')}" for name, column in named.items()]
@@ -728,7 +729,7 @@ class TritonKernel:
         special = {"slices": piece, "size": tables.size}
         arguments = [special[t] if t in special else getattr(tables, t) for t in spec.tables]
         counts = {"chunks": len(tables.chunks), "tensors": len(tables.tensors), "one": 1}
-        programs = counts[spec.grid] if isinstance(spec.grid, str) else len(piece)
+        programs = len(tables.slices[spec.grid]) if isinstance(spec.grid, Extent) else counts[spec.grid]
         kernel = getattr(self.module, name)[(programs,)]
         if interpreting():
             with np.errstate(all="ignore"):  # the interpreter computes with NumPy, and IEEE has an answer
