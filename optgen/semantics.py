@@ -28,6 +28,11 @@ def _minimum(a: Any, b: Any) -> Any:
     return _where(np.less(a, b) | np.not_equal(a, a), a, b)
 
 
+def _upper_half(a: Any, b: Any) -> Any:
+    product = np.asarray(a, np.uint64) * np.asarray(b, np.uint64)
+    return (product >> np.uint64(32)).astype(np.uint32)[()]
+
+
 MEANING: dict[Op, Callable[..., Any]] = {
     Op.ADD: np.add,
     Op.SUB: np.subtract,
@@ -57,9 +62,7 @@ MEANING: dict[Op, Callable[..., Any]] = {
     Op.SHL: np.left_shift,
     Op.SHR: np.right_shift,
     Op.XOR: np.bitwise_xor,
-    Op.MULHI: lambda a, b: ((np.asarray(a, np.uint64) * np.asarray(b, np.uint64)) >> np.uint64(32)).astype(
-        np.uint32
-    )[()],
+    Op.MULHI: _upper_half,
     Op.ONCE: lambda x: x,
     Op.BITS: lambda x: np.asarray(x, np.float32).view(np.uint32)[()],
     Op.FLOAT: lambda x: np.asarray(x, np.uint32).view(np.float32)[()],

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -46,7 +46,7 @@ THREADS = 128  # of a program instance; a warp has 32 of them, a wave of a CDNA 
 BLOCK = 512  # 4 elements a thread: 128 bits of float32, and at most 64 registers
 BLOCKS = 16
 HEIGHT, WIDTH, TILE_BLOCKS = 4, 128, 8  # a tile's blocks: lines, columns, and how many of them
-DEPTH = 16  # parts of a slice that a program adds at a time
+DEPTH = 8  # parts of a slice that a program adds at a time
 COMBINE_BLOCK = 256
 TYPES = {"fp64": "tl.float64", "fp32": "tl.float32", "bf16": "tl.uint16", "fp16": "tl.uint16"}
 GLOBALS = {"tl", "triton", "maximum", "minimum"}
@@ -339,12 +339,12 @@ def _block(
     names: Names,
     mask: str,
     place: str = "(base + lane)",
-    line_parts: Mapping[int, str] | None = None,
+    line_parts: Collection[int] | None = None,
 ) -> list[str]:
     """Loads, the update, stores and partial sums of one block; `mask` is `, mask` or empty.
 
-    `place` is where an element stands in its tensor; in a tile, `line_parts` has the places of the sums
-    of lines, and the other sums are added up element by element.
+    `place` is where an element stands in its tensor; in a tile, the sums of lines in `line_parts` are
+    those of this block, and the others are added up element by element.
     """
     lines = []
     for n in found:
@@ -365,8 +365,7 @@ def _block(
             term = f"tl.broadcast_to({term}, [HEIGHT, WIDTH])"
         term = f"tl.where(mask, {term}, {_empty(r)})" if mask else term
         if line_parts is not None and r.slot in line_parts:
-            lines.append(f"part = {_all(r.op, term, 1)}")
-            lines.append(f"tl.store({line_parts[r.slot]}, part.to(tl.float64))")
+            lines.append(f"sum{r.slot} = {_all(r.op, term, 1)}")
             continue
         total = f"sum{r.slot} + {term}" if r.op is Op.SUM else f"maximum(sum{r.slot}, {term})"
         lines.append(f"sum{r.slot} = {total}")
@@ -451,6 +450,7 @@ def _tile(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]:
         ]
         slow = [*general, *(f"{n}_at = {n}_ptr + index" for n in touched.values()), *run]
         body += ["else:", *("    " + line for line in slow)]
+    body += [f"tl.store({place}, sum{slot}.to(tl.float64))" for slot, place in where.items()]
     lines += ["for block in range(BLOCKS):", *("    " + line for line in body)]
     for r in others:
         if r.extent.sliced:
@@ -605,7 +605,7 @@ def _small(layout: Layout, r: Reduction, names: Names, spell: Spell) -> list[str
     else:
         lines += ["each = count", "deep = tl.arange(0, BLOCK)"]
         index = ["at = done + deep", "live = at < count"]
-    term = f"tl.where(live, tl.broadcast_to(({result}).to(tl.float64), {shape}), {_nothing(r.op)})"
+    term = f"tl.where(live, tl.zeros({shape}, tl.float64) + ({result}), {_nothing(r.op)})"
     lines += _read(layout, names, found)
     lines += [
         f"total = tl.full({shape}, {_nothing(r.op)}, tl.float64)",
@@ -636,7 +636,7 @@ def _over(layout: Layout, found: Sequence[Reduction], names: Names, spell: Spell
         *texts,
     ]
     for r, result in zip(found, results, strict=True):
-        term = f"tl.where(live, tl.broadcast_to(({result}).to(tl.float64), [BLOCK]), {_nothing(r.op)})"
+        term = f"tl.where(live, tl.zeros([BLOCK], tl.float64) + ({result}), {_nothing(r.op)})"
         body.append(f"sum{r.slot} = {_more(r.op, f'sum{r.slot}', term)}")
     lines = ["count = tl.load(size)"]
     lines += [f"sum{r.slot} = tl.full([BLOCK], {_nothing(r.op)}, tl.float64)" for r in found]
