@@ -20,7 +20,7 @@ INTERPRETER_TESTS := tests/test_interpreter*.py
 OTHER_TESTS := tests --ignore-glob='*test_interpreter*'
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-all test-gpu lint format bench clean distclean
+.PHONY: help .venv demo test test-all test-gpu lint format docs bench clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -35,7 +35,7 @@ help:  ## list the targets
 	    echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
 	    echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it needs the package python3-venv." >&2; exit 1; }
-	$(PIP_INSTALL) -c constraints.txt -e '.[cpu,demo,test,lint]'
+	$(PIP_INSTALL) -c constraints.txt -e '.[cpu,demo,docs,test,lint]'
 	@touch $@
 
 demo: .venv/installed  ## show what optgen does, in a terminal
@@ -61,13 +61,16 @@ format: .venv/installed  ## rewrite the source in style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: .venv/installed  ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: .venv/installed  ## measure latency and speed on this machine
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/step.py
 
 clean:  ## remove what builds and tests leave behind
-	rm -rf .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo.png
-	find optgen tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site demo.png
+	find optgen tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environment too
 	rm -rf .venv

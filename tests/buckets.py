@@ -15,7 +15,7 @@ import torch
 from optgen import cache, library
 from optgen.backends import Layout, Tables
 from optgen.backends import numpy as reference
-from optgen.ir import DType, Extent, Op, Program
+from optgen.ir import DType, Extent, Op, Program, toposort
 from optgen.passes import holds, lower
 from optgen.plan import Plan, plan
 from optgen.semantics import MEANING, evaluate
@@ -27,6 +27,14 @@ RAW = reference.RAW
 def settings(program: Program, **options):
     """The defaults of a program, with other values for some."""
     return {name: hyper.default for name, hyper in program.hypers.items()} | options
+
+
+def flat(name):
+    """Whether a rule has nothing but elements, tensors and the host's numbers, and gradients alone."""
+    program = library.rule(name)
+    nodes = toposort(program.roots())
+    random = any(n.op in (Op.NORMAL, Op.UNIFORM) for n in nodes)
+    return not (program.inputs or random or any(n.extent.sliced or n.extent is Extent.ALL for n in nodes))
 
 
 def lookup(options, path):

@@ -207,7 +207,7 @@ def test_list(optgen, wide):
     assert lines[0] == ["name", "class", "phases", "state", "bytes", "source"]
     rows = {line[0]: line for line in lines if line}
     assert rows["lamb"][1:5] == ["per-tensor", "2", "8", "40"]
-    assert rows["cautious"][1:5] == ["per-tensor", "+1", "+0", "+16"]
+    assert rows["cautious"][1:5] == ["per-tensor", "+1", "+0", "+12"]
     for name in library.names():
         assert f"\n{name} " in out
 

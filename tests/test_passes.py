@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from buckets import direct, planned, same, settings, truths
+from buckets import direct, flat, planned, same, settings, truths
 from optgen import library, passes
 from optgen.errors import RuleError
 from optgen.ir import REDUCTIONS, Extent, Fact, Op, load, toposort
@@ -14,7 +14,7 @@ from optgen.passes import expand, fold, hoist, holds, lower, recur, specialise, 
 from optgen.syntax import parse
 from strategies import Case
 
-RULES = [name for name in library.names() if library.rule(name).kind == "rule"]
+RULES = [name for name in library.names() if library.rule(name).kind == "rule" and flat(name)]
 
 
 def decided(text, mode=None, **options):
