@@ -128,7 +128,7 @@ def specialise(
             return None if value is None else const(bool(value), DType.BOOL)
         if n.op is Op.CHOOSE and n.args[0].op is Op.CONST:
             return n.args[1] if n.args[0].number else n.args[2]
-        return None
+        return n.args[1] if n.op is Op.WHERE and n.args[1] is n.args[2] else None
 
     bare = replace(program, requires=(), update=None, gradient=None, parts=(), skip=None, count=None)
     done: dict[Node, Node] = {}

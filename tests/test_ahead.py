@@ -9,11 +9,10 @@ from optgen import cache, library
 from optgen.backends import Layout
 from optgen.backends.ahead import compile_ahead
 from optgen.backends.triton import interpreting
-from test_backends import DEVICE_STATE, MIXED, RULES, variants
+from test_backends import COMMON, DEVICE_STATE, MIXED, RULES, variants
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="one process cannot both compile and interpret")
 TARGETS = ("sm_80", "sm_90", "gfx942")
-COMMON = ("adamw", "lamb", "sgd", "rprop", "stable_adamw")
 EACH = [rule if rule in COMMON else pytest.param(rule, marks=pytest.mark.full) for rule in RULES]
 
 

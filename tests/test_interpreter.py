@@ -60,10 +60,7 @@ def test_rules_agree(rule, codecs):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("codecs", backends.CODECS, ids=",".join)
-@pytest.mark.parametrize(
-    ("rule", "options"), [(n, o) for n in backends.RULES for o in backends.variants(n)], ids=str
-)
+@pytest.mark.parametrize(("rule", "options", "codecs"), backends.MATRIX, ids=str)
 def test_rules_agree_under_every_option(rule, options, codecs):
     backends.rule_bucket(rule, codecs, SIZES, options).check("triton")
 
