@@ -128,7 +128,8 @@ def specialise(
             return None if value is None else const(bool(value), DType.BOOL)
         if n.op is Op.CHOOSE and n.args[0].op is Op.CONST:
             return n.args[1] if n.args[0].number else n.args[2]
-        return n.args[1] if n.op is Op.WHERE and n.args[1] is n.args[2] else None
+        kept = n.op is Op.WHERE and n.args[1] is n.args[2] and n.args[1].op is Op.LOAD
+        return n.args[1] if kept and n.args[1].extent is n.extent else None
 
     bare = replace(program, requires=(), update=None, gradient=None, parts=(), skip=None, count=None)
     done: dict[Node, Node] = {}

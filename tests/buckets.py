@@ -17,7 +17,7 @@ from optgen.backends import Layout, Tables
 from optgen.backends import numpy as reference
 from optgen.ir import DType, Extent, Op, Program, toposort
 from optgen.passes import holds, lower
-from optgen.plan import Plan, plan
+from optgen.plan import Plan, element_stores, plan
 from optgen.semantics import MEANING, evaluate
 from strategies import array
 
@@ -30,11 +30,14 @@ def settings(program: Program, **options):
 
 
 def flat(name):
-    """Whether a rule has nothing but elements, tensors and the host's numbers, and gradients alone."""
+    """Whether a rule is of elements, tensors and the host's numbers, of gradients alone and exact functions."""
     program = library.rule(name)
     nodes = toposort(program.roots())
     random = any(n.op in (Op.NORMAL, Op.UNIFORM) for n in nodes)
-    return not (program.inputs or random or any(n.extent.sliced or n.extent is Extent.ALL for n in nodes))
+    rounded = any(n.op in (Op.EXP, Op.LOG, Op.POW, Op.TANH) and n.extent > Extent.STEP for n in nodes)
+    return not (
+        program.inputs or random or rounded or any(n.extent.sliced or n.extent is Extent.ALL for n in nodes)
+    )
 
 
 def lookup(options, path):
@@ -43,11 +46,9 @@ def lookup(options, path):
 
 
 def truths(program: Program, options, ndim=2):
-    """Which facts of a program hold under these options."""
-    return {
-        text: holds(fact, ndim if fact.subject == "ndim" else lookup(options, fact.subject))
-        for text, fact in program.facts.items()
-    }
+    """Which facts of a program hold under these options; inputs are handed in."""
+    subjects = {**options, **dict.fromkeys(program.inputs, 1), "ndim": ndim}
+    return {text: holds(fact, lookup(subjects, fact.subject)) for text, fact in program.facts.items()}
 
 
 def element_states(program: Program):
@@ -58,7 +59,7 @@ def planned(rule, *codecs, mode=None, **options) -> Plan:
     """The plan of a rule; `codecs` are those of p, g and the states, the last one for all that follow."""
     program = library.rule(rule)
     lowered = lower(program, truths(program, settings(program, **options)), mode)
-    stores = ["p", "g", *element_states(lowered)]
+    stores = element_stores(lowered)
     codecs = (*codecs, *[codecs[-1] if codecs else "fp32"] * len(stores))
     return plan(lowered, dict(zip(stores, codecs, strict=False)))
 

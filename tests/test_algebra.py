@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from buckets import flat
 from optgen.algebra import Equality, Undecided, derive, equal, latex, simplify
 from optgen.errors import RuleError
 from optgen.ir import Extent, Node, Op, Program, const, load, node
@@ -18,6 +19,8 @@ from optgen.semantics import evaluate
 from optgen.syntax import parse
 
 RULES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "rules").glob("*.rule"))}
+# Values of slices or of all tensors, random numbers and further inputs are not compared.
+COMPARED = [name for name in RULES if flat(name)]
 
 
 def rule(name: str, *changes: tuple[str, str]) -> Program:
@@ -117,18 +120,18 @@ def test_amsgrad_makes_a_difference_after_some_steps() -> None:
     same(rule("adamw"), rule("adamw", ("amsgrad=False", "amsgrad=True")), amsgrad=False)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", COMPARED)
 def test_every_rule_is_itself(name: str) -> None:
     start = time.perf_counter()
     assert equal(rule(name), rule(name))
     # Something trivial in p's way, so that all of the rule passes through the proof.
-    target = next(k for k in ("p", "g", "u") if k in rule(name).assigns)
+    target = next(k for k in ("p", "g", "u", *rule(name).states) if k in rule(name).assigns)
     text = RULES[name].read_text(encoding="utf-8") + f"\n{target} = {target} + {target} - {target}\n"
     same(rule(name), parse(text, "longer"))
     assert time.perf_counter() - start < 5
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", COMPARED)
 def test_every_rule_differs_from_one_with_a_flipped_sign(name: str) -> None:
     lines = RULES[name].read_text(encoding="utf-8").split("\n")
     at = max(i for i, line in enumerate(lines) if re.match(r"\s*[pgu] = ", line))
@@ -666,7 +669,7 @@ def test_latex_of_a_specialised_and_of_a_hoisted_program() -> None:
         ("hyper(on=True)\nif not on:\n    g = 2*g\np = g", r"\text{if } \text{not } \mathrm{on} \\"),
         ("g = 2*g\ng = g + 1\np = p - g", r"g_{t}'' &= g_{t}' + 1"),
         ("d = 2*g\nd = d + 1\np = p - d", r"d_{t} &= d_{t}' + 1"),
-        ("bar_x = 2\np = p - g*where(g > p and g != 0, 1, 0)", r"\theta_{t-1} < g_{t} \land g_{t} \ne 0"),
+        ("bar_x = 2\np = p - g*where(g > p and g != 0, 1, 0)", r"\theta_{t-1} < g_{t} \wedge g_{t} \ne 0"),
         ("state(z=0)\nz = z - g\np = z", r"\theta_{t} &= z_{t}"),
     ],
 )

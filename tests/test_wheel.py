@@ -95,9 +95,12 @@ def test_holds_the_package_and_its_rules_alone(wheel):
         names = archive.namelist()
     inside = [n for n in names if ".dist-info/" not in n]
     assert sorted(n for n in inside if n.endswith(".py")) == MODULES
-    assert sorted(Path(n).name for n in inside if n.startswith("optgen/rules/")) == RULES
+    assert sorted(Path(n).name for n in inside if n.startswith("optgen/rules/")) == [
+        "ORACLES.md",
+        *RULES,
+    ]
     assert "optgen/py.typed" in inside
-    others = {n for n in inside if not n.endswith((".py", ".rule"))}
+    others = {n for n in inside if not n.endswith((".py", ".rule", ".md"))}
     assert others == {"optgen/py.typed"}
     assert any(n.endswith("licenses/LICENSE") for n in names)
 

@@ -496,7 +496,11 @@ def _errors(order: Iterable[Node], values: Values, leaves: Values) -> Values:
         for n in order:
             v, x, dx = values[n], [values[a] for a in n.args], [found[a] for a in n.args]
             if not n.args:
-                exact = n.op is not Op.CONST or Fraction(repr(n.number)) == Fraction(n.number)
+                exact = (
+                    n.op is not Op.CONST
+                    or math.isinf(n.number)
+                    or Fraction(repr(n.number)) == Fraction(n.number)
+                )
                 found[n] = leaves.get(n, 0.0) if exact else UNIT * abs(v)
             elif n.op in COMPARISONS:
                 slack = dx[0] + dx[1]

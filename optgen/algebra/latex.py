@@ -20,7 +20,7 @@ GREEK = (
 USUAL = {"p": "theta", "lr": "eta", "eps": "epsilon", "weight_decay": "lambda", "momentum": "mu"}
 ACCENTS = ("hat", "bar", "tilde", "dot")
 SYMBOLS = {
-    Op.ADD: "+", Op.SUB: "-", Op.MOD: r"\bmod", Op.AND: r"\land", Op.OR: r"\lor",
+    Op.ADD: "+", Op.SUB: "-", Op.MOD: r"\,\mathrm{mod}\,", Op.AND: r"\wedge", Op.OR: r"\vee",
     Op.LT: "<", Op.LE: r"\le", Op.EQ: "=", Op.NE: r"\ne",
 }  # fmt: skip
 RELATIONS = {"is": "=", "==": "=", "!=": r"\ne", "<": "<", "<=": r"\le", ">": ">", ">=": r"\ge"}
