@@ -30,7 +30,7 @@ def settings(program: Program, **options):
 
 
 def flat(name):
-    """Whether a rule is of elements, tensors and the host's numbers, of gradients alone and exact functions."""
+    """Whether a rule has elements, tensors and the host's numbers, gradients and exact functions alone."""
     program = library.rule(name)
     nodes = toposort(program.roots())
     random = any(n.op in (Op.NORMAL, Op.UNIFORM) for n in nodes)
