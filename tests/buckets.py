@@ -7,7 +7,7 @@ copies of them; what it reduced is then given to the reference, so that the rest
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -207,7 +207,12 @@ class Bucket:
         """What a back end leaves in the stores and in the tensor states, and its slots."""
         kernel = cache.kernel(self.plan, backend, math_mode, self.dims)
         if backend == "triton":
-            kernel.block, kernel.blocks, kernel.chunk = self.block, 2, 2 * self.block
+            kernel.chunk = 2 * self.block
+            swept = {"BLOCK": self.block, "BLOCKS": 2}
+            kernel.specs = {
+                name: replace(spec, constants=swept) if spec.grid == "chunks" else spec
+                for name, spec in kernel.specs.items()
+            }
         real = reference.REAL[self.plan.real]
         tensors = self.copies()
         given = self.tensor_states or [{}] * len(tensors)

@@ -12,6 +12,7 @@ from optgen.backends.triton import interpreting
 from test_backends import COMMON, DEVICE_STATE, MIXED, RULES, variants
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="one process cannot both compile and interpret")
+WIDE = ("adam_atan2", "adan", "adapnm")  # five states and more, or a long expansion
 TARGETS = ("sm_80", "sm_90", "gfx942")
 EACH = [rule if rule in COMMON else pytest.param(rule, marks=pytest.mark.full) for rule in RULES]
 
@@ -29,7 +30,8 @@ def check(rule, codecs, target, math_mode="exact", **options):
     assert [r.kernel for r in sweeps] == [f"sweep{k}" for k in range(len(made.phases))]
     for r in found:
         assert r.spilled == 0, r
-        assert 0 < r.registers <= (64 if len(made.phases) == 1 else 128), r
+        limit = (80 if rule in WIDE else 64) if len(made.phases) == 1 else 128
+        assert 0 < r.registers <= limit, r
     for r, phase in zip(sweeps, made.phases, strict=True):
         assert r.planned == phase.bytes
         assert r.found == r.planned, r
