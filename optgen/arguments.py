@@ -61,7 +61,7 @@ def parser() -> Parser:
             allow_abbrev=False,
         )
     for name in ("show", "emit", "check", "compile"):
-        _rule(made[name])
+        _rule(made[name], "*" if name == "check" else "+")
     for name in ("list", "check", "compile"):
         made[name].add_argument("--json", action="store_true", help="print JSON and nothing else")
     for name in ("show", "emit", "compile"):
@@ -76,9 +76,9 @@ def parser() -> Parser:
     return top
 
 
-def _rule(made: argparse.ArgumentParser) -> None:
+def _rule(made: argparse.ArgumentParser, count: str) -> None:
     made.epilog = RULE_HELP
-    made.add_argument("rule", nargs="+", metavar="RULE", help="a name, a path, or -; several are a chain")
+    made.add_argument("rule", nargs=count, metavar="RULE", help="a name, a path, or -; several are a chain")
     made.add_argument(
         "--set",
         action="append",
@@ -113,6 +113,7 @@ def _emit(made: argparse.ArgumentParser) -> None:
 
 
 def _check(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--all", action="store_true", help="every shipped rule, one after the other")
     made.add_argument("--backend", action="append", choices=("triton", "cpu", "numpy"), help="only this one")
     made.add_argument("--dtype", action="append", choices=DTYPES, help="of p and g: only this one")
     made.add_argument("--state-dtype", choices=DTYPES, help="of state; default: each parameter's own")

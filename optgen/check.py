@@ -131,6 +131,30 @@ class Request:
         ]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A request, how many combinations its program's options have, and what the trials found."""
+
+    request: Request
+    combinations: int
+    rows: Sequence[Row]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no trial disagreed."""
+        return all(row.passed for row in self.rows)
+
+    def record(self) -> dict[str, Any]:
+        """The answer as JSON holds it."""
+        return {
+            "rule": self.request.program.name,
+            "passed": self.passed,
+            "settings": self.request.settings,
+            "combinations": self.combinations,
+            "rows": [row.record() for row in self.rows],
+        }
+
+
 def settings_of(
     program: Program, fixed: Collection[str] = (), limit: int | None = LIMIT
 ) -> tuple[list[Options], int]:

@@ -124,36 +124,58 @@ def _emit(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    program, fixed = chosen(arguments)
-    from optgen.check import Request, check, present, settings_of
+    if arguments.all == bool(arguments.rule):
+        raise RuleError("check takes the rules of one chain, or --all", None, "optgen check adamw")
+    if arguments.all and arguments.set:
+        raise RuleError("--set is for one rule, --all for every one", None, "leave one of them out")
+    from optgen.check import present
 
     there = present()
     for backend in arguments.backend or ():
         if backend not in there:
             raise ModuleNotFoundError(name={"cpu": "numba"}.get(backend, backend))
-    settings, total = settings_of(program, fixed, arguments.settings)
     backends = [b for b in there if b in (arguments.backend or there)]
-    dtypes = [d for d in DTYPES if d in (arguments.dtype or DTYPES)]
-    request = Request(program, backends, dtypes, arguments.state_dtype, settings, arguments.steps)
-    with _progress("trials", len(backends) * len(dtypes) * len(settings)) as advance:
-        rows = check(request, advance)
-    passed = all(row.passed for row in rows)
+    return _check_all(arguments, backends) if arguments.all else _check_one(arguments, backends)
+
+
+def _check_one(arguments: argparse.Namespace, backends: Sequence[str]) -> int:
+    from optgen.check import Answer, check
+
+    request, total = _request(*chosen(arguments), arguments, backends)
+    with _progress("trials", len(backends) * len(request.dtypes) * len(request.settings)) as advance:
+        answer = Answer(request, total, check(request, advance))
     if arguments.json:
-        answer = {"rule": program.name, "passed": passed, "settings": settings, "combinations": total}
-        _print_json({**answer, "rows": [row.record() for row in rows]})
-        return 0 if passed else 1
-    labels = "; ".join(case.label for case in request.cases("numpy")[: len(settings)])
-    limits = {row.dtype: f"{row.allowed:.0e} in {row.dtype}" for row in rows if row.allowed}
-    notes = [
-        f"{arguments.steps} steps over {rows[0].tensors} tensors; settings, {len(settings)} of {total}: "
-        + labels,
-        "allowed: no difference, for it has neither sums nor transcendental functions",
-    ]
-    if limits:
-        notes[1] = f"allowed, for its sums or transcendental functions: {', '.join(limits.values())}"
-    title = f"{tables.title_of(program)} against the reference"
-    _print_sections([tables.verdicts(rows, title, *notes)])
-    return 0 if passed else 1
+        _print_json(answer.record())
+    else:
+        _print_sections([tables.verdicts(answer)])
+    return 0 if answer.passed else 1
+
+
+def _check_all(arguments: argparse.Namespace, backends: Sequence[str]) -> int:
+    from optgen.check import Answer, check
+
+    answers = []
+    with _progress("rules", len(library.names())) as advance:
+        for name in library.names():
+            request, total = _request(runnable([find(name)])[0], [], arguments, backends)
+            answers.append((name, Answer(request, total, check(request))))
+            advance()
+    if arguments.json:
+        _print_json([{**answer.record(), "rule": name} for name, answer in answers])
+    else:
+        _print_sections([tables.answers(answers)])
+    return 0 if all(answer.passed for _, answer in answers) else 1
+
+
+def _request(
+    program: Program, fixed: Sequence[str], arguments: argparse.Namespace, backends: Sequence[str]
+) -> tuple[Any, int]:
+    """What the arguments ask of one program, and how many combinations its options have."""
+    from optgen.check import Request, settings_of
+
+    settings, total = settings_of(program, fixed, arguments.settings)
+    dtypes = [d for d in DTYPES if d in (arguments.dtype or DTYPES)]
+    return Request(program, backends, dtypes, arguments.state_dtype, settings, arguments.steps), total
 
 
 def _compile(arguments: argparse.Namespace) -> int:

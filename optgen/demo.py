@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from optgen import cache, library, tables
-from optgen.check import Request, check, present, settings_of
+from optgen.check import Answer, Request, check, present, settings_of
 from optgen.errors import Source
 from optgen.ir import Program
 from optgen.optim import optimizer
@@ -95,15 +95,14 @@ def excerpt(source: str) -> str:
 def _check(console: Console, program: Program) -> bool:
     """Check the rule on every back end that can run here; print the table."""
     _heading(console, "the same bits on every back end")
-    settings, _ = settings_of(program)
+    settings, total = settings_of(program)
     request = Request(program, present(), settings=settings[:1])
     with _bar(console) as bar:
         task = bar.add_task("trials", total=len(request.backends) * len(request.dtypes))
         rows = check(request, lambda: bar.advance(task))
-    console.print(
-        tables.verdicts(rows, f"{request.steps} steps over {rows[0].tensors} tensors of every layout")
-    )
-    return all(row.passed for row in rows)
+    answer = Answer(request, total, rows)
+    console.print(tables.verdicts(answer))
+    return answer.passed
 
 
 def _bar(console: Console) -> Progress:

@@ -241,7 +241,7 @@ def _others(given: Value, facts: Sequence[Fact]) -> list[Value]:
         elif value is None or isinstance(value, str | bool):
             pool += [0.9] if given is None else [value] if isinstance(given, str) else []
         else:
-            around = abs(float(value)) / 2 or 0.9
+            around = abs(float(value)) / 2 or 0.1
             pool += [float(value), value + around, value - around]
     seen: dict[tuple[bool, ...], Value] = {}
     for candidate in pool:

@@ -21,7 +21,7 @@ from optgen.plan import Plan
 
 if TYPE_CHECKING:
     from optgen.backends.ahead import Report
-    from optgen.check import Row
+    from optgen.check import Answer
 
 THEME = "ansi_dark"  # the terminal's own colours
 
@@ -175,26 +175,62 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def verdicts(rows: Sequence[Row], title: str, *notes: str) -> Group:
+def verdicts(answer: Answer) -> Group:
     """The rows of `optgen check`, and below them what disagrees."""
+    request, rows = answer.request, answer.rows
+    labels = "; ".join(case.label for case in request.cases("numpy")[: len(request.settings)])
+    limits = {row.dtype: f"{row.allowed:.0e} in {row.dtype}" for row in rows if row.allowed}
+    notes = [
+        f"{request.steps} steps over {rows[0].tensors} tensors; settings, {len(request.settings)} of "
+        f"{answer.combinations}: {labels}",
+        "allowed: no difference, for it has neither sums nor transcendental functions",
+    ]
+    if limits:
+        notes[1] = f"allowed, for its sums or transcendental functions: {', '.join(limits.values())}"
     table = _table(["back end", "dtype", "result"], ["settings", "error vs fp64", "seconds"])
-    colours = {"disagrees": "bold red", "reference": "dim"}
     for row in rows:
         name = row.backend if row.device == "CPU" else f"{row.backend}, {row.device}"
         dtype = row.dtype if row.dtype == row.state_dtype else f"{row.dtype}, state {row.state_dtype}"
         table.add_row(
             _cell(name),
             dtype,
-            Text(row.verdict, colours.get(row.verdict, "green")),
+            _verdict(row.verdict),
             str(row.settings),
             "–" if row.error == 0 else f"{row.error:.1e}",
             f"{row.seconds:.1f}",
         )
-    group = _section(title, table, *notes)
+    group = _section(f"{title_of(request.program)} against the reference", table, *notes)
     for row in rows:
         lines = (f"{row.backend} {row.dtype} {failure}" for failure in row.failures[:3])
         group.renderables.extend(Text(line, "red") for line in lines)
     return group
+
+
+def answers(found: Sequence[tuple[str, Answer]]) -> Group:
+    """The answers of `optgen check --all`: a row a rule, and below them what disagrees."""
+    backends = list(dict.fromkeys(row.backend for _, answer in found for row in answer.rows))
+    compared = [b for b in backends if b != "numpy"] or backends
+    table = _table(["rule", *compared], ["settings", "seconds"])
+    failures = []
+    for name, answer in found:
+        cells = []
+        for backend in compared:
+            rows = [row for row in answer.rows if row.backend == backend]
+            wrong = [row for row in rows if not row.passed]
+            worst = max(rows, key=lambda row: row.worst)
+            cells.append(_verdict((wrong or [worst])[0].verdict))
+            failures += [f"{name}: {r.backend} {r.dtype} {r.failures[0]}" for r in wrong]
+        spent = sum(row.seconds for row in answer.rows)
+        table.add_row(_cell(name), *cells, str(len(answer.request.settings)), f"{spent:.1f}")
+    good = sum(answer.passed for _, answer in found)
+    note = f"{good} of {len(found)} rules agree with the reference; a cell shows the worst of the dtypes"
+    group = _section("every rule against the reference", table, note)
+    group.renderables.extend(Text(line, "red") for line in failures)
+    return group
+
+
+def _verdict(text: str) -> Text:
+    return Text(text, {"disagrees": "bold red", "reference": "dim"}.get(text, "green"))
 
 
 def reports(found: Iterable[Report], title: str) -> Group:

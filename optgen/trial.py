@@ -5,7 +5,9 @@ same dtype and one of the reference in float64 take the same steps; after each, 
 memory around them are compared.
 
 How closely they must agree follows from the IR: without a sum or a transcendental function beyond STEP
-the bits are equal; with one, a tensor's relative error stays below `TOLERANCE`.
+the bits are equal; with one, a tensor's difference stays below `TOLERANCE` times the largest value that
+the tensor has had, for an accumulator keeps the rounding of all that it has held. Where one number for the
+whole optimizer drives all tensors, and they it (Prodigy's `d`), roundings feed back: `FEEDBACK` times that.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from optgen.settings import Options
 TORCH = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 # With sums or transcendental functions, per tensor: max|a-b| / max|b|. For 16-bit storage, a few units.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
+FEEDBACK = 10
 INEXACT = frozenset({Op.SUM, Op.EXP, Op.LOG, Op.TANH, Op.ATAN2, Op.POW, Op.MOD})
 SEED = 20240229
 ABSENT = 1  # the tensor that has no gradient in every fifth step, the first among them
@@ -158,16 +161,21 @@ class Trainee:
                 yield self.chosen[0], key, value
 
 
-def difference(a: Tensor, b: Tensor) -> float:
-    """max|a-b| / max|b|; 0 where all bits agree, up to a zero's sign and a NaN's payload."""
+def largest(x: Tensor) -> float:
+    """The largest finite magnitude in a tensor, 0 where there is none."""
+    finite = x.detach()[x.isfinite()].double().abs()
+    return finite.max().item() if finite.numel() else 0.0
+
+
+def difference(a: Tensor, b: Tensor, scale: float = 0.0) -> float:
+    """max|a-b| / max(max|b|, scale); 0 where all bits agree, up to a zero's sign and a NaN's payload."""
     x, y = (t.detach().to("cpu", torch.float64) for t in (a, b))
     other = ~((x == y) | (x.isnan() & y.isnan()))
     if not other.any():
         return 0.0
     worst = (x - y)[other].abs().max().item()
-    finite = y[y.isfinite()].abs()
-    largest = finite.max().item() if finite.numel() else 0.0
-    return worst / largest if math.isfinite(worst) and largest else math.inf
+    scale = max(scale, largest(y))
+    return worst / scale if math.isfinite(worst) and scale else math.inf
 
 
 @dataclass(frozen=True)
@@ -208,7 +216,7 @@ def allowed(program: Program, options: Options, dtypes: Iterable[torch.dtype], n
             lowered = launcher.lowered(launcher.truths(given, ndim), mode)
             nodes = toposort(lowered.assigns.values())
             if any(n.op in INEXACT and n.extent > Extent.STEP for n in nodes):
-                return max(TOLERANCE[dtype] for dtype in dtypes)
+                return max(TOLERANCE[dtype] for dtype in dtypes) * (FEEDBACK if launcher.counts else 1)
     return 0.0
 
 
@@ -238,11 +246,12 @@ def run(program: Program, case: Case) -> Outcome:
         subject = Trainee(kind, chosen, case.options, dtype, dtype, device, **settings)
     everyone = list(dict.fromkeys((reference, precise, subject)))
     worst, failure = 0.0, None
+    scales: dict[tuple[str, str], float] = {}
     try:
         for when, act in _acts(case.steps, bool(kind.program.modes)):
             for trainee in everyone:
                 act(trainee)
-            found, failure = _compare(subject, reference, limit)
+            found, failure = _compare(subject, reference, limit, scales)
             worst = max(worst, found)
             if failure:
                 failure = f"{when}: {failure}"
@@ -264,12 +273,19 @@ def _acts(steps: int, modes: bool) -> Iterator[tuple[str, Callable[[Trainee], No
         yield "train()", lambda trainee: trainee.optimizer.train()
 
 
-def _compare(subject: Trainee, reference: Trainee, limit: float) -> tuple[float, str | None]:
-    """The largest difference between two trainees, and the first that is too large, in words."""
-    worst = 0.0
+def _compare(
+    subject: Trainee, reference: Trainee, limit: float, scales: dict[tuple[str, str], float] | None = None
+) -> tuple[float, str | None]:
+    """The largest difference between two trainees, and the first that is too large, in words.
+
+    `scales` keeps the largest value that each tensor has had, and is brought up to date.
+    """
+    worst, scales = 0.0, {} if scales is None else scales
     for (sample, key, mine), (_, other, right) in zip(subject.stored(), reference.stored(), strict=True):
         assert key == other, f"'{sample.name}' has state '{key}', in the reference '{other}'"
-        found = difference(mine, right)
+        place = sample.name, key
+        scales[place] = max(scales.get(place, 0.0), largest(right))
+        found = difference(mine, right, scales[place])
         if not found <= limit:
             return found, f"{key} of '{sample.name}' {_first(mine, right)}"
         worst = max(worst, found)

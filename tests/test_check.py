@@ -108,15 +108,15 @@ def test_every_option_both_ways_and_the_defaults_first():
 def test_settings_that_a_requirement_excludes_are_left_out():
     found, total = labels("sgd")
     assert total == 16
-    assert {"momentum": 0.9} in found
-    assert {"weight_decay": 0.9, "momentum": 0.9, "nesterov": True} in found
+    assert {"momentum": 0.1} in found
+    assert {"weight_decay": 0.1, "momentum": 0.1, "nesterov": True} in found
     assert not any(s.get("nesterov") and not s.get("momentum") for s in found)
     assert len(found) == 12
 
 
 def test_single_changes_come_first_under_a_limit():
     found, _ = labels("sgd", limit=4)
-    assert found == [{}, {"weight_decay": 0.9}, {"momentum": 0.9}, {"maximize": True}]
+    assert found == [{}, {"weight_decay": 0.1}, {"momentum": 0.1}, {"maximize": True}]
 
 
 def test_fixed_options_stay():
@@ -128,7 +128,7 @@ def test_fixed_options_stay():
 @pytest.mark.parametrize(
     ("declared", "condition", "values"),
     [
-        ("x=0.0", "x != 0", [0.0, 0.9]),
+        ("x=0.0", "x != 0", [0.0, 0.1]),
         ("x=1.5", "x > 1", [1.5, 1.0]),
         ("x=0.5", "0 < x", [0.5, 0.0]),
         ("x='a'", "x == 'b'", ["a", "b"]),
@@ -277,6 +277,19 @@ def test_a_step_that_writes_elsewhere_is_seen():
     assert trial._compare(one, two, 0.0) == (0.0, None)
     one.memory[slice_][1, 1] += 1  # a row that the slice leaves out
     assert "p of 'slice' is " in trial._compare(one, two, 0.0)[1]
+
+
+def test_an_accumulator_is_compared_by_the_largest_that_it_held():
+    scales = {}
+    one, two = (
+        trial.Trainee(optimizer("descent"), trial.samples(False), {}, torch.float64, torch.float64)
+        for _ in range(2)
+    )
+    assert trial._compare(one, two, 1e-13, scales) == (0.0, None)
+    for trainee, value in ((one, 1e-9), (two, 1e-9 + 1e-14)):
+        trainee.memory[1].fill_(value)  # it had a value about 1 before
+    assert trial._compare(one, two, 1e-13, scales)[1] is None
+    assert "p of 'one element'" in trial._compare(one, two, 1e-13)[1]
 
 
 def test_a_step_that_writes_into_a_gradient_is_seen(monkeypatch):

@@ -396,6 +396,50 @@ def test_check_ends_with_1_where_a_back_end_disagrees(optgen, monkeypatch, wide)
     assert json.loads(out)["passed"] is False
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "check takes the rules of one chain, or --all"),
+        (["lion", "--all"], "check takes the rules of one chain, or --all"),
+        (["--all", "--set", "lr=1"], "--set is for one rule, --all for every one"),
+    ],
+)
+def test_check_takes_rules_or_all(optgen, words, text):
+    code, out, err = optgen("check", *words)
+    assert (code, out) == (2, "")
+    assert text in err
+
+
+def test_check_all(optgen, monkeypatch, wide):
+    pytest.importorskip("numba")
+    monkeypatch.setattr("optgen.library.names", lambda: ["adamw", "cautious", "lion"])
+    words = ["check", "--all", "--backend", "numpy", "--backend", "cpu", "--dtype", "fp32"]
+    words += ["--steps", "2", "--settings", "1"]
+    code, out, err = optgen(*words)
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[:2] for row in rows if row[:1] == ["lion"]] == [["lion", "bit-exact"]]
+    assert [row[0] for row in rows if row[-2:-1] == ["1"]] == ["adamw", "cautious", "lion"]
+    assert "3 of 3 rules agree" in out
+    code, out, _ = optgen(*words, "--json")
+    answers = json.loads(out)
+    assert (code, [a["rule"] for a in answers]) == (0, ["adamw", "cautious", "lion"])
+    assert all(a["passed"] for a in answers)
+
+
+def test_check_all_ends_with_1_where_one_rule_disagrees(optgen, monkeypatch, wide):
+    pytest.importorskip("numba")
+    emit = cache.emit
+    monkeypatch.setattr("optgen.library.names", lambda: ["sgd", "lion"])
+    monkeypatch.setattr(cache, "_kernels", {})
+    monkeypatch.setattr(cache, "emit", lambda *a: emit(*a).replace("s1*m + s2*g", "s1*m - s2*g"))
+    words = ["check", "--all", "--backend", "cpu", "--dtype", "fp32", "--steps", "2", "--settings", "1"]
+    code, out, _ = optgen(*words)
+    assert code == 1
+    assert "1 of 2 rules agree" in out
+    assert "lion: cpu fp32 with the defaults, step 1: p of '0-d' is " in out
+
+
 def test_check_sees_a_broken_triton_kernel():
     pytest.importorskip("triton")
     script = """
