@@ -9,11 +9,13 @@ from optgen import cache, library
 from optgen.backends import Layout
 from optgen.backends.ahead import compile_ahead
 from optgen.backends.triton import interpreting
+from optgen.settings import runnable
 from test_backends import COMMON, DEVICE_STATE, MIXED, RULES, variants
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="one process cannot both compile and interpret")
 WIDE = ("adam_atan2", "adan", "adapnm")  # five states and more, or a long expansion
 TARGETS = ("sm_80", "sm_90", "gfx942")
+OTHERS = [name for name in library.names() if name not in RULES]
 EACH = [rule if rule in COMMON else pytest.param(rule, marks=pytest.mark.full) for rule in RULES]
 
 
@@ -46,6 +48,18 @@ def check(rule, codecs, target, math_mode="exact", **options):
 @pytest.mark.parametrize("rule", EACH)
 def test_rules_compile_to_wide_accesses(rule, codecs, target):
     check(rule, codecs, target)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("codecs", [("fp32",), MIXED], ids=",".join)
+@pytest.mark.parametrize("rule", OTHERS)
+def test_all_other_rules_compile(rule, codecs, target):
+    """Rules with slices, totals, noise, inputs or expansions, and transforms beside a rule."""
+    made, found = reports(runnable([library.rule(rule)])[0], codecs, target)
+    assert all(r.spilled == 0 for r in found)
+    sweeps = [r for r in found if r.planned is not None]
+    assert [r.found for r in sweeps] == [phase.bytes for phase in made.phases]
 
 
 @pytest.mark.full

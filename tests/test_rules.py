@@ -9,6 +9,8 @@ from torch import nn
 import optgen
 from optgen import cache, library
 from optgen.ir import Extent, Op, toposort
+from optgen.passes import shaped
+from optgen.trial import Case, run
 from oracles import every
 
 SHAPES = ((7,), (4, 5), (), (33, 3))
@@ -70,6 +72,11 @@ def test_moves_every_parameter(make):
     train(make(params), params, 8)  # Schedule-Free RAdam stands still for five
     assert all(not torch.equal(p, old) for p, old in zip(params, before, strict=True))
     assert all(torch.isfinite(p).all() for p in params)
+
+
+def test_the_cpu_kernel_agrees_with_the_reference(make):
+    outcome = run(make.program, Case("cpu", "fp32", None, {}, shaped(make.program), 5))
+    assert outcome.failure is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -172,8 +172,10 @@ def _ptx_usage(ptx: str, target: str) -> tuple[int, int]:
 
 
 def _gcn_usage(assembly: str) -> tuple[int, int]:
-    """Vector registers and spilled bytes from the metadata in AMD assembly."""
-    counts = {
-        key: int(value) for key, value in re.findall(r"\.(vgpr_count|[sv]gpr_spill_count):\s+(\d+)", assembly)
-    }
-    return counts["vgpr_count"], 4 * (counts["vgpr_spill_count"] + counts["sgpr_spill_count"])
+    """Vector registers, and the bytes of memory that a thread keeps registers in, from AMD's metadata.
+
+    Scalar registers that do not fit move to lanes of vector registers, which costs no memory.
+    """
+    wanted = r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s+(\d+)"
+    counts = {key: int(value) for key, value in re.findall(wanted, assembly)}
+    return counts["vgpr_count"], max(counts["private_segment_fixed_size"], 4 * counts["vgpr_spill_count"])
