@@ -497,8 +497,11 @@ def spell(current: Node, args: Sequence[Spelling]) -> Spelling:
     if op in LEAVES:
         if op in (Op.NORMAL, Op.UNIFORM):
             return f"{op.value}()", ATOM
+        name = (current.value or op.value).removeprefix("#")
+        if op is Op.TOTAL and name.startswith("once"):  # what the host computes for the totals
+            return name, ATOM
         prefix = {Op.SCALAR: "s", Op.SLOT: "r", Op.SPILL: "x", Op.TOTAL: "total"}.get(op, "")
-        return prefix + (current.value or op.value).removeprefix("#"), ATOM
+        return prefix + name, ATOM
     if op in INFIX:
         return infix(op.value, INFIX[op], args[0], args[1])
     if op is Op.NEG:

@@ -53,6 +53,13 @@ class Reduction:
     tag: str = ""  # of one over all tensors: which it is, in every plan of the program
 
 
+def reduction_text(r: Reduction) -> str:
+    """`sum`, `sum by row`, or `sum over all`."""
+    if r.extent.sliced:
+        return f"{r.op.value} by {r.extent.name.lower()}"
+    return r.op.value + (" over all" if r.extent is Extent.ALL else "")
+
+
 @dataclass(frozen=True)
 class Round:
     """What happens between two phases, after the sums of the one before are complete.

@@ -195,6 +195,10 @@ class Statements:
             if n.extent > Extent.ALL and n.args and n.op not in REDUCTIONS:
                 args = (node(Op.ONCE, a) if a.extent is Extent.STEP else done[a] for a in n.args)
                 done[n] = rebuild(n, tuple(args))
+                if n in self.node_names:
+                    self.node_names.setdefault(done[n], self.node_names[n])
+                if n in self.expressions.spans:
+                    self.expressions.spans.setdefault(done[n], self.expressions.spans[n])
             else:
                 done[n] = n
         return node(Op.ONCE, value) if value.extent is Extent.STEP else done[value]

@@ -15,9 +15,10 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from optgen.ir import Extent, Program
+from optgen.ir import Program
 from optgen.passes import Count
-from optgen.plan import Plan
+from optgen.plan import Plan, reduction_text
+from optgen.settings import kept_bytes
 
 if TYPE_CHECKING:
     from optgen.backends.ahead import Report
@@ -133,7 +134,7 @@ def plan(made: Plan) -> Group:
     heading = f"plan of {made.name}: {_count(len(made.phases), 'phase')}, {made.bytes} bytes per element"
     table = _table(["phase", "loads", "stores", "reduces"], ["bytes"])
     for k, phase in enumerate(made.phases):
-        reduced = ", ".join(f"r{r.slot} = {r.op.value}" for r in phase.reductions)
+        reduced = ", ".join(f"r{r.slot} = {reduction_text(r)}" for r in phase.reductions)
         loads, stores = (_cell(" ".join(names) or "–") for names in (phase.loads, phase.stores))
         table.add_row(str(k), loads, stores, reduced or "–", str(phase.bytes))
     return _section(heading, table, *_plan_notes(made))
@@ -143,12 +144,18 @@ def _plan_notes(made: Plan) -> list[str]:
     """Storage, state, and who computes what is no element's."""
     lines = [
         f"storage: {storage(made)}; computed in {made.real}",
-        f"state: {state_bytes(made)} bytes per element",
+        f"state: {kept_bytes(made)} bytes per element",
     ]
-    device = [s.name for s in made.states.values() if s.extent is Extent.TENSOR]
-    if made.host or device:
-        numbers = [f"{name} on the host" for name in made.host] + [f"{name} on the device" for name in device]
-        lines[-1] += f"; one number a tensor: {', '.join(numbers)}"
+    whole = [n for n in made.numbers if n in made.states]
+    small = [(n, f"one number a {made.states[n].extent.name.lower()}") for n in made.tensor_states]
+    small += [(n, "one number a tensor, on the host") for n in made.host]
+    small += [(n, "one number in all") for n in whole]
+    kinds = dict.fromkeys(kind for _, kind in small)
+    lines[1:] = ["; ".join([lines[1], *(f"{k}: {', '.join(n for n, x in small if x == k)}" for k in kinds)])]
+    if made.totals:
+        lines.append(
+            f"{_count(len(made.totals), 'value')} for all tensors together, between the phases, in float64"
+        )
     lines.append(f"{_count(len(made.scalars), 'scalar')} per step, computed on the host in float64")
     if made.spills:
         names = ", ".join(f"#{i}" for i in range(made.spills))
@@ -162,13 +169,6 @@ def storage(made: Plan) -> str:
     for store, codec in made.codecs.items():
         kinds.setdefault(codec, []).append(store)
     return ", ".join(f"{' '.join(stores)} in {codec}" for codec, stores in kinds.items())
-
-
-def state_bytes(made: Plan) -> int:
-    """Bytes of element state per parameter."""
-    from optgen.codecs import CODECS
-
-    return sum(CODECS[codec].bytes for store, codec in made.codecs.items() if store not in ("p", "g"))
 
 
 def _count(n: int, noun: str) -> str:

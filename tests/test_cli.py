@@ -284,7 +284,11 @@ def test_the_plan_follows_storage_and_settings(optgen, wide):
     assert "22 bytes per element" in plan("adamw", "--dtype", "bf16")
     assert "p g in bf16, m v in fp32; computed in fp32" in plan("adamw", "--dtype", "bf16")
     assert "14 bytes per element" in plan("adamw", "--dtype", "bf16", "--state-dtype", "bf16")
-    assert "mu_product on the host" in plan("nadam")
+    assert "one number a tensor, on the host: mu_product" in plan("nadam")
+    assert "one number a row: row_var; one number a col: col_var" in plan("adafactor")
+    assert "r1 = sum by row" in plan("adafactor")
+    assert "one number in all: d, d_max, d_numerator" in plan("prodigy")
+    assert "state: 8 bytes per element" in plan("sophia")  # m and h; what a step is handed is none
     assert "r0 = sum, r1 = sum" in plan("lamb")
 
 

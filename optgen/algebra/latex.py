@@ -47,6 +47,7 @@ def latex(program: Program) -> str:
     """
     if program.scalars:
         program = program.map(lambda n: program.scalars[int(n.value or 0)] if n.op is Op.SCALAR else None)
+    program = program.map(lambda n: n.args[0] if n.op is Op.ONCE else None)
     letters = _Letters(program)
     order, names = _statements(program)
     label = letters.labels(order, names, program.assigns)
@@ -138,7 +139,8 @@ class _Letters:
             return RANDOM[n.op]
         if n.op is not Op.LOAD:
             return self.write(name)
-        return self.write(name, "t" if name in ("g", "u") else "t-1")
+        given = name in ("g", "u", *self.program.inputs)
+        return self.write(name, "t" if given else "t-1")
 
     def after(self, target: str) -> str:
         return self.write(target, "t") + "'" * (target in ("g", "u"))
@@ -227,7 +229,7 @@ def _spell(n: Node, texts: Mapping[Node, Spelling], letters: _Letters, named: se
         return _mean(x, *_last_two(y), texts, named), 6
     if n.op in WRITTEN:
         return WRITTEN[n.op] % tuple(texts[a][0] for a in n.args), ATOM
-    if n.op in (Op.CAST, Op.ONCE):
+    if n.op is Op.CAST:
         return texts[x]
     if n.op is Op.DIV:
         return rf"\frac{{{texts[x][0]}}}{{{texts[y][0]}}}", 8

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from optgen.backends import Layout
 from optgen.ir import ATOM, INFIX, LEAVES, DType, Extent, Node, Op, Spelling, infix, name_nodes, toposort
-from optgen.plan import Phase, Plan, Reduction
+from optgen.plan import Phase, Plan, reduction_text
 
 Spell = Callable[[Node, Sequence[Spelling]], Spelling]
 PYTHON = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins)})
@@ -169,15 +169,13 @@ def header(layout: Layout, math_mode: str) -> str:
     if plan.totals:
         lines += ["", "For all tensors together, in float64 between the phases:"]
         lines += [f"    total{i} = {n!r}" for i, n in enumerate(plan.totals)]
+    if plan.onces:
+        lines += ["", "The same in every group, computed by the host in float64:"]
+        lines += [f"    once{i} = {n!r}" for i, n in enumerate(plan.onces)]
     if plan.scalars:
         lines += ["", "Scalars, which the host computes in float64:"]
         lines += [f"    s{i} = {scalar!r}" for i, scalar in enumerate(plan.scalars)]
     return "\n".join(lines) + '\n"""\n'
-
-
-def reduction_text(r: Reduction) -> str:
-    """`sum`, or `sum by row`."""
-    return r.op.value + (f" by {r.extent.name.lower()}" if r.extent.sliced else "")
 
 
 def indent(lines: Iterable[str], depth: int) -> str:

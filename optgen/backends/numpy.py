@@ -14,7 +14,7 @@ import numpy as np
 from optgen.backends import Layout, View
 from optgen.backends.emit import Names, header, indent, write
 from optgen.ir import DType, Extent, Node, Op, spell
-from optgen.plan import Plan, Reduction, Round
+from optgen.plan import Plan, Reduction, Round, reduction_text
 from optgen.semantics import MEANING, evaluate
 
 REAL: dict[str, type[np.floating]] = {"fp32": np.float32, "fp64": np.float64}
@@ -181,14 +181,27 @@ def emit(plan: Plan) -> str:
     """The plan as the reference walks it, in the notation of rules."""
     names = Names(plan, ())
     parts = [header(Layout(plan), "exact")]
-    for k, phase in enumerate(plan.phases):
-        lines, results = write(phase.roots(), plan.names, names, spell)
-        lines += [f"{s} <- {result}" for s, result in zip(phase.stores, results, strict=False)]
-        reduced = zip(phase.reductions, results[len(phase.stores) :], strict=True)
-        lines += [f"r{r.slot} = {r.op.value}({result})" for r, result in reduced]
-        parts.append(f"# phase {k}: load {', '.join(phase.loads)}\n" + indent(lines, 0))
+    for k in range(len(plan.phases) + 1):
+        for found in plan.rounds:
+            reductions = (*found.small, *found.over)
+            if found.boundary == k and reductions:
+                lines, results = write([r.operand for r in reductions], plan.names, names, spell)
+                lines += [_reduced(r, result) for r, result in zip(reductions, results, strict=True)]
+                parts.append(f"# before phase {k}\n" if k < len(plan.phases) else "# after the last phase\n")
+                parts[-1] += indent(lines, 0)
+        if k < len(plan.phases):
+            phase = plan.phases[k]
+            lines, results = write(phase.roots(), plan.names, names, spell)
+            lines += [f"{s} <- {result}" for s, result in zip(phase.stores, results, strict=False)]
+            reduced = zip(phase.reductions, results[len(phase.stores) :], strict=True)
+            lines += [_reduced(r, result) for r, result in reduced]
+            parts.append(f"# phase {k}: load {', '.join(phase.loads)}\n" + indent(lines, 0))
     if plan.finish:
         lines, results = write(list(plan.finish.values()), plan.names, names, spell)
         lines += [f"{s} <- {result}" for s, result in zip(plan.finish, results, strict=True)]
-        parts.append("# after the last phase\n" + indent(lines, 0))
+        parts.append("# states that are no element's\n" + indent(lines, 0))
     return "\n".join(parts)
+
+
+def _reduced(reduction: Reduction, operand: str) -> str:
+    return f"r{reduction.slot} = {reduction_text(reduction)}({operand})"
