@@ -1,0 +1,157 @@
+"""The functions between phases: sums completed, values of slices and of all tensors, coarse states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optgen.backends import Layout, across
+from optgen.backends.cpu.spelling import (
+    TILE,
+    accumulate,
+    neutral,
+    reading,
+    slice_at,
+    speller,
+    states_at,
+    table_cell,
+)
+from optgen.backends.emit import (
+    Names,
+    finishes,
+    indent,
+    leaves,
+    write,
+)
+from optgen.ir import Extent, Node, Op
+from optgen.plan import Reduction, Round
+
+
+def gather_source(layout: Layout, k: int, found: Round, names: Names) -> str:
+    """Complete the reductions of a round, tensor by tensor, in a fixed order."""
+    plan = layout.plan
+    ops = {r.slot: r.op for phase in plan.phases for r in phase.reductions}
+    body = []
+    for slot in found.sweeps:
+        body += (_lines if plan.extents[slot].sliced else _parts)(layout, slot, ops[slot])
+    for r in found.small:
+        body += _small(layout, r, names)
+    for r in found.over:
+        texts, (result,) = write([r.operand], plan.names, names, speller(plan.real), names.taken)
+        body += [*reading(layout, names, leaves([r.operand], ())), *texts]
+        body.append(f"sum{r.slot} = {accumulate(r.op, f'sum{r.slot}', f'f64({result})')}")
+    lines = [f"sum{r.slot} = {neutral(r.op)}" for r in found.over]
+    lines += ["for tensor in range(len(tensors)):", *("    " + line for line in body)]
+    for r in found.over:
+        number = f"numbers[{plan.numbers[f'@slot{r.slot}']}]"
+        lines.append(f"{number} = sum{r.slot}")
+    return f"@compiled\ndef gather{k}({', '.join(layout.arguments)}):\n" + indent(lines, 1)
+
+
+def _parts(layout: Layout, slot: int, op: Op) -> list[str]:
+    """A tensor's sum, from those of its chunks."""
+    return [
+        f"first = {table_cell(layout, '@first')}",
+        f"total = partials[first, {slot}]",
+        f"for c in range(first + 1, first + {table_cell(layout, '@count')}):",
+        f"    total = {accumulate(op, 'total', f'partials[c, {slot}]')}",
+        f"slots[tensor, {slot}] = total",
+    ]
+
+
+def _lines(layout: Layout, slot: int, op: Op) -> list[str]:
+    """The sums of a tensor's slices, from those of its tiles."""
+    kind, columns = layout.plan.extents[slot], across(layout.plan.extents[slot])
+    rank = layout.parts(columns).index(slot)
+    head = [
+        f"first, at = {table_cell(layout, '@first')}, {table_cell(layout, f'@slot{slot}')}",
+        f"columns, rows = {table_cell(layout, '@columns')}, {table_cell(layout, '@rows')}",
+        f"down, across = {table_cell(layout, '@tiles_down')}, {table_cell(layout, '@tiles_across')}",
+        f"inner, count = {table_cell(layout, f'@inner_{kind}')}, {table_cell(layout, f'@count_{kind}')}",
+        f"height = {table_cell(layout, '@lines')}",
+    ]
+    if columns:
+        part = f"column_parts[tile, {rank}, column % {TILE[1]}]"
+        return [
+            *head,
+            "kept = height // inner",
+            "outer = height // rows // kept",
+            "for which in range(kept):",
+            "    for column in range(columns):",
+            f"        total = {neutral(op)}",
+            "        for turn in range(outer):",
+            "            for nth in range(down):",
+            f"                tile = first + ((turn*kept + which)*down + nth)*across + column // {TILE[1]}",
+            f"                total = {accumulate(op, 'total', part)}",
+            "        lines[at + which*columns + column] = total",
+        ]
+    part = f"line_parts[tile + side, {rank}, line % rows % {TILE[0]}]"
+    return [
+        *head,
+        "outer = height // (inner*count)",
+        "for which in range(count):",
+        f"    total = {neutral(op)}",
+        "    for turn in range(outer):",
+        "        for nth in range(inner):",
+        "            line = (turn*count + which)*inner + nth",
+        f"            tile = first + (line // rows*down + line % rows // {TILE[0]})*across",
+        "            for side in range(across):",
+        f"                total = {accumulate(op, 'total', part)}",
+        "    lines[at + which] = total",
+    ]
+
+
+def _at_slice(layout: Layout, kind: Extent, found: Sequence[Node], names: Names) -> list[str]:
+    """Lines that read what slice `at` of a kind has, of its own or of its matrix."""
+    lines = []
+    for n in found:
+        if n.extent.sliced:
+            at = "at"
+            if n.extent is not kind:
+                at = f"at // (count // {table_cell(layout, f'@count_{n.extent}')})"
+            lines.append(f"{names.leaf(n)} = {slice_at(layout, n, at)}")
+    return lines
+
+
+def _small(layout: Layout, r: Reduction, names: Names) -> list[str]:
+    """A reduction of slices: to one value, or to one for each matrix."""
+    plan, kind = layout.plan, r.operand.extent
+    found = leaves([r.operand], ())
+    texts, (result,) = write([r.operand], plan.names, names, speller(plan.real), names.taken)
+    groups = table_cell(layout, f"@count_{r.extent}") if r.extent.sliced else "1"
+    target = (
+        f"lines[{table_cell(layout, f'@slot{r.slot}')} + which]"
+        if r.extent.sliced
+        else f"slots[tensor, {r.slot}]"
+    )
+    return [
+        f"count, groups = {table_cell(layout, f'@count_{kind}')}, {groups}",
+        "each = count // groups",
+        *reading(layout, names, found),
+        "for which in range(groups):",
+        f"    total = {neutral(r.op)}",
+        "    for at in range(which*each, (which + 1)*each):",
+        *("        " + line for line in (*_at_slice(layout, kind, found, names), *texts)),
+        f"        total = {accumulate(r.op, 'total', f'f64({result})')}",
+        f"    {target} = total",
+    ]
+
+
+def finish_source(layout: Layout, names: Names) -> str:
+    """The new states of tensors and slices, the finest first."""
+    plan = layout.plan
+    lines = []
+    for kind, states in finishes(plan).items():
+        roots = [plan.finish[s] for s in states]
+        found = leaves(roots, ())
+        body, results = write(roots, plan.names, names, speller(plan.real), names.taken)
+        at = "at" if kind.sliced else "0"
+        body = [*_at_slice(layout, kind, found, names), *body]
+        for s, result in zip(states, results, strict=True):
+            body.append(f"{states_at(layout, s, at, '1')}[0] = {result}")
+        lines += reading(layout, names, found)
+        if kind.sliced:
+            lines += [f"count = {table_cell(layout, f'@count_{kind}')}", "for at in range(count):"]
+            body = ["    " + line for line in body]
+        lines += body
+    head = f"@compiled\ndef finish({', '.join(layout.arguments)}):\n    for tensor in range(len(tensors)):\n"
+    return head + indent(lines, 2)

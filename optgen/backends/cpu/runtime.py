@@ -1,0 +1,61 @@
+"""What emitted modules call: an instruction or two each, without a branch that would stop the vectoriser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+Build = Callable[..., Any]
+
+
+def _instruction(result: Any, arguments: tuple[Any, ...], build: Build) -> tuple[Any, Build]:
+    """What an intrinsic returns: its type, and how to make its code from an LLVM builder and values."""
+    return result(*arguments), lambda context, builder, signature, values: build(builder, *values)
+
+
+@intrinsic
+def pointer(typing: Any, address: Any) -> Any:
+    """An integer address as a pointer that `numba.carray` takes."""
+    return _instruction(types.voidptr, (address,), lambda builder, x: builder.inttoptr(x, cgutils.voidptr_t))
+
+
+@intrinsic
+def bits_of(typing: Any, x: Any) -> Any:
+    """The bits of a float32 as uint32."""
+    return _instruction(types.uint32, (types.float32,), lambda builder, x: builder.bitcast(x, ir.IntType(32)))
+
+
+@intrinsic
+def float_of(typing: Any, x: Any) -> Any:
+    """The float32 that some bits stand for."""
+    return _instruction(types.float32, (types.uint32,), lambda builder, x: builder.bitcast(x, ir.FloatType()))
+
+
+@intrinsic
+def where(typing: Any, condition: Any, a: Any, b: Any) -> Any:
+    """a where the condition holds, else b; both are computed."""
+    return _instruction(a, (types.boolean, a, a), lambda builder, c, x, y: builder.select(c, x, y))
+
+
+def _extreme(sign: str) -> Build:
+    def build(builder: Any, x: Any, y: Any) -> Any:
+        beyond = builder.fcmp_ordered(sign, x, y)
+        return builder.select(builder.or_(beyond, builder.fcmp_unordered("uno", x, x)), x, y)
+
+    return build
+
+
+@intrinsic
+def maximum(typing: Any, a: Any, b: Any) -> Any:
+    """The larger of two floats, or NaN where there is one."""
+    return _instruction(a, (a, a), _extreme(">"))
+
+
+@intrinsic
+def minimum(typing: Any, a: Any, b: Any) -> Any:
+    """The smaller of two floats, or NaN where there is one."""
+    return _instruction(a, (a, a), _extreme("<"))

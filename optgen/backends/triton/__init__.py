@@ -1,0 +1,140 @@
+"""A plan as Triton source: one multi-tensor kernel per phase.
+
+In: a layout. Out: the source of a module (`emit`), and a `Kernel` that launches it (`TritonKernel`).
+`ahead` compiles the same source where there is no GPU.
+
+A program instance updates one chunk of one tensor, block by block. A block that lies whole inside an
+aligned tensor takes the path without a mask, whose loads and stores are 128 bits wide; tails and
+misaligned views take the masked one. Addresses are read from a table, so nothing about a launch is an
+integer argument that Triton would specialise on, and offsets are int64. `math="exact"` divides and takes
+roots as IEEE says and contracts nothing. `math="fast"` leaves both to Triton's own `/` and `tl.sqrt`, which
+on NVIDIA's GPUs are div.full and sqrt.approx, wrong by 2 units in the last place and by 1 (PTX ISA), and
+contracts. Of two zeros `maximum` takes the second, as everywhere.
+`BLOCK` and `THREADS` were read off the registers and widths of the compiled code.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from types import ModuleType
+
+import numpy as np
+
+from optgen.backends import Layout, Tables
+from optgen.backends.emit import (
+    Names,
+    finishes,
+    header,
+    update,
+)
+from optgen.backends.triton.rounds import finish_lines, round_sources
+from optgen.backends.triton.specs import Spec, kernel_source, specs, word_of
+from optgen.backends.triton.spelling import (
+    BLOCK,
+    BLOCKS,
+    FORMS,
+    GLOBALS,
+    LOCALS,
+    THREADS,
+    speller,
+)
+from optgen.backends.triton.sweeps import sweep_lines, tile_lines
+from optgen.ir import Extent, Op, toposort
+from optgen.plan import Round
+
+__all__ = ["BLOCK", "BLOCKS", "THREADS", "Spec", "TritonKernel", "emit", "interpreting", "specs"]
+
+
+def interpreting() -> bool:
+    """Whether Triton executes kernels on the CPU (`TRITON_INTERPRET=1`, read when they are decorated)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def emit(layout: Layout, math_mode: str = "exact") -> str:
+    """The source of a module with the kernels of `specs`."""
+    plan = layout.plan
+    names = Names(plan, LOCALS, FORMS)
+    spell = speller(plan.real, math_mode)
+    parts = [f"{header(layout, math_mode)}\nimport triton\nimport triton.language as tl\n"]
+    ops = {n.op for n in toposort([*plan.roots, *plan.totals])}
+    ops |= {r.op for phase in plan.phases for r in phase.reductions}
+    ops |= {r.op for found in plan.rounds for r in (*found.small, *found.over)}
+    # Of two zeros both give b, on every machine, and a NaN where there is one; tl.maximum says neither.
+    extreme = "@triton.jit\ndef {}(a, b):\n    return tl.where(a {} b, a, tl.where(a != a, a, b))\n"
+    if ops & {Op.MAXIMUM, Op.AMAX}:
+        parts.append(extreme.format("maximum", ">"))
+    if Op.MINIMUM in ops:
+        parts.append(extreme.format("minimum", "<"))
+    for k, phase in enumerate(plan.phases):
+        parts.append("@triton.jit\n" + update(k, phase, plan, names, spell, GLOBALS))
+        build = tile_lines if layout.tiled else sweep_lines
+        parts.append(kernel_source(layout, f"sweep{k}", build(layout, k, phase, names)))
+    for k, found in enumerate(plan.rounds):
+        parts += round_sources(layout, k, found, names, spell)
+    for kind, states in finishes(plan).items():
+        parts.append(
+            kernel_source(layout, f"finish_{word_of(kind)}", finish_lines(layout, kind, states, names, spell))
+        )
+    return "\n\n".join(parts)
+
+
+class TritonKernel:
+    """A module made by `emit`. Launches on the device of its tables, or in Triton's interpreter."""
+
+    numpy_tables = False
+
+    def __init__(self, layout: Layout, module: ModuleType, math_mode: str = "exact"):
+        self.layout, self.module = layout, module
+        # The interpreter spends milliseconds on a program instance: small chunks keep tests quick.
+        self.specs = specs(layout, interpreting())
+        swept = next((s.constants for s in self.specs.values() if s.grid == "chunks"), {})
+        blocks = swept.get("BLOCKS", 1)
+        self.chunk = swept.get("BLOCK", 1) * blocks
+        self.tile = (swept.get("HEIGHT", 1) * blocks, swept.get("WIDTH", 1))
+        self.fuse = math_mode == "fast"
+
+    def sweep(self, phase: int, tables: Tables) -> None:
+        """Run one phase over every chunk."""
+        self._launch(f"sweep{phase}", tables)
+
+    def gather(self, found: Round, tables: Tables) -> None:
+        """Complete the reductions of a round: a launch for each kind of slice, or for all tensors."""
+        k = self.layout.plan.rounds.index(found)
+        slots = [f"lines{slot}" for slot in found.sweeps] + [f"small{r.slot}" for r in found.small]
+        for name in (f"combine{k}", *slots, f"over{k}"):
+            if name in self.specs:
+                self._launch(name, tables)
+
+    def total(self, found: Round, tables: Tables) -> None:
+        """Compute the totals of a round."""
+        self._launch(f"total{self.layout.plan.rounds.index(found)}", tables)
+
+    def finish(self, tables: Tables) -> None:
+        """Write the new states of tensors and slices, the finest first."""
+        for name in self.specs:
+            if name.startswith("finish_"):
+                self._launch(name, tables)
+
+    def _launch(self, name: str, tables: Tables) -> None:
+        spec = self.specs[name]
+        piece = tables.slices[spec.grid] if isinstance(spec.grid, Extent) else None
+        special = {"slices": piece, "size": tables.size}
+        arguments = [special[t] if t in special else getattr(tables, t) for t in spec.tables]
+        counts = {"chunks": len(tables.chunks), "tensors": len(tables.tensors), "one": 1}
+        programs = len(tables.slices[spec.grid]) if isinstance(spec.grid, Extent) else counts[spec.grid]
+        kernel = getattr(self.module, name)[(programs,)]
+        if interpreting():
+            with np.errstate(all="ignore"):  # the interpreter computes with NumPy, and IEEE has an answer
+                kernel(*arguments, **spec.constants)
+        else:
+            kernel(
+                *arguments, **spec.constants, num_warps=THREADS // _warp_size(), enable_fp_fusion=self.fuse
+            )
+
+
+@cache
+def _warp_size() -> int:
+    from triton.runtime import driver
+
+    return int(driver.active.get_current_target().warp_size)

@@ -1,0 +1,237 @@
+"""The kernels between phases: sums completed, values of slices and of all tensors, coarse states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from optgen.backends import Layout, across
+from optgen.backends.emit import (
+    Names,
+    Spell,
+    leaves,
+    write,
+)
+from optgen.backends.triton.specs import kernel_source
+from optgen.backends.triton.spelling import (
+    TYPES,
+    accumulate,
+    entry_of,
+    neutral,
+    pointer_of,
+    reading,
+    reduce_axis,
+    shifted,
+    speller,
+    table_cell,
+)
+from optgen.backends.triton.sweeps import slice_values
+from optgen.ir import LEAVES, DType, Extent, Node, Op, toposort
+from optgen.plan import Reduction, Round
+
+
+def round_sources(layout: Layout, k: int, found: Round, names: Names, spell: Spell) -> list[str]:
+    """The kernels that complete the reductions of a round, and that of its totals."""
+    plan, parts = layout.plan, []
+    ops = {r.slot: r.op for phase in plan.phases for r in phase.reductions}
+    tensor = [slot for slot in found.sweeps if not plan.extents[slot].sliced]
+    if tensor:
+        parts.append(kernel_source(layout, f"combine{k}", _combine(layout, tensor, ops)))
+    for slot in found.sweeps:
+        if plan.extents[slot].sliced:
+            parts.append(kernel_source(layout, f"lines{slot}", _lines(layout, slot, ops[slot])))
+    for r in found.small:
+        parts.append(kernel_source(layout, f"small{r.slot}", _small(layout, r, names, spell)))
+    if found.over:
+        parts.append(kernel_source(layout, f"over{k}", _over(layout, found.over, names, spell)))
+    if found.totals:
+        parts.append(kernel_source(layout, f"total{k}", _total(layout, found, names)))
+    return parts
+
+
+def _combine(layout: Layout, slots: Sequence[int], ops: Mapping[int, Op]) -> list[str]:
+    """One program a tensor: add up its chunks' partial results, in float64 and in a fixed order."""
+    columns, count = layout.columns, layout.plan.slots
+    lines = [
+        "tensor = tl.program_id(0).to(tl.int64)",
+        f"entry = tensors + tensor*{layout.width}",
+        f"first = tl.load({shifted('entry', columns['@first'])})",
+        f"count = tl.load({shifted('entry', columns['@count'])})",
+        "lane = tl.arange(0, BLOCK)",
+    ]
+    for slot in slots:
+        empty = neutral(ops[slot])
+        lines += [
+            f"total = tl.full([BLOCK], {empty}, tl.float64)",
+            "for done in range(0, count, BLOCK):",
+            f"    at = {table_cell('partials', '(first + done + lane)', count, slot)}",
+            f"    part = tl.load(at, done + lane < count, {empty})",
+            f"    total = {accumulate(ops[slot], 'total', 'part')}",
+            f"tl.store({table_cell('slots', 'tensor', count, slot)}, {reduce_axis(ops[slot], 'total', 0)})",
+        ]
+    return lines
+
+
+PIECE = (
+    "piece = tl.program_id(0).to(tl.int64)",
+    "tensor = tl.load(slices + piece*2)",
+    "start = tl.load(slices + piece*2 + 1)",
+)
+
+
+def _lines(layout: Layout, slot: int, op: Op) -> list[str]:
+    """Some slices of a tensor: add up the parts that its tiles have of them."""
+    kind, columns = layout.plan.extents[slot], across(layout.plan.extents[slot])
+    rank, ranks = layout.parts(columns).index(slot), len(layout.parts(columns))
+    named = {
+        "first": "first", "columns": "columns", "rows": "rows", "height": "lines",
+        "down": "tiles_down", "across": "tiles_across",
+        "inner": f"inner_{kind}", "count": f"count_{kind}",
+    }  # fmt: skip
+    lines = [*PIECE, f"entry = tensors + tensor*{layout.width}"]
+    lines += [f"{name} = {entry_of(layout, f'@{column}')}" for name, column in named.items()]
+    lines += ["which = (start + tl.arange(0, SLICES))[None, :]", "deep = tl.arange(0, DEPTH)[:, None]"]
+    if columns:
+        lines += [
+            "kept = height // inner",
+            "column = which % columns",
+            "groups = kept*columns",
+            "parts = height // rows // kept*down",
+        ]
+        place = [
+            "matrix = nth // down*kept + which // columns",
+            "tile = first + (matrix*down + nth % down)*across + column // WIDTH",
+            f"at = column_parts + (tile*{ranks} + {rank})*WIDTH + column % WIDTH",
+        ]
+    else:
+        lines += ["groups = count", "parts = height // count*across"]
+        place = [
+            "line = (nth // (across*inner)*count + which)*inner + nth // across % inner",
+            "tile = first + (line // rows*down + line % rows // HEIGHT)*across + nth % across",
+            f"at = line_parts + (tile*{ranks} + {rank})*HEIGHT + line % rows % HEIGHT",
+        ]
+    return [
+        *lines,
+        f"total = tl.full([DEPTH, SLICES], {neutral(op)}, tl.float64)",
+        "for done in range(0, parts, DEPTH):",
+        "    nth = done + deep",
+        *("    " + line for line in place),
+        f"    part = tl.load(at, (nth < parts) & (which < groups), {neutral(op)})",
+        f"    total = {accumulate(op, 'total', 'part')}",
+        "at = start + tl.arange(0, SLICES)",
+        f"tl.store(lines + {entry_of(layout, f'@slot{slot}')} + at, "
+        f"{reduce_axis(op, 'total', 0)}, at < groups)",
+    ]
+
+
+def _at_slice(layout: Layout, kind: Extent, found: Sequence[Node], names: Names) -> list[str]:
+    """Lines that read what slices `at` of a kind have, of their own or of their matrix."""
+    lines = []
+    for n in found:
+        if n.extent.sliced:
+            at = "at"
+            if n.extent is not kind:
+                at = f"at // (count // {entry_of(layout, f'@count_{n.extent}')})"
+            lines.append(f"{names.leaf(n)} = {slice_values(layout, n, at, 'live')}")
+    return lines
+
+
+def _small(layout: Layout, r: Reduction, names: Names, spell: Spell) -> list[str]:
+    """A reduction of slices: of a tensor's to one value, or to one for each matrix."""
+    plan, kind = layout.plan, r.operand.extent
+    found = leaves([r.operand], ())
+    texts, (result,) = write([r.operand], plan.names, names, spell, names.taken)
+    shape = "[DEPTH, SLICES]" if r.extent.sliced else "[BLOCK]"
+    lines = list(PIECE) if r.extent.sliced else ["tensor = tl.program_id(0).to(tl.int64)"]
+    lines += [f"entry = tensors + tensor*{layout.width}", f"count = {entry_of(layout, f'@count_{kind}')}"]
+    if r.extent.sliced:
+        lines += [
+            f"groups = {entry_of(layout, f'@count_{r.extent}')}",
+            "each = count // groups",
+            "which = (start + tl.arange(0, SLICES))[None, :]",
+            "deep = tl.arange(0, DEPTH)[:, None]",
+        ]
+        index = ["at = which*each + done + deep", "live = (done + deep < each) & (which < groups)"]
+    else:
+        lines += ["each = count", "deep = tl.arange(0, BLOCK)"]
+        index = ["at = done + deep", "live = at < count"]
+    term = f"tl.where(live, tl.zeros({shape}, tl.float64) + ({result}), {neutral(r.op)})"
+    lines += reading(layout, names, found)
+    lines += [
+        f"total = tl.full({shape}, {neutral(r.op)}, tl.float64)",
+        f"for done in range(0, each, {'DEPTH' if r.extent.sliced else 'BLOCK'}):",
+        *("    " + line for line in (*index, *_at_slice(layout, kind, found, names), *texts)),
+        f"    total = {accumulate(r.op, 'total', term)}",
+    ]
+    total = reduce_axis(r.op, "total", 0)
+    if r.extent.sliced:
+        lines.append("at = start + tl.arange(0, SLICES)")
+        lines.append(f"tl.store(lines + {entry_of(layout, f'@slot{r.slot}')} + at, {total}, at < groups)")
+    else:
+        lines.append(f"tl.store({table_cell('slots', 'tensor', plan.slots, r.slot)}, {total})")
+    return lines
+
+
+def _over(layout: Layout, found: Sequence[Reduction], names: Names, spell: Spell) -> list[str]:
+    """One program: what reductions over all tensors find in those of this launch."""
+    plan = layout.plan
+    roots = [r.operand for r in found]
+    texts, results = write(roots, plan.names, names, spell, names.taken)
+    body = [
+        "at = done + tl.arange(0, BLOCK)",
+        "live = at < count",
+        "tensor = tl.where(live, at, 0)",
+        f"entry = tensors + tensor*{layout.width}",
+        *reading(layout, names, leaves(roots, ())),
+        *texts,
+    ]
+    for r, result in zip(found, results, strict=True):
+        term = f"tl.where(live, tl.zeros([BLOCK], tl.float64) + ({result}), {neutral(r.op)})"
+        body.append(f"sum{r.slot} = {accumulate(r.op, f'sum{r.slot}', term)}")
+    lines = ["count = tl.load(size)"]
+    lines += [f"sum{r.slot} = tl.full([BLOCK], {neutral(r.op)}, tl.float64)" for r in found]
+    lines += ["for done in range(0, count, BLOCK):", *("    " + line for line in body)]
+    for r in found:
+        place = shifted("numbers", plan.numbers[f"@slot{r.slot}"])
+        lines.append(f"tl.store({place}, {reduce_axis(r.op, f'sum{r.slot}', 0)})")
+    return lines
+
+
+def _total(layout: Layout, found: Round, names: Names) -> list[str]:
+    """One program: the totals of a round, in float64."""
+    plan = layout.plan
+    roots = [plan.totals[i] for i in found.totals]
+    lines = []
+    for n in toposort(roots):
+        if n.op in LEAVES and n.op is not Op.CONST:
+            value = n.value or ""
+            key = {Op.SLOT: f"@slot{value}", Op.TOTAL: f"@{value}"}.get(n.op, value)
+            truth = " != 0" if n.dtype is DType.BOOL else ""
+            lines.append(f"{names.leaf(n)} = tl.load({shifted('numbers', plan.numbers[key])}){truth}")
+    texts, results = write(roots, plan.names, names, speller("fp64", "exact"), names.taken)
+    lines += texts
+    for i, result in zip(found.totals, results, strict=True):
+        value = f"tl.where({result}, 1.0, 0.0)" if plan.totals[i].dtype is DType.BOOL else result
+        lines.append(f"tl.store({shifted('numbers', plan.numbers[f'@total{i}'])}, {value})")
+    return lines
+
+
+def finish_lines(
+    layout: Layout, kind: Extent, states: Sequence[str], names: Names, spell: Spell
+) -> list[str]:
+    """The new values of the states of one extent: one program a tensor, or for some of its slices."""
+    plan = layout.plan
+    roots = [plan.finish[s] for s in states]
+    found = leaves(roots, ())
+    body, results = write(roots, plan.names, names, spell, names.taken)
+    lines = list(PIECE) if kind.sliced else ["tensor = tl.program_id(0).to(tl.int64)"]
+    lines.append(f"entry = tensors + tensor*{layout.width}")
+    if kind.sliced:
+        lines.append(f"count = {entry_of(layout, f'@count_{kind}')}")
+        lines += ["at = start + tl.arange(0, SLICES)", "live = at < count"]
+    lines += [*reading(layout, names, found), *_at_slice(layout, kind, found, names), *body]
+    for s, result in zip(states, results, strict=True):
+        place = pointer_of(layout, s, TYPES[plan.real])
+        lines.append(
+            f"tl.store({place} + at, {result}, live)" if kind.sliced else f"tl.store({place}, {result})"
+        )
+    return lines

@@ -1,0 +1,158 @@
+"""Tensors that share a launch, and the tables that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optgen.backends import SLICES, Kernel, Layout, Tables, View, across
+from optgen.ir import Extent, Op, toposort
+from optgen.launch.geometry import Geometry
+from optgen.launch.work import Work
+from optgen.plan import Plan
+
+
+@dataclass
+class Bucket:
+    """Tensors that share a launch, and the tables of it."""
+
+    device: torch.device
+    plan: Plan
+    layout: Layout
+    kernel: Kernel | None
+    members: list[int]  # indices into the step's work
+    geometries: list[Geometry]
+    tables: Tables = field(init=False)
+    host: np.ndarray = field(init=False)  # the host's copy of tables.tensors
+    sent: np.ndarray | None = field(init=False, default=None)  # what the device has of it
+    reads: tuple[str, ...] = field(init=False)  # host states and shape facts that the scalars depend on
+
+    def __post_init__(self) -> None:
+        leaves = [n for n in toposort(self.plan.scalars) if not n.args]
+        facts = [n.value or "" for n in leaves if n.op is Op.SHAPE]
+        states = [n.value or "" for n in leaves if n.op is Op.LOAD]
+        self.reads = tuple(dict.fromkeys([*facts, *states]))
+
+    def build(self, work: Sequence[Work]) -> None:
+        """Fill the columns that depend on sizes and strides."""
+        assert self.kernel is not None
+        columns = self.layout.columns
+        numels = np.array([work[m].param.numel() for m in self.members], np.int64)
+        table = np.zeros((len(numels), self.layout.width), np.int64)
+        table[:, columns["@numel"]] = numels
+        views = [View.of(work[m].param.shape, self.plan.slices) for m in self.members]
+        chunks, counts = self._tiles(table, views) if self.layout.tiled else self._chunks(numels)
+        table[:, columns["@first"]], table[:, columns["@count"]] = np.cumsum(counts) - counts, counts
+        for i, found in enumerate(self.geometries):
+            for d, size in enumerate(found.sizes):
+                table[i, columns[f"@size{d}"]] = size
+                for s, strides in zip(self.plan.codecs, found.strides, strict=True):
+                    if f"@stride_{s}{d}" in columns:
+                        table[i, columns[f"@stride_{s}{d}"]] = strides[d]
+        self.host, self.sent = table, None
+        slots = self.plan.slots
+        self.tables = Tables(
+            tensors=None,
+            chunks=self.put(chunks),
+            scalars=None,
+            partials=self.empty(len(chunks), slots),
+            slots=self.empty(len(numels), slots),
+        )
+        if self.plan.numbers:
+            self.tables.numbers = self.empty(len(self.plan.numbers))
+            self.tables.size = self.put(np.array([len(numels)], np.int64))
+        if self.layout.tiled:
+            self._slices(table, views, len(chunks))
+
+    def _chunks(self, numels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The chunks of the tensors, and how many each has."""
+        chunk = self.kernel.chunk  # type: ignore[union-attr]
+        counts = -(-numels // chunk)
+        tensor = np.repeat(np.arange(len(numels)), counts)
+        starts = (np.arange(int(counts.sum())) - (np.cumsum(counts) - counts)[tensor]) * chunk
+        return np.stack([tensor, starts], axis=1).astype(np.int64), counts
+
+    def _tiles(self, table: np.ndarray, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
+        """The tiles of the tensors, none of which lies in two matrices, and how many each tensor has."""
+        columns, (height, width) = self.layout.columns, self.kernel.tile  # type: ignore[union-attr]
+        apart = any(across(kind) or kind is Extent.MATRIX for kind in self.plan.slices)
+        found = []
+        for i, view in enumerate(views):
+            rows = view.rows if apart else view.lines
+            tops = (np.arange(0, view.lines, rows)[:, None] + np.arange(0, rows, height)).ravel()
+            lefts = np.arange(0, view.columns, width)
+            tile = np.stack([a.ravel() for a in np.meshgrid(tops, lefts, indexing="ij")], axis=1)
+            found.append(np.insert(tile, 0, i, axis=1))
+            numbers = {
+                "columns": view.columns, "rows": rows, "lines": view.lines,
+                "tiles_down": -(-rows // height), "tiles_across": len(lefts),
+            }  # fmt: skip
+            for kind in self.plan.slices:
+                numbers |= {f"inner_{kind}": view.inner(kind), f"count_{kind}": view.count(kind)}
+            for name, value in numbers.items():
+                table[i, columns[f"@{name}"]] = value
+        return np.concatenate(found).astype(np.int64), np.array([len(f) for f in found], np.int64)
+
+    def _slices(self, table: np.ndarray, views: Sequence[View], tiles: int) -> None:
+        """Places for what slices have, and for the parts of it that tiles find."""
+        columns, (height, width) = self.layout.columns, self.kernel.tile  # type: ignore[union-attr]
+        used = 0
+        for slot in self.layout.lines:
+            for i, view in enumerate(views):
+                table[i, columns[f"@slot{slot}"]] = used
+                used += view.count(self.plan.extents[slot])
+        down, over = len(self.layout.parts(False)), len(self.layout.parts(True))
+        self.tables.lines = self.empty(used)
+        self.tables.line_parts = self.empty(tiles if down else 1, max(1, down), height)
+        self.tables.column_parts = self.empty(tiles if over else 1, max(1, over), width)
+        for kind in self.plan.slices:
+            starts = [(i, s) for i, view in enumerate(views) for s in range(0, view.count(kind), SLICES)]
+            self.tables.slices[kind] = self.put(np.array(starts, np.int64).reshape(-1, 2))
+
+    def put(self, array: np.ndarray) -> Any:
+        """An array where the kernel reads it."""
+        if self.numpy_tables:
+            return np.ascontiguousarray(array)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+    def empty(self, *sizes: int) -> Any:
+        """A float64 table of zeros where the kernel reads it, never an empty one."""
+        return self.put(np.zeros(tuple(max(1, size) for size in sizes)))
+
+    @property
+    def numpy_tables(self) -> bool:
+        """Whether the kernel takes NumPy arrays; Triton takes torch tensors, in its interpreter too."""
+        return self.kernel is not None and self.kernel.numpy_tables
+
+    def point(self, work: Sequence[Work], rows: np.ndarray, seeds: Sequence[int]) -> list[Tensor]:
+        """Fill the address and row columns. Returns the spill buffers, to be kept alive."""
+        columns, table = self.layout.columns, self.host
+        spills: list[Tensor] = []
+        members = [work[m] for m in self.members]
+        for name in self.layout.pointers:
+            if name.startswith("#"):
+                dtype = torch.float64 if self.plan.real == "fp64" else torch.float32
+                buffers = [torch.empty(w.param.numel(), dtype=dtype, device=self.device) for w in members]
+                spills += buffers
+                addresses = [b.data_ptr() for b in buffers]
+            else:
+                addresses = [w.tensor(name).data_ptr() for w in members]
+            table[:, columns[name]] = addresses
+        element = [columns[n] for n in self.layout.pointers if n not in self.plan.tensor_states]
+        table[:, columns["@aligned"]] = (table[:, element] % 16 == 0).all(axis=1)
+        if self.layout.tiled:  # a line must begin at such an address too
+            table[:, columns["@aligned"]] &= table[:, columns["@columns"]] % 16 == 0
+        table[:, columns["@row"]] = rows
+        if self.plan.random:
+            table[:, columns["@param"]] = [w.index for w in members]
+            table[:, columns["@step"]] = [int(w.step) for w in members]
+            table[:, columns["@seed"]] = seeds
+        if self.sent is None or not np.array_equal(self.sent, table):
+            self.tables.tensors = self.put(table)
+            self.sent = table.copy()
+        return spills

@@ -1,0 +1,103 @@
+"""One parameter's part in a step, and the host's values of what it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optgen.ir import Node, Op
+
+CODEC_OF = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+}
+SUPPORTED = "float32, float64, bfloat16 and float16"
+Truths = tuple[int, ...]  # which facts hold, and the number of dimensions where it matters
+
+
+@dataclass(slots=True)
+class Work:
+    """One parameter's part in a step: its gradient (None in a mode), states by name, group and count.
+
+    `inputs` are further tensors that the step was handed; `index` counts the optimizer's parameters.
+    """
+
+    param: Tensor
+    grad: Tensor | None
+    states: Mapping[str, Tensor]
+    group: int
+    truths: Truths
+    step: float
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    index: int = 0
+
+    def tensor(self, store: str) -> Tensor:
+        """The tensor of an element store; what a mode has no gradient for is its parameter's."""
+        if store == "p" or (store == "g" and self.grad is None):
+            return self.param
+        if store == "g":
+            return cast(Tensor, self.grad)
+        return self.states[store] if store in self.states else self.inputs[store]
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """A tensor's memory as NumPy sees it; 16-bit storage as its raw bits."""
+    tensor = tensor.detach()
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        return tensor.view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy()
+
+
+def signature_of(w: Work) -> tuple[Any, ...]:
+    """Everything that a bucket and its tables depend on, but for addresses and scalars."""
+    p, g = w.param, w.grad
+    if w.inputs:
+        more = tuple((name, x.stride(), x.dtype) for name, x in w.inputs.items())
+        return (*signature_of(replace(w, inputs={})), more)
+    states = tuple(map(id, w.states.values()))  # alive as long as the signature is kept
+    if g is None:
+        return p.shape, p.stride(), p.dtype, p.device, w.truths, states
+    return p.shape, p.stride(), p.dtype, p.device, g.stride(), g.dtype, w.truths, states
+
+
+def fact_of(w: Work, name: str) -> float:
+    """A shape fact, or the value of a state that the host computes."""
+    shape = w.param.shape
+    if name not in ("numel", "ndim", "rows", "cols") and name not in w.states:  # elements of a slice
+        sizes = [shape[int(name[4:-1])] if name.startswith("DIM") else shape[0] if len(shape) else 1]
+        return float(w.param.numel() / sizes[0])
+    match name:
+        case "numel":
+            return float(w.param.numel())
+        case "ndim":
+            return float(w.param.dim())
+        case "rows":
+            return float(shape[-2]) if len(shape) >= 2 else 1.0
+        case "cols":
+            return float(shape[-1]) if len(shape) >= 1 else 1.0
+    return float(w.states[name].item())
+
+
+def step_leaf(n: Node, options: Mapping[str, Any], step: float, facts: Mapping[str, float]) -> Any:
+    """The float64 value of a leaf that the host knows."""
+    if n.op is Op.HYPER:
+        value = lookup(options, n.value or "")
+        if value is None:
+            raise ValueError(f"hyperparameter '{n.value}' is None, but the rule needs a number here")
+        return np.float64(float(value))
+    if n.op is Op.COUNT:
+        return np.float64(step)
+    return np.float64(facts[n.value or ""])
+
+
+def lookup(options: Mapping[str, Any], path: str) -> Any:
+    """The value of `lr`, or of one item of a tuple, `betas[0]`, in a parameter group."""
+    name, _, item = path.partition("[")
+    return options[name][int(item[:-1])] if item else options[name]
