@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import optgen
+from optgen import library
 
 RULES = {
     "factored": """
@@ -94,6 +95,10 @@ hyper(lr=1e-2)
 p = p - lr*g + 0.01*normal() + 0.1*uniform() - 0.3*normal()
 """,
 }
+FACTORED = {name: name for name in ("adafactor", "came", "sm3", "adamp", "sgdp")}
+FACTORED["adafactor with a first moment"] = library.rule("adafactor", beta1=0.9)
+FACTORED["sm3 with momentum"] = library.rule("sm3", momentum=0.9)
+FACTORED["neuron_norm"] = library.chain("adamw", "neuron_norm")
 SHAPES = ((7,), (6, 5), (4, 3, 2), (), (2, 3, 4, 5), (1, 9), (11, 1))
 LARGE = (*SHAPES, (70, 530), (130, 3), (3, 65, 33), (20_000,))
 SMALL = (*SHAPES, (19, 35), (3, 5, 17))

@@ -5,11 +5,11 @@ import re
 import pytest
 
 from buckets import planned
-from optgen import cache, library
+from optgen import cache, library, settings
 from optgen.backends import Layout
 from optgen.backends.ahead import compile_ahead
 from optgen.backends.triton import interpreting
-from optgen.settings import runnable
+from sliced import FACTORED
 from test_backends import COMMON, DEVICE_STATE, MIXED, RULES, variants
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="one process cannot both compile and interpret")
@@ -50,13 +50,29 @@ def test_rules_compile_to_wide_accesses(rule, codecs, target):
     check(rule, codecs, target)
 
 
+SLICED = [n if n in ("came", "sm3") else pytest.param(n, marks=pytest.mark.full) for n in FACTORED]
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+@pytest.mark.parametrize("ndim", [2, 4])
+@pytest.mark.parametrize("name", SLICED)
+def test_rules_with_slices_compile(name, ndim, target):
+    """Nothing spilled, in sweeps and in what sums and stores the slices; sweeps move what the plan says."""
+    made = settings.planned(library.rule(FACTORED[name]), ndim=ndim)
+    module = cache.load(cache.emit(made, "triton"), made.name, "triton")
+    found = compile_ahead(Layout(made), module, target)
+    assert [(r.kernel, r.spilled) for r in found if r.spilled] == []
+    sweeps = [r for r in found if r.kernel.startswith("sweep")]
+    assert [r.planned for r in sweeps] == [r.found for r in sweeps] == [phase.bytes for phase in made.phases]
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("codecs", [("fp32",), MIXED], ids=",".join)
 @pytest.mark.parametrize("rule", OTHERS)
 def test_all_other_rules_compile(rule, codecs, target):
     """Rules with slices, totals, noise, inputs or expansions, and transforms beside a rule."""
-    made, found = reports(runnable([library.rule(rule)])[0], codecs, target)
+    made, found = reports(settings.runnable([library.rule(rule)])[0], codecs, target)
     assert all(r.spilled == 0 for r in found)
     sweeps = [r for r in found if r.planned is not None]
     assert [r.found for r in sweeps] == [phase.bytes for phase in made.phases]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from optgen.backends.triton import interpreting
-from sliced import RULES, SMALL, check, stored, train
+from sliced import FACTORED, RULES, SHAPES, SMALL, check, stored, train
 
 pytestmark = pytest.mark.skipif(not interpreting(), reason="needs TRITON_INTERPRET=1")
 
@@ -12,6 +12,14 @@ pytestmark = pytest.mark.skipif(not interpreting(), reason="needs TRITON_INTERPR
 @pytest.mark.parametrize("name", RULES)
 def test_rules_agree(name):
     check(RULES[name], "triton", SMALL, torch.float32, 1e-6)
+
+
+SHIPPED = [n if n in ("sm3", "adamp") else pytest.param(n, marks=pytest.mark.full) for n in FACTORED]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_rules_agree(name):
+    check(FACTORED[name], "triton", SHAPES, torch.float32, 1e-6)
 
 
 @pytest.mark.full
