@@ -5,6 +5,7 @@ Stores of files are opened again before what they hold is looked at, so that it 
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
@@ -38,6 +39,12 @@ from optgen.store import (
 
 NUMPY = {"backend": "numpy"}
 A, B, C, THETA = ("foo", "a"), ("foo", "b"), ("foo", "c"), ("bar", "theta")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No test here switches the power off."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(params=["torch", "folder", "memory://"])

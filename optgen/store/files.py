@@ -256,6 +256,8 @@ class FileParameterStore(TorchParameterStore):
                 continue
             try:
                 self._folder.remove(name)
+            except FileNotFoundError:  # a temporary file, whose name this commit used again
+                continue
             except Exception as error:  # the commit is done, and the next one tries again
                 warnings.warn(f"cannot remove '{name}' from {self._folder}: {error}", stacklevel=2)
 
