@@ -14,6 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,6 +24,7 @@ from optgen.store import (
     FileParameterStore,
     FixedStepGradientDescent,
     RuleConf,
+    TorchOptimConf,
     TorchParameterStore,
     init_optimizer,
 )
@@ -572,6 +574,27 @@ def test_the_state_of_a_rule_with_numbers_for_all_parameters(url):
     found, wanted = (each.state_dict()["param_groups"][0] for each in (optimizer, whole))
     assert found == wanted
     assert any(isinstance(number, torch.Tensor) for number in found.values())
+
+
+def test_the_state_of_torchs_own_optimizers(url):
+    straight = TorchParameterStore()
+    straight.init_parameters({A: [1.0, 2.0], B: 3.0})
+    conf = TorchOptimConf(torch.optim.Adam, lr=np.float32(0.1), betas=(0.5, 0.9))
+    whole = init_optimizer(conf, [A, B], straight)
+    FileParameterStore(url).init_parameters({A: [1.0, 2.0], B: 3.0})
+    for _ in range(3):
+        store = FileParameterStore(url)
+        for place, each in ((store, init_optimizer(conf, {A, B}, store, name="x")), (straight, whole)):
+            advance(place, each)
+    assert content(FileParameterStore(url))[0] == content(straight)[0]
+
+
+def test_what_json_cannot_say_is_refused(url):
+    store, _ = filled(url)
+    before = content(store)
+    with pytest.raises(TypeError, match="holds a object, which a file store cannot keep"):
+        store.set_optimizer_state("odd", {"state": {}, "param_groups": [{"x": object()}]})
+    assert content(store) == content(FileParameterStore(url)) == before
 
 
 def test_a_failed_commit_restores_numbers_for_all_parameters(url):

@@ -326,6 +326,20 @@ def test_gen_38_a_name_keeps_the_state_in_the_store(store):
         init_optimizer(FixedStepGradientDescent(1.0), [THETA], store, name="adam")
 
 
+def test_the_optimizer_inside(store):
+    """Its options can be changed and its parameters frozen, as those of any optimizer."""
+    fill(store)
+    optimizer = init_optimizer(FixedStepGradientDescent(0.1, **NUMPY), [A, THETA], store)
+    optimizer.optimizer.param_groups[0]["lr"] = 1.0
+    optimizer.optimizer.freeze(0)
+    optimizer.apply_update()
+    assert (value(store, A), value(store, THETA)) == (1, [1, 2])
+    store.increment_gradient(THETA, [1.0, 1.0])
+    optimizer.optimizer.thaw(0)
+    optimizer.apply_update()
+    assert value(store, THETA) == [2, 3]
+
+
 # Every configuration is the class of its rule
 
 

@@ -76,9 +76,10 @@ class FsspecFolder(Folder):
             found = [path.rstrip("/") for path in self.system.ls(self.root, detail=False)]
         except FileNotFoundError:
             return []
-        if found == [self.root]:
+        if found == [self.root] and self.system.isfile(self.root):
             raise NotADirectoryError(f"{self} is a file, not a folder")
-        return sorted(path.rsplit("/", 1)[-1] for path in found)
+        # an object store may list the folder's own marker
+        return sorted(path.rsplit("/", 1)[-1] for path in found if path != self.root)
 
     def read(self, name: str) -> bytes:
         """A blob; FileNotFoundError if there is none."""

@@ -69,7 +69,7 @@ def _selected(selections: tuple[Any, ...], store: ParameterStore) -> dict[Hashab
     for pair in pairs:
         if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], list | tuple | set):
             raise TypeError(f"ParamUpdate takes pairs of an owner and a list of names, not {pair!r}")
-    return dict(pairs)
+    return {owner: sorted(names) if isinstance(names, set) else names for owner, names in pairs}
 
 
 def init_param(owner: Hashable, name: str, value: Any, store: ParameterStore | None = None) -> None:
@@ -85,9 +85,9 @@ def get_param(owner: Hashable, name: str, store: ParameterStore | None = None) -
 def set_param(owner: Hashable, name: str, value: Any, store: ParameterStore | None = None) -> None:
     """Give a parameter another value of its shape; its gradient stays. A new one is initialised."""
     place = _store(store)
-    if (owner, name) in place.ids():
+    try:
         place.set_parameter_value((owner, name), value)
-    else:
+    except KeyError:
         place.init_parameter((owner, name), value)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 from zlib import crc32
 
+import numpy as np
 from torch import Tensor
 
 from optgen.store.base import ParameterID
@@ -181,6 +182,8 @@ def pack_tree(tree: Any, keys: Mapping[int, str]) -> Any:
     """
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
+    if isinstance(tree, np.generic):
+        return tree.item()
     if isinstance(tree, Tensor):
         return {"tensor": keys[id(tree)]}
     if isinstance(tree, Mapping):
