@@ -290,10 +290,11 @@ def test_killed_at_random_instants_it_is_of_one_step(tmp_path, kills):
     straight = killed_store.TorchParameterStore()
     killed_store.start(straight)
     trajectory = init_optimizer(killed_store.CONF, list(killed_store.SHAPES), straight)
-    server, unfinished, last = ForkServer(), 0, 0
+    server, unfinished, last, limit = ForkServer(), 0, 0, 0.15
     try:
         for seed in range(kills):
-            server.kill_one(url, seed, chance.uniform(0, 0.15))
+            server.kill_one(url, seed, chance.uniform(0, limit))
+            limit *= 1.3  # until one gets that far, on a machine that is busy
             store = FileParameterStore(url)
             if not store.ids():
                 continue
@@ -302,6 +303,7 @@ def test_killed_at_random_instants_it_is_of_one_step(tmp_path, kills):
             found = init_optimizer(killed_store.CONF, list(killed_store.SHAPES), store, name="adam")
             k = killed_store.steps(found)
             assert k >= last
+            limit = 0.15 if k > last else limit
             for step in range(last, k):
                 killed_store.accumulate(straight, step)
                 trajectory.apply_update()

@@ -166,6 +166,16 @@ def test_gen_07_gradients_of_log_probabilities_add_up(store):
         accumulate_param_gradients(theta * double(1, 2), store)
 
 
+def test_gen_07_gradients_in_several_stores(make):
+    one, other = make(), make()
+    one.init_parameter(A, 2.0)
+    other.init_parameter(A, 3.0)
+    logp = one.get_parameter_value(A) * other.get_parameter_value(A) ** 2
+    accumulate_param_gradients(logp, [one, other])
+    assert (gradient(one, A), gradient(other, A)) == (9, 12)
+    assert accumulate_param_gradients(torch.ones(()), one, arguments=[logp]) == (None,)
+
+
 def test_gen_08_only_what_was_updated_is_reset(store):
     fill(store)
     fixed = init_optimizer(FixedStepGradientDescent(0.01, **NUMPY), [A], store)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from optgen.store.base import ParameterStore, label, owner_text
-from optgen.store.context import default_parameter_store, get_parameters
+from optgen.store.context import PARAMETER_STORE_KEY, default_parameter_store, get_parameters
 
 
 def accumulate_param_gradients(
     logp: Tensor,
-    store: ParameterStore | None = None,
+    store: ParameterStore | Sequence[ParameterStore] | None = None,
     scale: float = 1.0,
     *,
     arguments: Sequence[Tensor] = (),
@@ -29,11 +29,12 @@ def accumulate_param_gradients(
     Gradients of several calls add up; none is averaged. Any number of threads may do so at once.
 
     Args:
-        logp: a scalar computed from values that `get_parameter_value` returned.
-        store: whose parameters; by default `default_parameter_store`.
+        logp: a scalar computed from the very tensors that `get_parameter_value` returns.
+        store: whose parameters, of one store or several; by default of `default_parameter_store`.
         scale: what to multiply their gradients by.
         arguments: further tensors to return the gradients of, not scaled.
-        owner: whose computation it was; it may only have used what `register_parameters` says.
+        owner: whose computation it was; it may only have used what `register_parameters` says, in the first
+            store where that does not say which.
         retain_graph: keep the graph for another call, as in torch.
 
     Returns:
@@ -43,28 +44,29 @@ def accumulate_param_gradients(
         ValueError: `logp` is no scalar, or depends on a parameter that the owner is not registered to use;
             no gradient has changed then.
     """
-    place = default_parameter_store if store is None else store
     if logp.numel() != 1:
         raise ValueError(f"a log probability is one number, not a tensor of shape {tuple(logp.shape)}")
-    ids = place.ids()
-    values = [place.get_parameter_value(id) for id in ids]
     if not logp.requires_grad:
         return (None,) * len(arguments)
+    store = default_parameter_store if store is None else store
+    places = [store] if isinstance(store, ParameterStore) else list(store)
+    params = [(place, id) for place in places for id in place.ids()]
+    values = [place.get_parameter_value(id) for place, id in params]
     found = torch.autograd.grad(
         logp.reshape(()), [*values, *arguments], allow_unused=True, retain_graph=retain_graph
     )
-    used = [(id, gradient) for id, gradient in zip(ids, found, strict=False) if gradient is not None]
+    used = [(*param, g) for param, g in zip(params, found, strict=False) if g is not None]
     if owner is not None:
-        mine = {id for group in get_parameters(owner, {"parameter_store": place}).values() for id in group}
-        for id, _ in used:
-            if id not in mine:
+        registered = get_parameters(owner, {PARAMETER_STORE_KEY: places[0]})
+        for place, id, _ in used:
+            if id not in registered.get(place, ()):
                 raise ValueError(
                     f"the gradient of {owner_text(owner)} depends on {label(id)}, which it is not registered "
                     "to use: name it in register_parameters"
                 )
-    for id, gradient in used:
+    for place, id, gradient in used:
         place.increment_gradient(id, gradient, scale)
-    return found[len(ids) :]
+    return found[len(params) :]
 
 
 def train(
