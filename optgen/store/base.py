@@ -27,7 +27,7 @@ class ParameterStore(ABC):
     initialised, but for `init_parameter`.
     """
 
-    durable = False  # whether `update` can fail after its step ran, and an optimizer must then step back
+    durable = False  # whether `update` may fail after its step has run; an optimizer then steps back
 
     @abstractmethod
     def init_parameter(self, id: ParameterID, value: Any, *, copy: bool = True) -> None:

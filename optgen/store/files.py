@@ -58,7 +58,8 @@ class FileParameterStore(TorchParameterStore):
 
     Args:
         url: the folder, which need not exist yet, or be empty, or hold a store.
-        device: where the working copies lie; by default on the CPU.
+        device: where the working copies lie; by default where each value was given, and on the CPU what is
+            read from the folder.
         storage_options: for the file system, as fsspec takes them.
 
     Owners are strings. As a context manager the store flushes when it is left without an error.

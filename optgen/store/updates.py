@@ -92,7 +92,7 @@ class StoreOptimizer:
     def apply_update(self, **inputs: Any) -> None:
         """One step of the rule for every parameter, then zero gradients; KeyError if one is not initialised.
 
-        In a store that files keep this is one commit, and after an error nothing has changed.
+        In a file store this is one commit, and after an error nothing has changed.
 
         Args:
             **inputs: what the rule declares with `input()`; a mapping from IDs, or one number.
@@ -100,7 +100,11 @@ class StoreOptimizer:
         if not self.ids:
             return
 
+        undo: list[Callable[[], None]] = []
+
         def step(values: list[Tensor], gradients: list[Tensor]) -> None:
+            if self.store.durable:
+                undo.append(self._undo())
             stepper = self._bound(values)
             for p, gradient in zip(self._params, gradients, strict=True):
                 p.grad = -gradient if self.conf.negates else gradient
@@ -110,12 +114,11 @@ class StoreOptimizer:
                 for p in self._params:
                     p.grad = None
 
-        undo = self._undo() if self.store.durable else None
         try:
             self.store.update(self.ids, step, self.name, self.state_dict)
         except BaseException:
-            if undo is not None:
-                undo()
+            for back in undo:
+                back()
             raise
 
     def _ordered(self, value: Any) -> Any:
