@@ -62,6 +62,17 @@ MODULES = [
     "options",
     "saved",
     "optim",
+    "store.base",
+    "store.memory",
+    "store.folder",
+    "store.snapshot",
+    "store.files",
+    "store.context",
+    "store.configurations",
+    "store.updates",
+    "store.released",
+    "store.gradients",
+    "store",
     "trial",
     "check",
     "tables",
@@ -84,6 +95,8 @@ OUTSIDE = {
     "rich": {"demo", "tables", "cli"},
     "matplotlib": {"demo"},
     "sklearn": {"demo"},
+    "fsspec": {"store.folder"},
+    "safetensors": {"store.snapshot"},
 }
 
 
@@ -165,6 +178,7 @@ LIGHT = [
         ("optgen.algebra", ("torch", "numba", "triton")),
         ("optgen.backends.triton", ("torch", "numba")),
         ("optgen.optim", ("numba", "triton", "matplotlib")),
+        ("optgen.store", ("numba", "triton", "fsspec", "safetensors")),
     ],
 )
 def test_heavy_packages_are_not_imported(module, absent):

@@ -1,0 +1,103 @@
+"""Which store a computation uses, and which parameters an owner says it uses.
+
+In: contexts, dicts that name a store; owners and names. Out: stores, and IDs grouped by store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from optgen.store.base import ParameterID, ParameterStore, checked_id, owner_text
+from optgen.store.memory import TorchParameterStore
+
+PARAMETER_STORE_KEY = "parameter_store"
+default_parameter_store = TorchParameterStore()
+default_parameter_context: dict[str, Any] = {PARAMETER_STORE_KEY: default_parameter_store}
+
+Grouped = Mapping[ParameterStore, set[ParameterID]]
+Items = Iterable[str | ParameterID] | Callable[[Mapping[str, Any]], Grouped]
+
+
+@dataclass(frozen=True)
+class _Registration:
+    """What an owner uses: its IDs in the context's store or a function that finds them, and other owners."""
+
+    ids: frozenset[ParameterID]
+    find: Callable[[Mapping[str, Any]], Grouped] | None
+    calls: tuple[Hashable, ...]
+
+
+_registered: dict[Hashable, _Registration] = {}
+
+
+def get_store(context: Mapping[str, Any] | None = None) -> ParameterStore:
+    """The store of a context, by default of `default_parameter_context`.
+
+    Raises:
+        KeyError: the context names none.
+        TypeError: what it names is not a store.
+    """
+    context = default_parameter_context if context is None else context
+    if PARAMETER_STORE_KEY not in context:
+        raise KeyError(f"the parameter context has no '{PARAMETER_STORE_KEY}': give it a ParameterStore")
+    store = context[PARAMETER_STORE_KEY]
+    if not isinstance(store, ParameterStore):
+        raise TypeError(f"the context's '{PARAMETER_STORE_KEY}' is {store!r}, which is no ParameterStore")
+    return store
+
+
+def register_parameters(owner: Hashable, items: Items, calls: Iterable[Hashable] = ()) -> None:
+    """Say which parameters an owner uses.
+
+    Args:
+        owner: whose gradients they get.
+        items: names of its own and IDs of others' parameters, in the store of the context in use; or a
+            function from a context to a dict from stores to sets of IDs.
+        calls: other owners, whose parameters it uses too.
+
+    Raises:
+        ValueError: the owner is registered already, or an item is neither a name nor an ID.
+    """
+    if owner in _registered:
+        raise ValueError(
+            f"the parameters of {owner_text(owner)} are registered already: unregister_parameters first"
+        )
+    if callable(items):
+        _registered[owner] = _Registration(frozenset(), items, tuple(calls))
+        return
+    if isinstance(items, str):
+        raise ValueError(f"register_parameters takes a list of names, not the string {items!r}")
+    ids = set()
+    for item in items:
+        try:
+            ids.add((owner, item) if isinstance(item, str) else checked_id(item))
+        except TypeError:
+            raise ValueError(f"a parameter is a name or a tuple (owner, name), not {item!r}") from None
+    _registered[owner] = _Registration(frozenset(ids), None, tuple(calls))
+
+
+def unregister_parameters(owner: Hashable) -> None:
+    """Forget what `register_parameters` was told about an owner, if anything."""
+    _registered.pop(owner, None)
+
+
+def get_parameters(
+    owner: Hashable, context: Mapping[str, Any] | None = None
+) -> dict[ParameterStore, set[ParameterID]]:
+    """The parameters that an owner is registered to use, and those of all that it calls, by store."""
+    context = default_parameter_context if context is None else context
+    found: dict[ParameterStore, set[ParameterID]] = {}
+    waiting, seen = [owner], {owner}
+    while waiting:
+        known = _registered.get(waiting.pop())
+        if known is None:
+            continue
+        groups = known.find(context) if known.find else {get_store(context): known.ids} if known.ids else {}
+        for store, ids in groups.items():
+            found.setdefault(store, set()).update(ids)
+        fresh = [callee for callee in known.calls if callee not in seen]
+        waiting += fresh
+        seen.update(fresh)
+    return found

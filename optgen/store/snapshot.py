@@ -1,0 +1,215 @@
+"""How a store lies in a folder, and what makes a commit one write.
+
+    part-000000000007.safetensors      the tensors that commit 7 changed
+    store-000000000007.json            the manifest of commit 7: where each tensor lies, and the rest
+
+In: tensors by key and the states of optimizers, as trees. Out: bytes of parts and manifests, and back.
+
+A commit writes one part, under a name that nothing refers to yet, then one manifest, and then removes what
+the new manifest does not name. The store is what its newest whole manifest says: **the write of the manifest
+is the commit**. Before it the old manifest is the newest, and everything it names is still there; after it,
+the new one. A manifest carries the checksum of itself, so that half a manifest counts as none where a file
+system writes in place, and the checksums of its parts, so that damage is noticed. No rename is needed, and
+nothing is ever overwritten that a manifest names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, unquote
+from zlib import crc32
+
+import numpy as np
+from torch import Tensor
+
+from optgen.store.base import ParameterID
+from optgen.store.folder import INSTALL
+
+FORMAT = "optgen parameter store"
+VERSION = 1
+NAMES = re.compile(r"(?:store-(\d{12})\.json|part-\d{12}\.safetensors)(?:\.tmp)?")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of tensors: its size and checksum."""
+
+    size: int
+    crc32: int
+
+    @classmethod
+    def of(cls, data: bytes) -> Part:
+        """What these bytes are as a part."""
+        return cls(len(data), crc32(data))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store is at one commit: which part each tensor is in, and the optimizers' states as trees."""
+
+    generation: int = 0
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    optimizers: Mapping[str, Any] = field(default_factory=dict)
+
+
+def manifest_name(generation: int) -> str:
+    """The file name of a commit's manifest."""
+    return f"store-{generation:012d}.json"
+
+
+def part_name(generation: int) -> str:
+    """The file name of a commit's tensors."""
+    return f"part-{generation:012d}.safetensors"
+
+
+def generations(names: list[str]) -> list[int]:
+    """The commits whose manifests are among these names, the newest first."""
+    found = [NAMES.fullmatch(name) for name in names if not name.endswith(".tmp")]
+    return sorted((int(m[1]) for m in found if m and m[1]), reverse=True)
+
+
+def key_of(kind: str, *names: str) -> str:
+    """A tensor's key: its kind and names, each so encoded that `/` separates them."""
+    return "/".join([kind, *(quote(name, safe="", errors="surrogatepass") for name in names)])
+
+
+def names_of(key: str) -> list[str]:
+    """The kind and the names in a key."""
+    return [unquote(part, errors="surrogatepass") for part in key.split("/")]
+
+
+def value_key(id: ParameterID) -> str:
+    """The key of a parameter's value.
+
+    Raises:
+        TypeError: the owner is not a string, and so means nothing to another process.
+    """
+    return key_of("value", _owner(id), id[1])
+
+
+def gradient_key(id: ParameterID) -> str:
+    """The key of a parameter's gradient."""
+    return key_of("gradient", _owner(id), id[1])
+
+
+def _owner(id: ParameterID) -> str:
+    if not isinstance(id[0], str):
+        raise TypeError(
+            f"a file store needs strings for owners, not {id[0]!r}: another process must find '{id[1]}' again"
+        )
+    return id[0]
+
+
+def pack_manifest(manifest: Manifest) -> bytes:
+    """A manifest as bytes, with the checksum of its content."""
+    content = {
+        "generation": manifest.generation,
+        "parts": {name: [part.size, part.crc32] for name, part in manifest.parts.items()},
+        "tensors": dict(manifest.tensors),
+        "optimizers": dict(manifest.optimizers),
+    }
+    envelope = {"format": FORMAT, "version": VERSION, "crc32": _checksum(content), "content": content}
+    return json.dumps(envelope).encode("ascii")
+
+
+def unpack_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest in these bytes.
+
+    Raises:
+        ValueError: they are damaged, or something else, or of a version that is not known here.
+    """
+    try:
+        envelope = json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged: {error}") from None
+    if not isinstance(envelope, dict) or envelope.get("format") != FORMAT:
+        raise ValueError(f"{where} is not the manifest of an {FORMAT}")
+    if envelope.get("version") != VERSION:
+        raise UnknownVersion(
+            f"{where} has version {envelope.get('version')} of the format, and this optgen reads {VERSION}: "
+            "open it with the optgen that wrote it"
+        )
+    content: Any = envelope.get("content")
+    if envelope.get("crc32") != _checksum(content):
+        raise ValueError(f"{where} is damaged: its checksum is wrong")
+    parts = {name: Part(*numbers) for name, numbers in content["parts"].items()}
+    return Manifest(content["generation"], parts, content["tensors"], content["optimizers"])
+
+
+class UnknownVersion(ValueError):
+    """A manifest is whole, but a newer optgen's: an older one beside it must not be taken instead."""
+
+
+def _checksum(content: Any) -> int:
+    return crc32(json.dumps(content).encode("ascii"))
+
+
+def pack_part(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as the bytes of a safetensors file."""
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise ImportError(INSTALL.format("safetensors")) from error
+    return save({key: tensor.contiguous() for key, tensor in tensors.items()})
+
+
+def unpack_part(data: bytes, part: Part, where: str) -> dict[str, Tensor]:
+    """The tensors in a part, on the CPU.
+
+    Raises:
+        ValueError: it is not what its manifest says it is.
+    """
+    try:
+        from safetensors.torch import load
+    except ImportError as error:
+        raise ImportError(INSTALL.format("safetensors")) from error
+    if Part.of(data) != part:
+        what = "its checksum is wrong" if len(data) == part.size else f"{len(data)} bytes of {part.size}"
+        raise ValueError(f"{where} is damaged: {what}")
+    return load(data)
+
+
+def pack_tree(tree: Any, keys: Mapping[int, str]) -> Any:
+    """A state dict as what JSON can say; `keys` has the key of each tensor by its `id`.
+
+    Raises:
+        TypeError: something in it is neither a container, a number, a string, None nor a tensor.
+    """
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    if isinstance(tree, np.generic):
+        return tree.item()
+    if isinstance(tree, Tensor):
+        return {"tensor": keys[id(tree)]}
+    if isinstance(tree, Mapping):
+        return {"dict": [[pack_tree(k, keys), pack_tree(v, keys)] for k, v in tree.items()]}
+    if isinstance(tree, list | tuple):
+        kind = "list" if isinstance(tree, list) else "tuple"
+        return {kind: [pack_tree(item, keys) for item in tree]}
+    raise TypeError(f"an optimizer's state holds a {type(tree).__name__}, which a file store cannot keep")
+
+
+def unpack_tree(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The state dict that `pack_tree` packed."""
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, content),) = packed.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {unpack_tree(k, tensors): unpack_tree(v, tensors) for k, v in content}
+    items = [unpack_tree(item, tensors) for item in content]
+    return items if kind == "list" else tuple(items)
+
+
+def tree_tensors(tree: Any) -> list[Tensor]:
+    """The tensors of a state dict, in its order, each once."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    items = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list | tuple) else ()
+    return list({id(t): t for item in items for t in tree_tensors(item)}.values())

@@ -1,0 +1,293 @@
+"""Optimizers over stores.
+
+In: a configuration, and parameters of one or several stores. Out: objects whose `apply_update` changes the
+values by the accumulated gradients, and makes these zero. Which class does it depends on the types of the
+configuration and of the store, so that both can be anybody's: see `register_update`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from optgen.store.base import ParameterID, ParameterStore, checked_ids, label, owner_text
+from optgen.store.configurations import Configuration
+from optgen.store.context import default_parameter_store, get_parameters
+from optgen.store.snapshot import tree_tensors
+
+
+class Update(Protocol):
+    """What a factory returns."""
+
+    def apply_update(self, **inputs: Any) -> None:
+        """Change the values by the gradients, and make the gradients zero."""
+
+
+Factory = Callable[[Any, Sequence[ParameterID], Any], Update]
+
+_factories: dict[tuple[type, type], Factory] = {}
+
+
+def register_update(conf: type, store: type = ParameterStore) -> Callable[[Factory], Factory]:
+    """Decorate what makes the optimizer of a configuration's type for a store's type.
+
+    It is called with the configuration, a list of distinct IDs and the store, and returns something with a
+    method `apply_update`. Subclasses of both types are served too, the nearest first.
+    """
+
+    def register(factory: Factory) -> Factory:
+        _factories[conf, store] = factory
+        return factory
+
+    return register
+
+
+def _factory(conf: Any, store: Any) -> Factory:
+    for kind in type(conf).__mro__:
+        for place in type(store).__mro__:
+            if (kind, place) in _factories:
+                return _factories[kind, place]
+    raise NotImplementedError(
+        f"no update is registered for the configuration {type(conf).__name__} and the store "
+        f"{type(store).__name__}: decorate one with register_update({type(conf).__name__}, "
+        f"{type(store).__name__})"
+    )
+
+
+@register_update(Configuration, ParameterStore)
+class StoreOptimizer:
+    """The optimizer of a configuration, for parameters of one store.
+
+    Made by `init_optimizer`. Parameters are looked up in each update, so they may be initialised after it is
+    made. What is initialised again keeps its state, unless its shape, dtype or device changes.
+    """
+
+    def __init__(
+        self,
+        conf: Configuration,
+        ids: Sequence[ParameterID],
+        store: ParameterStore,
+        name: str | None = None,
+    ):
+        conf.make([torch.zeros(())])  # it checks the hyperparameters
+        self.conf, self.ids, self.store, self.name = conf, list(ids), store, name
+        self._params: list[Tensor] = []
+        self._optimizer: torch.optim.Optimizer | None = None
+        saved = None if name is None else store.get_optimizer_state(name)
+        if saved is not None:
+            self.load_state_dict(saved)
+
+    def __repr__(self) -> str:
+        return f"StoreOptimizer({self.conf!r}, {[label(id) for id in self.ids]})"
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The torch optimizer inside, over tensors that share the memory of the store's values."""
+        return self._bound([self.store.get_parameter_value(id) for id in self.ids])
+
+    def apply_update(self, **inputs: Any) -> None:
+        """One step of the rule for every parameter, then zero gradients; KeyError if one is not initialised.
+
+        In a file store this is one commit, and after an error nothing has changed.
+
+        Args:
+            **inputs: what the rule declares with `input()`; a mapping from IDs, or one number.
+        """
+        if not self.ids:
+            return
+
+        undo: list[Callable[[], None]] = []
+
+        def step(values: list[Tensor], gradients: list[Tensor]) -> None:
+            if self.store.durable:
+                undo.append(self._undo())
+            stepper = self._bound(values)
+            for p, gradient in zip(self._params, gradients, strict=True):
+                p.grad = -gradient if self.conf.negates else gradient
+            try:
+                stepper.step(**{key: self._ordered(value) for key, value in inputs.items()})
+            finally:
+                for p in self._params:
+                    p.grad = None
+
+        try:
+            self.store.update(self.ids, step, self.name, self.state_dict)
+        except BaseException:
+            for back in undo:
+                back()
+            raise
+
+    def _ordered(self, value: Any) -> Any:
+        return [value[id] for id in self.ids] if isinstance(value, Mapping) else value
+
+    def _bound(self, values: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """The optimizer over these values, which it has not met where they were initialised again."""
+        if self._optimizer is None:
+            params = [value.detach() for value in values]
+            self._optimizer, self._params = self.conf.make(params), params
+            return self._optimizer
+        state, (group,) = self._optimizer.state, self._optimizer.param_groups
+        for i, (old, value) in enumerate(zip(self._params, values, strict=True)):
+            if _same(old, value):
+                continue
+            self._params[i] = group["params"][i] = new = value.detach()
+            kept = state.pop(old, None)
+            alike = (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device)
+            if kept and (alike or kept.keys() == {"step"}):
+                state[new] = kept
+        return self._optimizer
+
+    def _undo(self) -> Callable[[], None]:
+        """What puts the optimizer's state back as it is now."""
+        if self._optimizer is None:
+            return self._unbind
+        made, params = self._optimizer, list(self._params)
+        states = [(p, state, dict(state)) for p, state in made.state.items()]
+        groups = [(g, {k: v for k, v in g.items() if k != "params"}) for g in made.param_groups]
+        contents = [(t, t.clone()) for t in tree_tensors([*(s for *_, s in states), *(o for _, o in groups)])]
+
+        def back() -> None:
+            made.state.clear()
+            for p, state, old in states:
+                state.clear()
+                state.update(old)
+                made.state[p] = state
+            for group, old in groups:
+                group.clear()
+                group.update({"params": list(params), **old})
+            for tensor, content in contents:  # in place: the store may keep these very tensors
+                tensor.copy_(content)
+            self._params = params
+
+        return back
+
+    def _unbind(self) -> None:
+        self._optimizer, self._params = None, []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's own state as torch has it, and the labels of its parameters in order."""
+        made = self._optimizer or self.optimizer
+        return {**made.state_dict(), "parameters": [label(id) for id in self.ids]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned, for the same parameters in the same order.
+
+        Raises:
+            ValueError: other parameters, or another rule.
+        """
+        mine = [label(id) for id in self.ids]
+        theirs = state_dict.get("parameters", mine)
+        if list(theirs) != mine:
+            raise ValueError(f"the state dict is for the parameters {theirs}, the optimizer for {mine}")
+        self.optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "parameters"})
+
+
+class CompositeOptimizer:
+    """The optimizers of one configuration over several stores. Each has its own state.
+
+    An update is a commit in each store, one after the other: atomic in each, not over all of them.
+    """
+
+    def __init__(self, optimizers: Mapping[ParameterStore, Update]):
+        self.optimizers = dict(optimizers)
+
+    def apply_update(self, **inputs: Any) -> None:
+        """`apply_update` of each."""
+        for optimizer in self.optimizers.values():
+            optimizer.apply_update(**inputs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state dicts of all, in their order."""
+        return {"optimizers": [_stateful(o).state_dict() for o in self.optimizers.values()]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned, for as many stores in the same order.
+
+        Raises:
+            ValueError: other stores, parameters or rules; nothing is loaded then.
+        """
+        states, mine = state_dict["optimizers"], [_stateful(o) for o in self.optimizers.values()]
+        if len(states) != len(mine):
+            raise ValueError(f"the state dict is for {len(states)} stores, not {len(mine)}")
+        before = [deepcopy(optimizer.state_dict()) for optimizer in mine]
+        try:
+            for optimizer, state in zip(mine, states, strict=True):
+                optimizer.load_state_dict(state)
+        except BaseException:
+            for optimizer, state in zip(mine, before, strict=True):
+                optimizer.load_state_dict(state)
+            raise
+
+
+def init_optimizer(
+    conf: Any,
+    parameters: Any,
+    store: ParameterStore | None = None,
+    *,
+    context: Mapping[str, Any] | None = None,
+    name: str | None = None,
+) -> Any:
+    """An optimizer of parameters in a store, or in several.
+
+    Args:
+        conf: a configuration; `RuleConf` makes one of any rule.
+        parameters: a list or set of IDs in `store`; a dict from stores to such; or an owner, for all
+            parameters that it and what it calls are registered to use (see `register_parameters`).
+        store: where the IDs are; by default `default_parameter_store`.
+        context: where an owner's parameters are; by default `default_parameter_context`.
+        name: what the store keeps the optimizer's state under, committed together with the values. If it
+            has one under that name, the optimizer goes on from there. Without a name the state is kept by
+            the optimizer alone.
+
+    Returns:
+        Something with a method `apply_update`: a `StoreOptimizer`, a `CompositeOptimizer`, or what
+        `register_update` was given.
+
+    Raises:
+        NotImplementedError: nothing is registered for the types of the configuration and the store.
+        TypeError: the parameters are none of these.
+        ValueError: no parameters are registered for the owner, or a hyperparameter is out of bounds.
+    """
+    if isinstance(parameters, Mapping):
+        return _composite(conf, parameters, name)
+    if isinstance(parameters, list | tuple | set | frozenset):
+        place = default_parameter_store if store is None else store
+        more = {} if name is None else {"name": name}
+        return _factory(conf, place)(conf, checked_ids(parameters), place, **more)
+    if store is not None:
+        raise TypeError("an owner's parameters are found by `context=`; `store=` goes with a list of IDs")
+    found = get_parameters(parameters, context)
+    if not found:
+        raise ValueError(
+            f"no parameters are registered for {owner_text(parameters)}: register_parameters first"
+        )
+    return _composite(conf, found, name)
+
+
+def _composite(
+    conf: Any, groups: Mapping[ParameterStore, Collection[ParameterID]], name: str | None
+) -> CompositeOptimizer:
+    made = {s: init_optimizer(conf, checked_ids(ids), s, name=name) for s, ids in groups.items()}
+    return CompositeOptimizer(made)
+
+
+def apply_update(optimizer: Update, **inputs: Any) -> None:
+    """`optimizer.apply_update()`, as a function."""
+    optimizer.apply_update(**inputs)
+
+
+def _stateful(optimizer: Any) -> Any:
+    if not hasattr(optimizer, "state_dict"):
+        raise NotImplementedError(f"{type(optimizer).__name__} has no state_dict")
+    return optimizer
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same elements of the same memory."""
+    return (a.data_ptr(), a.shape, a.stride(), a.dtype, a.device) == (
+        b.data_ptr(), b.shape, b.stride(), b.dtype, b.device,
+    )  # fmt: skip
