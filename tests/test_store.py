@@ -72,6 +72,7 @@ def script(store, backend):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gen_20_the_same_script_on_a_gpu(tmp_path):
     store = TorchParameterStore(device="cuda")
     found = script(store, "auto")

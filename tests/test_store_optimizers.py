@@ -268,6 +268,7 @@ def test_gen_37_minibatch_in_a_thread_pool(store):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gen_37_threads_and_streams_of_a_gpu():
     store = TorchParameterStore(device="cuda")
     store.init_parameter(A, 0.0)
