@@ -23,6 +23,7 @@ MODULES = [
     "scope",
     "expressions",
     "declarations",
+    "stepwise",
     "syntax",
     "algebra.bounds",
     "algebra.proof",
@@ -46,6 +47,11 @@ MODULES = [
     "options",
     "saved",
     "optim",
+    "schedules.values",
+    "schedules.named",
+    "schedules.fused",
+    "schedules.schedulers",
+    "schedules",
     "trial",
     "check",
     "tables",
@@ -138,6 +144,7 @@ LIGHT = [
     "optgen.backends.emit",
     "optgen.backends.numpy",
     "optgen.library",
+    "optgen.schedules",
     "optgen.cli",
 ]
 
