@@ -6,19 +6,13 @@ group, for the first step when it is made and for the next one whenever `step()`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from optgen.errors import Source
-from optgen.ir import Hyper
+from optgen.schedules.groups import GroupSchedule, plain
 from optgen.schedules.named import Schedule, noam
-from optgen.schedules.values import lookup, value
-from optgen.stepwise import Expression, expression
 
 
 class ScheduledLR(LRScheduler):
@@ -31,12 +25,13 @@ class ScheduledLR(LRScheduler):
         optimizer: any `torch.optim.Optimizer`.
         schedule: a named schedule, or the text of one; in a text the hyperparameter's own name is its first
             value, other hyperparameters are what the group has now, and `t` is `last_epoch + 1`.
-        last_epoch: how many steps were done; -1 for none.
+        last_epoch: how many steps were done, less one; -1 for none.
         name: the hyperparameter, `"weight_decay"` or `"betas[0]"`.
 
     Raises:
         RuleError: the text is wrong; with its place.
         ValueError: a parameter group has no such hyperparameter.
+        KeyError: `last_epoch` is given, but a group has no first value.
     """
 
     def __init__(
@@ -46,89 +41,41 @@ class ScheduledLR(LRScheduler):
         last_epoch: int = -1,
         name: str = "lr",
     ):
-        self.name = name
-        self.text = schedule.of(name) if isinstance(schedule, Schedule) else schedule
-        self._first = f"initial_{name}"
+        text = schedule.of(name) if isinstance(schedule, Schedule) else schedule
+        self.schedule = GroupSchedule(name, text)
+        self.schedule.check(optimizer)
+        first = self.schedule.first
+        if last_epoch == -1:
+            self.schedule.start(optimizer)
         for i, group in enumerate(optimizer.param_groups):
-            if name.partition("[")[0] not in group:
-                known = ", ".join(_hypers(optimizer, group))
-                raise ValueError(f"parameter group {i} has no '{name}'; it has: {known}")
-            _compiled(self.text, name, tuple(_hypers(optimizer, group).items()))
-        for i, group in enumerate(optimizer.param_groups):
-            if last_epoch == -1:
-                group.setdefault(self._first, _plain(lookup(group, name)))
-            elif self._first not in group:
-                raise KeyError(
-                    f"'{self._first}' is not in parameter group {i}, which a resumed scheduler needs"
-                )
+            if first not in group:
+                raise KeyError(f"parameter group {i} has no '{first}', which a resumed scheduler needs")
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
         """The learning rate of every group for the next step."""
-        if self.name != "lr":
-            return [_plain(group["lr"]) for group in self.optimizer.param_groups]
+        if self.schedule.name != "lr":
+            return [plain(group["lr"]) for group in self.optimizer.param_groups]
         return [self._value(group) for group in self.optimizer.param_groups]
 
     def step(self, epoch: int | None = None) -> None:
         """Go on by one step; call it after `optimizer.step()`."""
         super().step(epoch)
-        if self.name != "lr":
+        if self.schedule.name != "lr":
             for group in self.optimizer.param_groups:
-                _assign(group, self.name, self._value(group))
+                self.schedule.write(group, self._value(group))
 
-    def _value(self, group: Mapping[str, Any]) -> float:
-        hypers = _hypers(self.optimizer, group)
-        found = _compiled(self.text, self.name, tuple(hypers.items()))
-        return value(found, self.last_epoch + 1, _with(group, self.name, group[self._first]))
+    def _value(self, group: dict[str, Any]) -> float:
+        return self.schedule.value(self.optimizer, group, self.last_epoch + 1)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain values, which `torch.load` reads without trust."""
+        schedule = {"name": self.schedule.name, "text": self.schedule.text}
+        return {**super().state_dict(), "schedule": schedule}
 
-def _plain(given: Any) -> Any:
-    return given.clone() if isinstance(given, Tensor) else given
-
-
-def _with(group: Mapping[str, Any], path: str, given: Any) -> dict[str, Any]:
-    """The options of a group with another value for one of them, or for one item of a tuple."""
-    name, _, item = path.partition("[")
-    if not item:
-        return {**group, name: given}
-    i = int(item[:-1])
-    return {**group, name: (*group[name][:i], given, *group[name][i + 1 :])}
-
-
-def _assign(group: dict[str, Any], path: str, new: float) -> None:
-    """Write a value into a group; a tensor keeps its identity, as a captured graph needs it."""
-    old = lookup(group, path)
-    if isinstance(old, Tensor):
-        old.fill_(new)
-    else:
-        name = path.partition("[")[0]
-        group[name] = _with(group, path, new)[name]
-
-
-def _hypers(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
-    """The kind of every hyperparameter that a text may read: what stands for a default of it."""
-    program = getattr(optimizer, "program", None)
-    if program is not None:
-        return {h.name: h.default for h in program.hypers.values()}
-    return {
-        key: kind
-        for key, given in group.items()
-        if key != "params" and not key.startswith("initial_") and (kind := _kind(given)) is not None
-    }
-
-
-def _kind(given: Any) -> Any:
-    """0.0 for a number; an option as it is; a tuple of those; None for what is no hyperparameter."""
-    if isinstance(given, bool | str):
-        return given
-    if isinstance(given, tuple | list) and given and all(isinstance(g, int | float | Tensor) for g in given):
-        return (0.0,) * len(given)
-    return 0.0 if isinstance(given, int | float | Tensor) else None
-
-
-@lru_cache(maxsize=256)
-def _compiled(text: str, path: str, hypers: tuple[tuple[str, Any], ...]) -> Expression:
-    return expression(Source(text, f"<{path}>"), path, {name: Hyper(name, d) for name, d in hypers})
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        super().load_state_dict({**state_dict, "schedule": GroupSchedule(**state_dict["schedule"])})
 
 
 def lr_scheduler(
@@ -148,7 +95,7 @@ class NoamLR(ScheduledLR):
         optimizer: any `torch.optim.Optimizer`.
         d_model: the width of the model, which then sets the peak, `(d_model*warmup_steps)**-0.5`.
         warmup_steps: the step that has the peak.
-        last_epoch: how many steps were done; -1 for none.
+        last_epoch: how many steps were done, less one; -1 for none.
     """
 
     def __init__(
