@@ -50,8 +50,17 @@ MODULES = [
     "schedules.values",
     "schedules.named",
     "schedules.fused",
+    "schedules.groups",
     "schedules.schedulers",
     "schedules",
+    "config.settings",
+    "config.reading",
+    "config.optimizers",
+    "config.scheduler",
+    "config.types",
+    "config.build",
+    "config.report",
+    "config",
     "trial",
     "check",
     "tables",
@@ -74,6 +83,8 @@ OUTSIDE = {
     "rich": {"demo", "tables", "cli"},
     "matplotlib": {"demo"},
     "sklearn": {"demo"},
+    "pydantic": {"config.settings"},
+    "yaml": {"config.reading"},
 }
 
 
