@@ -50,6 +50,8 @@ def chain(*programs: Program) -> Program:
         raise RuleError("a chain needs at least one rule")
     rules = [i for i, part in enumerate(parts) if part.kind == "rule" and not _reads(part, "u")]
     first = rules[0] if rules else len(parts)
+    if len(parts) > 1 and all(map(_only_schedules, parts[:-1])):  # a transform with its schedules
+        first = len(parts) - 1
     for i, part in enumerate(parts):
         if i < first and part.kind != "before":
             _refuse(part, "stands before the rule, but is a transform that comes after one")

@@ -448,6 +448,13 @@ def test_spc_18_amp():
     assert p.item() == 1.0
 
 
+def test_a_scaler_without_gradients():
+    model = Two()
+    made = built(model, updated_modules="encoder", use_amp=True, clip_scope="model")
+    made.step({"loss": model.wd * 1}, 1)
+    assert (model.we.item(), made.scaler.get_scale()) == (1.0, 2.0**16)
+
+
 def test_spc_19_ft_factor():
     model = Two()
     made = config.Noamlr("SGD", {"backend": "numpy"}, model, d_model=512, ft_factor=0.1)
@@ -527,7 +534,7 @@ def test_spc_24_resuming_in_mid_accumulation(amp):
 def test_spc_24_states_that_do_not_fit():
     made = built(Two(), accum_grad=2)
     state = made.state_dict()
-    with pytest.raises(ValueError, match="the scheduler has a scaler, and the state has none: set use_amp"):
+    with pytest.raises(ValueError, match="only the scheduler has a scaler: set use_amp alike"):
         built(Two(), use_amp=True).load_state_dict(state)
     wrong = {**state, "accum": {5: torch.ones(2)}}
     with pytest.raises(ValueError, match="gradient of shape \\(2,\\) for parameter 5"):
@@ -545,6 +552,11 @@ def test_spc_25_checkpoints_by_name():
     _, other = two_optimizers(optim_conf={"momentum": 0.9})
     other.load_state_dict(copy.deepcopy(states))
     assert repr(other.state_dict()) == repr(states)
+    _, plain = two_optimizers(optim_conf={"momentum": 0.9}, accum_grad=2)
+    before = repr(plain.state_dict())
+    with pytest.raises(ValueError, match="gradient of shape"):
+        plain.load_state_dict({"e": states["e"], "d": {**states["d"], "accum": {9: torch.ones(1)}}})
+    assert repr(plain.state_dict()) == before
     with pytest.raises(ValueError, match="the state has e; here are e, d"):
         other.load_state_dict({"e": states["e"]})
 
@@ -733,6 +745,7 @@ def test_mistakes_in_a_dict_name_the_key():
             {"optim_sches": conf(optim_loss="x", optim_losses="y")},
             "there twice, as optim_losses and optim_loss",
         ),
+        ({"optim_sches": conf(scaler="x")}, "optim_sches.conf.scaler: unknown key"),
         ({"optim_sches": conf(lr="g")}, "optim_sches.conf.optim_conf.lr: 'lr' needs one value per step"),
         ({"optim_sches": conf(lr=[1])}, "optim_sches.conf.optim_conf.lr: lr is a number, not [1]"),
     ]:
@@ -742,6 +755,12 @@ def test_mistakes_in_a_dict_name_the_key():
         assert data == before
     with pytest.raises(ConfigError, match="the configuration is empty"):
         build_optim_sches("# nothing\n", Two())
+    laughs = "a: &a [1]\n" + "".join(
+        f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    nested = laughs + "".join(f"j{i}: &j{i} [*i, *i]\n" for i in range(40)) + "loop: &loop [*loop]\n"
+    with pytest.raises(ConfigError, match="there is no 'optim_sches'"):
+        build_optim_sches(nested, Two())
     data = {"optim_sches": conf(optim_loss="x"), "model": {"anything": 1}}
     before = copy.deepcopy(data)
     assert isinstance(build_optim_sches(data, Two()), OptimSchedulerDict)

@@ -346,6 +346,20 @@ def test_transforms_after_the_rule_have_schedules():
     assert optimizer.state[p]["e"].item() == -(0.5 * 1 + 1.0 * 2 + 1.5 * 3)
 
 
+def test_a_transform_alone_has_schedules():
+    """It waits for its rule, before or after it."""
+    averaged = schedules.scheduled("ema", decay="decay/t")
+    clipped = schedules.scheduled("clip_norm", max_norm="max_norm*t")
+    program = optgen.chain(clipped, "descent", averaged)
+    assert [part.name for part in program.parts] == ["scheduled", "clip_norm", "descent", "scheduled", "ema"]
+    p = parameter(0.0)
+    optimizer = optgen.optimizer(program)([p], lr=1.0, max_norm=0.25, decay=0.5, backend="numpy")
+    optimizer.step()
+    optimizer.step()
+    assert p.item() == pytest.approx(-0.75, rel=1e-5)
+    assert optimizer.state[p]["average"].item() == pytest.approx(-0.25 * 0.25 - 0.75 * 0.75, rel=1e-5)
+
+
 def test_a_second_schedule_reads_the_first():
     twice = schedules.scheduled(schedules.scheduled("descent", lr="lr + 1"), lr="lr*t")
     p = parameter(0.0)
@@ -494,9 +508,12 @@ def test_what_has_no_schedule():
         ({"learning_rate": "1"}, "'adamw' has no hyperparameter 'learning_rate'"),
         ({"lr": None}, "'lr' has no schedule None"),
         ({"lr": True}, "'lr' has no schedule True"),
+        ({"lr": "maximize"}, "unknown name 'maximize'"),
     ]:
         with pytest.raises(RuleError, match=re.escape(message)):
             schedules.scheduled("adamw", **given)
+    with pytest.raises(RuleError, match="'sgld' has no schedule for 'seed'"):
+        schedules.scheduled("sgld", seed="t")
     with pytest.raises(RuleError, match="'eps\\[0\\]' is an option and has no schedule"):
         schedules.scheduled("adafactor", eps=("1/t", None))
 

@@ -93,12 +93,18 @@ class OptimSchedulerDict(dict[str, OptimScheduler]):
         """Load what `state_dict` returned.
 
         Raises:
-            ValueError: it has other names; nothing is loaded then.
+            ValueError: it has other names, or a state does not fit; nothing is loaded then.
         """
         if set(states) != set(self):
             raise ValueError(f"the state has {', '.join(states)}; here are {', '.join(self)}")
-        for name, scheduler in self.items():
-            scheduler.load_state_dict(states[name])
+        before = self.state_dict()
+        try:
+            for name, scheduler in self.items():
+                scheduler.load_state_dict(states[name])
+        except Exception:
+            for name, scheduler in self.items():
+                scheduler.load_state_dict(before[name])
+            raise
 
 
 def build_optim_sches(cfg: str | Mapping[str, Any], model: nn.Module, **exp_cfg: Any) -> OptimSchedulerDict:
@@ -144,6 +150,9 @@ def _scheduler(entry: Any, model: nn.Module, exp_cfg: Mapping[str, Any]) -> Opti
     cls = scheduler_class(given.type)
     conf = {**exp_cfg, **given.conf}
     try:
+        for key in ("model", "scaler"):  # arguments of the class that are no keys
+            if key in conf:
+                raise ConfigError(unknown(key, ())[0], (key,))
         if "optim_loss" in conf:  # SpeeChain's later name
             if "optim_losses" in conf:
                 raise ConfigError("this is there twice, as optim_losses and optim_loss", ("optim_loss",))

@@ -23,6 +23,7 @@ class Places:
     source: Source
     keys: dict[Path, Span] = field(default_factory=dict)
     texts: dict[Path, Span] = field(default_factory=dict)
+    seen: set[int] = field(default_factory=set)  # nodes: an alias stands for one that was walked
 
     def key(self, path: Path) -> Span | None:
         """The place of a key, or of the nearest that it is in."""
@@ -70,7 +71,10 @@ def read(text: str) -> tuple[Any, Places]:
 
 
 def _walk(at: Any, path: Path, places: Places) -> None:
-    """Note the place of every key and every text below a YAML node."""
+    """Note the place of every key and every text below a YAML node, once where aliases repeat it."""
+    if id(at) in places.seen:
+        return
+    places.seen.add(id(at))
     if at.id == "mapping":
         for key, value in at.value:
             inner = (*path, key.value if isinstance(key.value, str) else str(key.value))

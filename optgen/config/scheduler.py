@@ -59,7 +59,7 @@ class OptimScheduler(ABC):
         ConfigError: a setting is wrong; it names the key.
     """
 
-    arguments: ClassVar[Any] = None  # whose signature says what `sche_init` takes, if not its own
+    takes: ClassVar[Any] = None  # whose signature says what `sche_init` takes, if not its own
     own_lr: ClassVar[bool] = True  # whether `update_lr` sets the learning rate, and optim_conf may not
 
     def __init__(
@@ -71,7 +71,7 @@ class OptimScheduler(ABC):
         scaler: Any = None,
         **conf: Any,
     ):
-        taken = arguments(self.arguments or type(self).sche_init)
+        taken = arguments(self.takes or type(self).sche_init)
         options = dict(optim_conf) if isinstance(optim_conf, Mapping) else optim_conf
         given = validated(Conf, {"optim_type": optim_type, "optim_conf": options, **conf})
         left = given.model_extra or {}
@@ -266,11 +266,12 @@ class OptimScheduler(ABC):
             group.setdefault("initial_lr", plain(group["lr"]))
         pairs = [(schedule, group) for schedule in self.schedules for group in groups]
         values = [schedule.value(self.optimizer, group, real_step) for schedule, group in pairs]
+        epoch = {"epoch_num": epoch_num} if self._takes_epoch else {}
+        rate = 0.0 if self._texts else self.update_lr(real_step, **epoch)
         for (schedule, group), new in zip(pairs, values, strict=True):
             schedule.write(group, new * self.conf.ft_factor if schedule.name == "lr" else new)
         if self._texts:
             return
-        rate = self.update_lr(real_step, epoch_num) if self._takes_epoch else self.update_lr(real_step)
         for group in groups:
             ratio = float(group["initial_lr"]) / self.base_lr if self._keeps_ratio else 1.0
             new = self.conf.ft_factor * rate * ratio
@@ -288,7 +289,8 @@ class OptimScheduler(ABC):
         """Take the scaler's factor out of the gradients."""
         if self.scaler is None:
             return
-        self.scaler.unscale_(self.optimizer)
+        if self._has_grads:
+            self.scaler.unscale_(self.optimizer)
         for p in self._watched[len(self.params) :]:  # of the whole model, for the norm only
             if p.grad is not None:
                 p.grad = p.grad / self.scaler.get_scale()
@@ -301,11 +303,16 @@ class OptimScheduler(ABC):
 
     def apply(self, finite: bool) -> None:
         """The optimizer's step; the scaler hears of gradients that are not finite too."""
-        if self.scaler is not None:
+        if self.scaler is None:
+            if finite:
+                self.optimizer.step()
+        elif self._has_grads:  # a scaler refuses an optimizer without any
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif finite:
-            self.optimizer.step()
+
+    @property
+    def _has_grads(self) -> bool:
+        return any(p.grad is not None for p in self.params)
 
     def clear(self) -> None:
         """Forget the gradients."""
@@ -328,8 +335,8 @@ class OptimScheduler(ABC):
             ValueError: there is a scaler on one side only, or another model.
         """
         if (state["scaler"] is None) is not (self.scaler is None):
-            here, there = ("has", "has none") if self.scaler is not None else ("has none", "has")
-            raise ValueError(f"the scheduler {here} a scaler, and the state {there}: set use_amp alike")
+            which = "state" if self.scaler is None else "scheduler"
+            raise ValueError(f"only the {which} has a scaler: set use_amp alike")
         accum = {}
         for i, grad in state["accum"].items():
             p = self._watched[i] if i < len(self._watched) else None

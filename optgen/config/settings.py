@@ -124,7 +124,10 @@ def validated(model: type[Model], data: Mapping[str, Any], known: Iterable[str] 
 
 def arguments(function: Callable[..., Any]) -> type[BaseModel]:
     """A model of the keys that a function takes; without an annotation anything is taken."""
-    hints = get_type_hints(function)
+    try:
+        hints = get_type_hints(function)
+    except NameError:  # an annotation names what is imported for type checkers only
+        hints = {}
     fields: dict[str, Any] = {}
     extra: Literal["allow", "forbid"] = "forbid"
     for name, parameter in inspect.signature(function).parameters.items():
@@ -133,9 +136,8 @@ def arguments(function: Callable[..., Any]) -> type[BaseModel]:
         elif name != "self" and parameter.kind is not parameter.VAR_POSITIONAL:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[name] = (_kind(hints.get(name, Any)), default)
-    return create_model(
-        "Arguments", __config__=ConfigDict(extra=extra, strict=True, protected_namespaces=()), **fields
-    )
+    kinds = ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True, protected_namespaces=())
+    return create_model("Arguments", __config__=kinds, **fields)
 
 
 def _kind(hint: Any) -> Any:

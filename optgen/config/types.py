@@ -130,7 +130,7 @@ def _named(name: str, make: Callable[..., Schedule]) -> type[OptimScheduler]:
         (Scheduled,),
         {
             "sche_init": sche_init,
-            "arguments": staticmethod(make),
+            "takes": staticmethod(make),
             "own_lr": name != "constant",
             "__doc__": make.__doc__,
             "__module__": __name__,

@@ -11,6 +11,7 @@ import ast
 from collections.abc import Mapping
 
 from optgen import compose, library
+from optgen.declarations import RESERVED
 from optgen.errors import RuleError, Source
 from optgen.ir import Hyper, Program
 from optgen.schedules.named import Schedule
@@ -39,15 +40,22 @@ def scheduled(source: library.Rule, **schedules: Given | tuple[Given | None, ...
         RuleError: there is no such hyperparameter, it is no number, or a text is wrong; with its place.
     """
     program = library.rule(source)
-    homes, parts = compose.places(program), program.parts or (program,)
+    homes = {name: place for name, place in compose.places(program).items() if name not in RESERVED}
+    parts = program.parts or (program,)
     texts: dict[int, dict[str, str]] = {}
     for name, given in schedules.items():
         if name not in homes:
-            known = ", ".join(program.hypers) or "none"
-            raise RuleError(f"'{program.name}' has no hyperparameter '{name}'", None, f"it has: {known}")
+            known = ", ".join(homes) or "none"
+            what = "hyperparameter" if name not in program.hypers else "schedule for"
+            raise RuleError(f"'{program.name}' has no {what} '{name}'", None, f"it has: {known}")
         i, own = homes[name]
-        texts.setdefault(i, {})[own] = _text(own, given, parts[i].hypers)
-    return compose.scheduled(program, {i: _transform(found, parts[i].hypers) for i, found in texts.items()})
+        texts.setdefault(i, {})[own] = _text(own, given, _hypers(parts[i]))
+    return compose.scheduled(program, {i: _transform(found, _hypers(parts[i])) for i, found in texts.items()})
+
+
+def _hypers(part: Program) -> dict[str, Hyper]:
+    """What a text may read: not what says which way is up or which random numbers there are."""
+    return {name: hyper for name, hyper in part.hypers.items() if name not in RESERVED}
 
 
 def _text(name: str, given: object, hypers: Mapping[str, Hyper]) -> str:
