@@ -213,6 +213,8 @@ def test_spc_07_update_lr_is_written_into_every_group():
         made.optimizer.add_param_group({"params": [model.wd], "lr": 0.01})
         made.step({"loss": model.we}, 1)
         assert [g["lr"] for g in made.optimizer.param_groups] == pytest.approx(rates, rel=1e-15)
+    with pytest.raises(ConfigError, match=r"optim_conf\.lr: there are no ratios to a learning rate of 0"):
+        built(Two(), lr=0.0, keep_group_ratio=True)
     groups = built(Two(), updated_modules={"encoder": {"lr": 0.01}, "decoder": None})
     groups.step({"loss": groups.params[0] * groups.params[1]}, 1)
     assert [g["lr"] for g in groups.optimizer.param_groups] == pytest.approx([0.01, 0.1], rel=1e-15)
@@ -438,6 +440,9 @@ def test_spc_18_amp():
         other.step({"loss": plain.we * plain.wd}, n)
     assert (model.we.item(), model.wd.item()) == (plain.we.item(), plain.wd.item())
     assert model.we.item() != 1.0
+    shared = {name: TYPES["constant"]("SGD", {}, Two(), scaler=scaler) for name in ("a", "b")}
+    with pytest.raises(ValueError, match="'a' and 'b' have one scaler: give each its own"):
+        OptimSchedulerDict(shared)
     own = built(Two(), use_amp=True)
     assert own.scaler.get_scale() == 2.0**16
     p = own.params[0]

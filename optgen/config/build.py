@@ -30,9 +30,12 @@ class OptimSchedulerDict(dict[str, OptimScheduler]):
     """
 
     def __init__(self, schedulers: Mapping[str, OptimScheduler]):
-        """Take the schedulers; a parameter of two of them is a ValueError."""
+        """Take the schedulers; a parameter or a scaler of two of them is a ValueError."""
         owners: dict[int, str] = {}
         for name, scheduler in schedulers.items():
+            other = owners.setdefault(id(scheduler.scaler), name) if scheduler.scaler is not None else name
+            if other != name:  # the first one's update would change the factor of the other's gradients
+                raise ValueError(f"'{other}' and '{name}' have one scaler: give each its own")
             for p in scheduler.params:
                 if owners.setdefault(id(p), name) != name:
                     at = next((n for n, q in scheduler.model.named_parameters() if q is p), "a parameter")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -76,7 +77,7 @@ def build(
     try:
         made = cls(groups, **given)
     except (TypeError, ValueError, RuntimeError) as error:
-        at = next(([key] for key in given if key in str(error)), [])
+        at = next(([key] for key in given if re.search(rf"\b{key}\b", str(error))), [])
         raise ConfigError(str(error), ("optim_conf", *at)) from error
     schedules = [GroupSchedule(path, text) for path, text in texts.items()]
     for schedule in schedules:

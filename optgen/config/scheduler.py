@@ -87,6 +87,8 @@ class OptimScheduler(ABC):
             )  # fmt: skip
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", plain(group["lr"]))
+        if self._keeps_ratio and not self.base_lr:
+            raise ConfigError("there are no ratios to a learning rate of 0", ("optim_conf", "lr"))
         for schedule in self.schedules:
             schedule.start(self.optimizer)
         self.params = [p for group in self.optimizer.param_groups for p in group["params"]]
