@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from optgen.errors import RuleError
+from optgen.expressions import COMPARE
 from optgen.ir import (
     REDUCTIONS,
     Extent,
@@ -20,9 +21,11 @@ from optgen.ir import (
     Program,
     State,
     Value,
+    const,
     join,
     load,
     node,
+    rewrite,
     toposort,
 )
 
@@ -35,7 +38,9 @@ def chain(*programs: Program) -> Program:
     A transform after the rule sees `u`, the X of the rule's last `p = p - X`, and the value that `p`
     had there; one that assigns `p` or its own state sees the new `p`, also as `prev(p)`. `g` is what the
     rule was given. A chain among the programs counts as its parts, with the defaults that it has now.
-    Hyperparameters, states and keys whose names are taken get the name of their part in front.
+    Hyperparameters, states and keys whose names are taken get the name of their part in front. A transform
+    that assigns hyperparameters shares those that a part after it has by the same name: that part reads
+    the assigned value, and the group has the value that the transform reads.
 
     Raises:
         RuleError: the order makes no sense, or a transform needs a `u` that the rule does not have.
@@ -45,11 +50,15 @@ def chain(*programs: Program) -> Program:
         raise RuleError("a chain needs at least one rule")
     rules = [i for i, part in enumerate(parts) if part.kind == "rule" and not _reads(part, "u")]
     first = rules[0] if rules else len(parts)
+    if len(parts) > 1 and all(map(_only_schedules, parts[:-1])):  # a transform with its schedules
+        first = len(parts) - 1
     for i, part in enumerate(parts):
         if i < first and part.kind != "before":
             _refuse(part, "stands before the rule, but is a transform that comes after one")
-        if i > first and part.kind == "before":
+        if i > first and part.kind == "before" and not _only_schedules(part):
             _refuse(part, "assigns g, so it must come before the rule")
+    if rules:
+        _check_schedules(parts)
     renamed = [
         _rename(part, hypers, i)
         for i, (part, hypers) in enumerate(zip(parts, _hyper_names(parts), strict=True))
@@ -94,16 +103,21 @@ def _free(name: str, prefix: str, taken: Container[str]) -> str:
 def _hyper_names(parts: Sequence[Program]) -> list[dict[str, str]]:
     """For each part of a chain: its hyperparameters, and what they are called in the chain."""
     taken: set[str] = set()
-    tables = []
-    for part in parts:
+    tables: list[dict[str, str]] = []
+    owners = [_owners(parts, i) for i in range(len(parts))]
+    for part, others in zip(parts, owners, strict=True):
         table: dict[str, str] = {}
         for h in part.hypers:
+            if h in others:
+                continue
             if h == "seed":  # of all random numbers together
                 table[h] = h
                 continue
             table[h] = _free(h, part.name, taken | (part.hypers.keys() - {h}) if h in taken else ())
             taken.add(table[h])
         tables.append(table)
+    for table, others in reversed([*zip(tables, owners, strict=True)]):
+        table |= {h: tables[j][h] for h, j in others.items()}
     return tables
 
 
@@ -118,8 +132,9 @@ def _rename(part: Program, names: Names, place: int) -> Program:
             return node(n.op, *n.args, value=f"{place}.{n.value}", extent=n.extent)
         return node(Op.FACT, value=str(facts[n.value or ""])) if n.op is Op.FACT else None
 
+    schedules = {_path(path, names): n for path, n in part.schedules.items()}
     return replace(
-        part.map(change),
+        replace(part, schedules=schedules).map(change),
         hypers={names[h]: Hyper(names[h], hyper.default) for h, hyper in part.hypers.items()},
         facts={str(fact): fact for fact in facts.values()},
     )
@@ -160,20 +175,115 @@ def _own_states(part: Program, others: Program) -> Program:
     return replace(renamed, assigns=named(renamed.assigns), modes=modes)
 
 
+# Schedules
+
+
+def _owners(parts: Sequence[Program], place: int) -> dict[str, int]:
+    """Hyperparameters that a part with schedules shares, and the part after it whose they are."""
+    part = parts[place]
+    found: dict[str, int] = {}
+    for h in part.hypers if part.schedules else ():
+        owner = next((j for j in range(place + 1, len(parts)) if h in parts[j].hypers), None)
+        if owner is not None and h != "seed":
+            found[h] = owner
+    return found
+
+
+def places(program: Program) -> dict[str, tuple[int, str]]:
+    """For each hyperparameter: which part of the chain has it, and what it is called there."""
+    found: dict[str, tuple[int, str]] = {}
+    for i, names in enumerate(_hyper_names(program.parts or (program,))):
+        found |= {name: (i, h) for h, name in names.items()}  # a shared one is the later part's
+    return found
+
+
+def scheduled(program: Program, schedules: Mapping[int, Program]) -> Program:
+    """The chain with transforms that assign hyperparameters, each right before the part at its index."""
+    found: list[Program] = []
+    for i, part in enumerate(_parts(program)):
+        found += [schedules[i], part] if i in schedules else [part]
+    return chain(*found)
+
+
+def _check_schedules(parts: Sequence[Program]) -> None:
+    """Refuse a schedule of a hyperparameter that no part after it has, or that is of another kind there."""
+    for i, part in enumerate(parts):
+        owners = _owners(parts, i)
+        for path, value in part.schedules.items():
+            name = path.partition("[")[0]
+            if name not in owners:
+                known = dict.fromkeys(h for later in parts[i + 1 :] for h in later.hypers)
+                raise RuleError(
+                    f"'{part.name}' assigns '{name}', which no part after it has",
+                    part.spans.get(value),
+                    f"the hyperparameters after it: {', '.join(known) or 'none'}",
+                )
+        for h, j in owners.items():
+            mine, theirs = part.hypers[h].default, parts[j].hypers[h].default
+            if not _same_kind(mine, theirs):
+                raise RuleError(
+                    f"'{h}' is {mine!r} in '{part.name}', but {theirs!r} in '{parts[j].name}'",
+                    None,
+                    "declare it with the same kind of default",
+                )
+
+
+def _only_schedules(part: Program) -> bool:
+    """Whether all that a part does is to assign hyperparameters."""
+    return bool(part.schedules) and part.skip is None and part.assigns == {"g": load("g")}
+
+
+def _at_run_time(program: Program, paths: Container[str]) -> Program:
+    """The program with conditions on scheduled hyperparameters as comparisons: they change from step to step.
+
+    A value that one side of such a condition alone has is that side's.
+    """
+    facts = {text: fact for text, fact in program.facts.items() if fact.subject in paths}
+    if not facts:
+        return program
+
+    def change(n: Node) -> Node | None:
+        if n.op is Op.FACT and n.value in facts:
+            fact = facts[n.value]
+            return COMPARE[fact.relation](node(Op.HYPER, value=fact.subject), const(cast(float, fact.value)))
+        if n.op is Op.CHOOSE and n.args[0].extent is not Extent.CONST:
+            condition, a, b = n.args
+            if Op.UNDEF in (a.op, b.op):
+                return b if a.op is Op.UNDEF else a
+            return node(Op.WHERE, condition, a, b)
+        return None
+
+    kept = {text: fact for text, fact in program.facts.items() if text not in facts}
+    return replace(program.map(change), facts=kept)
+
+
+def _modes_with(program: Program, inputs: Mapping[Node, Node]) -> Program:
+    """The program with other nodes in `train()` and `eval()`."""
+    done = rewrite((n for mode in program.modes.values() for n in mode.values()), inputs.get)
+    modes = {m: {k: done[n] for k, n in mode.items()} for m, mode in program.modes.items()}
+    return replace(program, modes=modes)
+
+
 # Two programs as one
 
 
 def _join(first: Program, then: Program) -> Program:
     """Two programs as one, by substituting what the first computes into the second."""
+    settings = {node(Op.HYPER, value=path): n for path, n in first.schedules.items()}
+    if settings:
+        then = _modes_with(_at_run_time(then, first.schedules), settings)
+    if first.kind != "before" and _only_schedules(then):
+        merged = _merge(first, _substitute(then, settings))
+        return replace(merged, assigns=first.assigns, update=first.update, skip=first.skip, count=first.count)
     if first.kind == "before":
-        inputs = {load("g"): first.assigns["g"]}
+        inputs = {load("g"): first.assigns["g"], **settings}
         if first.count is not None:
             inputs[node(Op.COUNT)] = first.count
         merged = _merge(first, _unless(first.skip, _substitute(then, inputs)))
         own = {k: n for k, n in first.assigns.items() if k != "g"}
         skip = _either(first.skip, merged.skip)
         return replace(merged, gradient=_gradient(first), assigns={**merged.assigns, **own}, skip=skip)
-    inputs = {load("g"): _gradient(first)}
+    inputs = {load("g"): _gradient(first), **settings}
     if first.update:
         inputs[load("u")] = first.update[1]
     elif used := _reads(then, "u"):
@@ -248,7 +358,7 @@ def _merge(a: Program, b: Program) -> Program:
         b,
         doc="\n".join(filter(None, (a.doc, b.doc))),
         sources=a.sources + b.sources,
-        hypers={**a.hypers, **b.hypers},
+        hypers=_together(a.hypers, b.hypers),
         states={**a.states, **b.states},
         inputs={**a.inputs, **b.inputs},
         requires=a.requires + b.requires,
@@ -256,10 +366,16 @@ def _merge(a: Program, b: Program) -> Program:
         modes={**a.modes, **b.modes},
         gradient=a.gradient,
         skip=b.skip,
+        schedules={**a.schedules, **b.schedules},
         count=b.count if b.count is not None or b.kind != "before" else a.count,
         spans={**b.spans, **a.spans},
         names={**b.names, **a.names},
     )
+
+
+def _together(first: Mapping[str, Hyper], then: Mapping[str, Hyper]) -> dict[str, Hyper]:
+    """The hyperparameters of both; a shared one stands where the part has it that it is of."""
+    return {**{h: hyper for h, hyper in first.items() if h not in then}, **then}
 
 
 # One program

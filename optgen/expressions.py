@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any, cast
 
-from optgen.functions import REDUCTION_FUNCTIONS, Reducer, power
+from optgen.functions import REDUCTION_FUNCTIONS, STEP_FUNCTIONS, Reducer, power
 from optgen.grammar import nearest
 from optgen.ir import EXTENTS, DType, Extent, Fact, Node, Op, Value, const, join, load, node
 from optgen.scope import DECLARATIONS, FUNCTIONS, NOT_YET, RANDOM, SPECIAL, Context, Item, Meaning, Option
@@ -364,7 +364,10 @@ class Expressions(Context):
             return {"where": self.where, "prev": self.prev, "len": self.len}[name](at)
         if name in REDUCTION_FUNCTIONS:
             return self.reduction(name, build, at)
-        return build(*(self.value(a) for a in at.args))
+        built = build(*(self.value(a) for a in at.args))
+        if name in STEP_FUNCTIONS and built.extent > Extent.STEP:
+            raise self.error(f"{name}() works on values per step, and this is {built.extent.phrase}", at)
+        return built
 
     def unknown_function(self, name: str, at: ast.Call) -> None:
         """Report a name that is called but is no function."""

@@ -179,6 +179,10 @@ ELEMENT_FUNCTIONS: dict[str, tuple[int, Callable[..., Node]]] = {
     "round": (1, round_half_even),
     "isfinite": (1, isfinite),
 }
+# Of values per step only, so that no back end has them.
+STEP_FUNCTIONS: dict[str, tuple[int, Callable[..., Node]]] = {
+    "cos": (1, _plain(Op.COS)),
+}
 REDUCTION_FUNCTIONS: dict[str, tuple[int, Callable[..., Node]]] = {
     "sum": (1, total),
     "mean": (1, mean),

@@ -166,6 +166,7 @@ class Op(Enum):
     LOG = "log"
     TANH = "tanh"
     ATAN2 = "atan2"
+    COS = "cos"  # of values per step: the host computes it
     FLOOR = "floor"
     MAXIMUM = "maximum"
     MINIMUM = "minimum"
@@ -415,6 +416,7 @@ class Program:
     inputs: Mapping[str, Input] = field(default_factory=dict)
     skip: Node | None = None  # in a transform before a rule: whether the rest of the step is left out
     count: Node | None = None  # likewise: the t of the programs after it
+    schedules: Mapping[str, Node] = field(default_factory=dict)  # likewise: their hyperparameters, by path
     spans: Mapping[Node, Span] = field(default_factory=dict, compare=False, repr=False)
     names: Mapping[Node, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -431,7 +433,7 @@ class Program:
         found += [n for mode in self.modes.values() for n in mode.values()]
         found += [r.condition for r in self.requires]
         found += [n for n in (self.gradient, self.skip, self.count) if n is not None]
-        return found + list(self.update or ())
+        return found + list(self.schedules.values()) + list(self.update or ())
 
     def map(self, change: Callable[[Node], Node | None]) -> Program:
         """The program with every node rewritten; names and places follow their nodes."""
@@ -451,6 +453,7 @@ class Program:
             gradient=None if self.gradient is None else done[self.gradient],
             skip=None if self.skip is None else done[self.skip],
             count=None if self.count is None else done[self.count],
+            schedules={path: done[n] for path, n in self.schedules.items()},
             spans=_follow(self.spans, done),
             names=_follow(self.names, done),
         )

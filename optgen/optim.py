@@ -20,7 +20,7 @@ from optgen.compose import complete, with_defaults, with_maximize
 from optgen.ir import Extent, Program, State
 from optgen.launch import BACKENDS, CODEC_OF, MODES, SUPPORTED, Launcher, Truths, Work
 from optgen.options import GROUP, checked, complete_group
-from optgen.saved import as_tuple, check_groups, counter_dtype, from_texts, load_entry, rule_text
+from optgen.saved import as_tuple, check_groups, counter_dtype, from_texts, load_entry, part_names, rule_text
 
 # torch wraps this method so that its compiler, if it should meet it, leaves it alone; the wrapper imports
 # that compiler on its first call, which takes a second before the first step.
@@ -393,7 +393,7 @@ class Optimizer(torch.optim.Optimizer):
         defaults = {h.name: h.default for h in self.program.hypers.values()}
         return (
             _restore,
-            (type(self).__name__, as_tuple(rule_text(self.program)), defaults),
+            (type(self).__name__, as_tuple(rule_text(self.program)), defaults, part_names(self.program)),
             self.__getstate__(),
         )
 
@@ -473,8 +473,10 @@ def _docstring(program: Program) -> str:
     return "\n".join(lines)
 
 
-def _restore(name: str, texts: tuple[str, ...], defaults: dict[str, Any]) -> Optimizer:
+def _restore(
+    name: str, texts: tuple[str, ...], defaults: dict[str, Any], names: tuple[str, ...] = ()
+) -> Optimizer:
     """An empty optimizer of the class that these rule texts make; unpickling fills it."""
-    program = with_defaults(with_maximize(complete(from_texts(texts))), **defaults)
+    program = with_defaults(with_maximize(complete(from_texts(texts, names))), **defaults)
     cls = _make(program, name)
     return cls.__new__(cls)

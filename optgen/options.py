@@ -38,7 +38,7 @@ def complete_group(program: Program, group: Mapping[str, Any], defaults: Mapping
     """
     own = {*OWN_KEYS, *(s.key.removeprefix(GROUP) for s in program.states.values())}
     for key in group:
-        if key not in program.hypers and key not in own:
+        if key not in program.hypers and key not in own and not key.startswith("initial_"):
             close = get_close_matches(key, program.hypers, 1, 0.8)
             if close:
                 raise ValueError(f"unknown option '{key}' in a parameter group: did you mean '{close[0]}'?")

@@ -131,7 +131,9 @@ def specialise(
         kept = n.op is Op.WHERE and n.args[1] is n.args[2] and n.args[1].op is Op.LOAD
         return n.args[1] if kept and n.args[1].extent is n.extent else None
 
-    bare = replace(program, requires=(), update=None, gradient=None, parts=(), skip=None, count=None)
+    bare = replace(
+        program, requires=(), update=None, gradient=None, parts=(), skip=None, count=None, schedules={}
+    )
     done: dict[Node, Node] = {}
     for old in toposort(bare.roots()):
         new = rebuild(old, tuple(done[a] for a in old.args))

@@ -49,9 +49,15 @@ def as_tuple(text: str | list[str]) -> tuple[str, ...]:
     return (text,) if isinstance(text, str) else tuple(text)
 
 
-def from_texts(texts: tuple[str, ...]) -> Program:
-    """The program that saved texts make."""
-    return chain(*(library.rule(Source(text)) for text in texts))
+def part_names(program: Program) -> tuple[str, ...]:
+    """What a chain calls its parts, in front of names that are taken."""
+    return tuple(part.name for part in program.parts or (program,))
+
+
+def from_texts(texts: tuple[str, ...], names: tuple[str, ...] = ()) -> Program:
+    """The program that saved texts make, its parts with their own names where those are given."""
+    sources = map(Source, texts, names) if names else map(Source, texts)
+    return chain(*(library.rule(source) for source in sources))
 
 
 def _difference(saved: str | list[str], mine: str | list[str]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from optgen.errors import Source, Span
-from optgen.functions import ELEMENT_FUNCTIONS, REDUCTION_FUNCTIONS
+from optgen.functions import ELEMENT_FUNCTIONS, REDUCTION_FUNCTIONS, STEP_FUNCTIONS
 from optgen.grammar import Report
 from optgen.ir import (
     Extent,
@@ -35,7 +35,7 @@ MAX_SIZE = 100_000  # statements and expressions, after unrolling
 STORES = ("p", "g", "u")
 SHAPES = ("numel", "ndim", "rows", "cols")
 CONSTANTS = {"pi": const(math.pi), "inf": const(math.inf)}
-FUNCTIONS = {**ELEMENT_FUNCTIONS, **REDUCTION_FUNCTIONS}
+FUNCTIONS = {**ELEMENT_FUNCTIONS, **STEP_FUNCTIONS, **REDUCTION_FUNCTIONS}
 SPECIAL = ("where", "prev", "len", "range")
 RANDOM = {"normal": Op.NORMAL, "uniform": Op.UNIFORM}
 DECLARATIONS = ("hyper", "require", "state", "keys", "input")

@@ -47,6 +47,7 @@ MEANING: dict[Op, Callable[..., Any]] = {
     Op.LOG: np.log,
     Op.TANH: np.tanh,
     Op.ATAN2: np.arctan2,
+    Op.COS: np.cos,
     Op.FLOOR: np.floor,
     Op.MAXIMUM: _maximum,
     Op.MINIMUM: _minimum,

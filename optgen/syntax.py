@@ -49,6 +49,7 @@ from optgen.scope import (
     Scope,
     Update,
 )
+from optgen.stepwise import settings
 
 __all__ = ["MAX_BYTES", "decode", "parse"]
 
@@ -83,6 +84,7 @@ class Statements:
         self.assigned: dict[str, Span] = {}
         self.node_names: dict[Node, str] = {}
         self.skips: list[tuple[Node, dict[str, Meaning]]] = []
+        self.before = False  # whether this is a transform that comes before a rule
 
     @property
     def scope(self) -> Scope:
@@ -107,8 +109,9 @@ class Statements:
                     steps.append(statement)
         Declarations(self.expressions).read(calls)
         self.expressions.scope = Scope(self.declared.start())
+        self.before = not {"p", "u"} & _stored(steps)
         self.block(steps)
-        assigns, update = self.finish(), self.scope.update
+        assigns, update, schedules = self.finish(), self.scope.update, self.schedules()
         count, skip = cast(Node, self.scope.names["t"]), None
         for condition, _ in self.skips:
             skip = condition if skip is None else node(Op.OR, skip, condition)
@@ -129,6 +132,7 @@ class Statements:
             facts=self.expressions.facts,
             assigns=assigns,
             update=update if "p" in assigns else None,
+            schedules=schedules,
             modes=modes,
             spans=self.expressions.spans,
             names=self.node_names,
@@ -137,6 +141,8 @@ class Statements:
     def finish(self) -> dict[str, Node]:
         """The stores that the statements assigned, and their last values."""
         targets = self.assigned.keys() & {*STORES, *self.declared.states}
+        if self.assigned.keys() & self.declared.hypers:
+            targets |= {"g"}  # it comes before the rules whose hyperparameters it assigns
         if "t" in self.assigned and "g" not in targets and not self.skips:
             raise self.error("only a transform of g assigns t", self.assigned["t"])
         if "p" in targets:
@@ -160,6 +166,15 @@ class Statements:
                 self.expressions.spans[update],
             )
         return assigns
+
+    def schedules(self) -> dict[str, Node]:
+        """What hyperparameters of the rules after this one become, by path."""
+        found: dict[str, Node] = {}
+        for name in self.declared.hypers:
+            if name in self.assigned:
+                default, meaning = self.declared.hypers[name].default, self.scope.names[name]
+                found |= settings(self.expressions, name, default, meaning, self.assigned[name])
+        return found
 
     def unless_skipped(self, name: str) -> Node:
         """The last value of a store, or the one that it had where the rest of the step was skipped."""
@@ -346,7 +361,7 @@ class Statements:
 
     def check_name(self, name: str, at: ast.AST) -> None:
         """Refuse to assign what has its value from elsewhere."""
-        if name in self.declared.hypers:
+        if name in self.declared.hypers and (self.expressions.mode or not self.before):
             raise self.error(
                 f"'{name}' is a hyperparameter and cannot be assigned", at, "assign to a new name"
             )
@@ -383,6 +398,9 @@ class Statements:
                     "reduce it with sum, mean, norm, rms, amax or dot"
                     + (", over=all" if limit is Extent.ALL else ""),
                 )
+        if name in declared.hypers:
+            settings(self.expressions, name, declared.hypers[name].default, meaning, at)
+            self.expressions.used.add(name)
         if name == "t" and not (isinstance(meaning, Node) and meaning.extent <= Extent.STEP):
             raise self.error("'t' needs one value per step", at)
         if isinstance(meaning, Node) and meaning.args:
@@ -465,6 +483,12 @@ def _docstring(body: list[ast.stmt]) -> tuple[str, list[ast.stmt]]:
         case [ast.Expr(value=ast.Constant(value=str() as text)), *rest]:
             return inspect.cleandoc(text), rest
     return "", body
+
+
+def _stored(statements: list[ast.stmt]) -> set[str]:
+    """The plain names that statements assign."""
+    nodes = (n for statement in statements for n in ast.walk(statement))
+    return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
 def _ends_in(assigned: Mapping[str, Meaning], update: Update) -> bool:

@@ -30,7 +30,7 @@ TORCH = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "
 # With sums or transcendental functions, per tensor: max|a-b| / max|b|. For 16-bit storage, a few units.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
 FEEDBACK = 10
-INEXACT = frozenset({Op.SUM, Op.EXP, Op.LOG, Op.TANH, Op.ATAN2, Op.POW, Op.MOD})
+INEXACT = frozenset({Op.SUM, Op.EXP, Op.LOG, Op.TANH, Op.ATAN2, Op.COS, Op.POW, Op.MOD})
 SEED = 20240229
 ABSENT = 1  # the tensor that has no gradient in every fifth step, the first among them
 FEW = ("odd", "2**k + 1")  # samples of a case that is not thorough

@@ -23,6 +23,7 @@ MODULES = [
     "scope",
     "expressions",
     "declarations",
+    "stepwise",
     "syntax",
     "algebra.bounds",
     "algebra.proof",
@@ -73,6 +74,20 @@ MODULES = [
     "store.released",
     "store.gradients",
     "store",
+    "schedules.values",
+    "schedules.named",
+    "schedules.fused",
+    "schedules.groups",
+    "schedules.schedulers",
+    "schedules",
+    "config.settings",
+    "config.reading",
+    "config.optimizers",
+    "config.scheduler",
+    "config.types",
+    "config.build",
+    "config.report",
+    "config",
     "trial",
     "check",
     "tables",
@@ -97,6 +112,8 @@ OUTSIDE = {
     "sklearn": {"demo"},
     "fsspec": {"store.folder"},
     "safetensors": {"store.snapshot"},
+    "pydantic": {"config.settings"},
+    "yaml": {"config.reading"},
 }
 
 
@@ -167,6 +184,7 @@ LIGHT = [
     "optgen.backends.emit",
     "optgen.backends.numpy",
     "optgen.library",
+    "optgen.schedules",
     "optgen.cli",
 ]
 

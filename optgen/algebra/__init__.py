@@ -73,6 +73,7 @@ ERRORS: dict[Op, Callable[[list[Any], list[Any]], Any]] = {
     Op.EXP: lambda x, d: np.exp(x[0]) * np.expm1(d[0]),
     Op.LOG: lambda x, d: np.where(d[0] < x[0], d[0] / (x[0] - d[0]), math.inf),
     Op.ATAN2: lambda x, d: np.where(d[0] + d[1] > 0, 2 * (d[0] + d[1]) / np.hypot(x[0], x[1]), 0.0),
+    Op.COS: lambda x, d: d[0],
     Op.FLOOR: lambda x, d: np.where(np.floor(x[0] - d[0]) < np.floor(x[0] + d[0]), math.inf, 0.0),
 }
 

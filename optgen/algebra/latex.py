@@ -28,7 +28,7 @@ WRITTEN = {
     Op.SQRT: r"\sqrt{%s}", Op.ABS: r"\left|%s\right|", Op.FLOOR: r"\left\lfloor %s\right\rfloor",
     Op.EXP: r"\exp\left(%s\right)", Op.LOG: r"\log\left(%s\right)", Op.TANH: r"\tanh\left(%s\right)",
     Op.ATAN2: r"\operatorname{atan2}\left(%s, %s\right)", Op.MAXIMUM: r"\max\left(%s, %s\right)",
-    Op.MINIMUM: r"\min\left(%s, %s\right)",
+    Op.COS: r"\cos\left(%s\right)", Op.MINIMUM: r"\min\left(%s, %s\right)",
 }  # fmt: skip
 RANDOM = {Op.NORMAL: r"\mathcal{N}(0, 1)", Op.UNIFORM: r"\mathcal{U}[0, 1)"}
 LONG = 40  # an expression of more operations than this gets a line of its own

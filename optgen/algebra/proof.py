@@ -26,7 +26,7 @@ from optgen.semantics import MEANING, constant
 SYMPY: dict[Op, Callable[..., Any]] = {
     Op.ADD: operator.add, Op.SUB: operator.sub, Op.MUL: operator.mul, Op.DIV: operator.truediv,
     Op.MOD: lambda x, y: x - y * sp.floor(x / y), Op.POW: operator.pow, Op.NEG: operator.neg, Op.ABS: abs,
-    Op.SQRT: sp.sqrt, Op.EXP: sp.exp, Op.LOG: sp.log, Op.TANH: sp.tanh, Op.ATAN2: sp.atan2,
+    Op.SQRT: sp.sqrt, Op.EXP: sp.exp, Op.LOG: sp.log, Op.TANH: sp.tanh, Op.ATAN2: sp.atan2, Op.COS: sp.cos,
     Op.FLOOR: sp.floor, Op.MAXIMUM: sp.Max, Op.MINIMUM: sp.Min, Op.CAST: lambda x: x,
     Op.LT: sp.Lt, Op.LE: sp.Le, Op.EQ: sp.Eq, Op.NE: sp.Ne, Op.AND: sp.And, Op.OR: sp.Or, Op.NOT: sp.Not,
     Op.WHERE: lambda c, a, b: sp.Piecewise((a, c), (b, True)),
@@ -335,6 +335,7 @@ def _exact(n: Node) -> Any:
 
 NODES: dict[Any, Op] = {
     sp.exp: Op.EXP, sp.log: Op.LOG, sp.tanh: Op.TANH, sp.atan2: Op.ATAN2, sp.floor: Op.FLOOR, sp.Abs: Op.ABS,
+    sp.cos: Op.COS,
     sp.Max: Op.MAXIMUM, sp.Min: Op.MINIMUM, sp.And: Op.AND, sp.Or: Op.OR, sp.Not: Op.NOT,
     sp.Lt: Op.LT, sp.Le: Op.LE, sp.Eq: Op.EQ, sp.Ne: Op.NE, sp.Mod: Op.MOD,
 }  # fmt: skip

@@ -1,0 +1,115 @@
+"""The optimizer of a configuration: its class by name, its options, and those options that are schedules.
+
+In: `optim_type`, `optim_conf` and parameter groups. Out: an optimizer, of optgen where optgen has the
+class and of torch otherwise, and a `GroupSchedule` for each option that is a text.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+
+from optgen import library
+from optgen.config.settings import ConfigError, unknown
+from optgen.errors import RuleError
+from optgen.optim import Optimizer, optimizer
+from optgen.schedules.groups import GroupSchedule
+
+
+def optimizer_class(name: str | list[str]) -> type[torch.optim.Optimizer]:
+    """The class that `optim_type` names.
+
+    Args:
+        name: a class of optgen, `Adam`; one of torch.optim that optgen has not; a shipped rule, `adamw`; the
+            path of a `.rule` file; or a list of rules, which is a chain.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    shipped = library.classes()
+    try:
+        if isinstance(name, list):
+            return optimizer(library.chain(*(shipped.get(part, part) for part in name)))
+        if name in shipped:
+            return optimizer(shipped[name], name)
+        found = getattr(torch.optim, name, None) if name.isidentifier() else None
+        if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+            return found
+        if name in library.names() or name.endswith(".rule") or os.path.sep in name:
+            return optimizer(name)
+    except RuleError as error:
+        raise ConfigError(error.message, ("optim_type",), error.span, error.help) from None
+    close = get_close_matches(name, [*shipped, *library.names()], 1)
+    help = f"did you mean '{close[0]}'?" if close else "`optgen list` shows the rules"
+    raise ConfigError(
+        f"neither optgen nor torch.optim has an optimizer '{name}'", ("optim_type",), None, help
+    )
+
+
+def build(
+    name: str | list[str], conf: Mapping[str, Any], groups: list[dict[str, Any]]
+) -> tuple[torch.optim.Optimizer, list[GroupSchedule]]:
+    """The optimizer and the schedules of its hyperparameters.
+
+    Raises:
+        ConfigError: the class or an option is wrong; at its key.
+    """
+    cls = optimizer_class(name)
+    defaults = _defaults(cls)
+    if "lr" not in defaults:
+        raise ConfigError(f"{cls.__name__} has no lr, which a scheduler sets", ("optim_type",))
+    for key in conf:
+        if key not in defaults:
+            problem, help = unknown(key, defaults)
+            raise ConfigError(problem, ("optim_conf", key), None, help)
+    options: dict[str, Any] = {}
+    texts: dict[str, str] = {}
+    for key, value in conf.items():
+        options[key], found = _split(key, value, defaults[key])
+        texts |= found
+    given = {key: value for key, value in options.items() if key not in texts}
+    try:
+        made = cls(groups, **given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        at = next(([key] for key in given if re.search(rf"\b{key}\b", str(error))), [])
+        raise ConfigError(str(error), ("optim_conf", *at)) from error
+    schedules = [GroupSchedule(path, text) for path, text in texts.items()]
+    for schedule in schedules:
+        _check(schedule, made)
+    return made, schedules
+
+
+def _defaults(cls: type[torch.optim.Optimizer]) -> dict[str, Any]:
+    """The options of a class and their defaults."""
+    if issubclass(cls, Optimizer):
+        parameters = cls.__signature__.parameters  # type: ignore[attr-defined]
+    else:
+        parameters = inspect.signature(cls).parameters
+    return {name: p.default for name, p in parameters.items() if name != "params"}
+
+
+def _split(key: str, value: Any, default: Any) -> tuple[Any, dict[str, str]]:
+    """A value for the constructor, and the texts in it that stand for numbers."""
+    if isinstance(default, tuple) and isinstance(value, list | tuple) and len(value) == len(default):
+        texts = {f"{key}[{i}]": v for i, v in enumerate(value) if _is_text(v, default[i])}
+        return tuple(d if _is_text(v, d) else v for v, d in zip(value, default, strict=True)), texts
+    return value, {key: value} if _is_text(value, default) else {}
+
+
+def _is_text(value: Any, default: Any) -> bool:
+    return isinstance(value, str) and isinstance(default, int | float) and not isinstance(default, bool)
+
+
+def _check(schedule: GroupSchedule, made: torch.optim.Optimizer) -> None:
+    key, _, item = schedule.name.partition("[")
+    path = ("optim_conf", key, int(item[:-1])) if item else ("optim_conf", key)
+    try:
+        schedule.check(made)
+    except RuleError as error:
+        raise ConfigError(error.message, path, error.span, error.help) from None

@@ -1,0 +1,36 @@
+"""What a schedule is worth in a step: its node, evaluated by the reference in float64.
+
+In: an expression, the step and the hyperparameters. Out: a float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from optgen.ir import Node, Op
+from optgen.passes import holds
+from optgen.semantics import evaluate
+from optgen.stepwise import Expression
+
+
+def value(schedule: Expression, t: float, options: Mapping[str, Any]) -> float:
+    """The value of a schedule in step `t`, counted from 1, where hyperparameters have these values."""
+
+    def leaf(n: Node) -> Any:
+        if n.op is Op.COUNT:
+            return np.float64(t)
+        if n.op is Op.FACT:
+            fact = schedule.facts[n.value or ""]
+            return np.bool_(holds(fact, lookup(options, fact.subject)))
+        return np.float64(float(lookup(options, n.value or "")))
+
+    return float(evaluate([schedule.node], leaf)[schedule.node])
+
+
+def lookup(options: Mapping[str, Any], path: str) -> Any:
+    """The value of `lr`, or of one item of a tuple, `betas[0]`."""
+    name, _, item = path.partition("[")
+    return options[name][int(item[:-1])] if item else options[name]
