@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from torch import nn
 import optgen
 from optgen import cache, training
 
+PAGE = Path(__file__).parent.parent / "docs" / "genesis.md"
 START = [1.0, -2.0, 0.5]
 GRADIENTS = [[0.1, -0.2, 0.3], [-0.3, 0.4, 0.05], [0.2, 0.0, -0.6]]
 
@@ -206,6 +209,11 @@ def test_gns_10_nesterov_needs_momentum_and_no_dampening():
     for options in ({"momentum": 0}, {"momentum": 0.9, "dampening": 0.1}):
         with pytest.raises(ValueError, match="momentum > 0 and dampening == 0"):
             sgd(parameter(), nesterov=True, **options)
+
+
+def test_gns_10_what_the_code_computes():
+    """An average of the gradients: what momentum makes of a tenth of lr."""
+    near(after(optgen.EMAMomentum, lr=0.1, momentum=0.9), [1.00099, -2.00218, 0.49692])
 
 
 def test_gns_11_adam():
@@ -710,3 +718,32 @@ def test_modules_are_reached_from_the_package():
     assert optgen.training is training
     assert "training" in dir(optgen)
     assert all(hasattr(training, name) for name in training.__all__)
+
+
+class Regression(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.base, self.norm, self.head = nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head(self.norm(self.base(x)))
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    """Its blocks in order. Those of genesis are marked `py`, and those here `python`."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = Regression()
+    loader = [(torch.randn(5, 4), torch.randn(5, 1)) for _ in range(4)]
+    names = {"model": model, "loader": loader, "criterion": nn.MSELoss(), "new_layer": nn.Linear(2, 2)}
+    names["device"] = "cpu"
+    weights = [model.base.weight, model.head.weight]
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    assert {kind for kind, _ in blocks} == {"py", "python"}
+    for text in [text for kind, text in blocks if kind == "python"]:
+        before = [p.detach().clone() for p in weights]
+        exec(compile(text, str(PAGE), "exec"), names)
+        steps = "optimizer.step()" in text or "scaler.step" in text
+        assert [not torch.equal(p, b) for p, b in zip(weights, before, strict=True)] == [steps] * 2, text
+    assert names["norm"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
