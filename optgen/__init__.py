@@ -26,7 +26,7 @@ _HOME = {
     "chain": "optgen.library",
     "rule": "optgen.library",
 }
-_MODULES = ("store", "training")
+_MODULES = ("config", "schedules", "store", "training")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -715,8 +717,12 @@ def test_gns_46_lr_is_a_number_to_print():
 
 
 def test_modules_are_reached_from_the_package():
-    assert optgen.training is training
-    assert "training" in dir(optgen)
+    """In a fresh process, where nothing has imported them."""
+    show = "print(name, getattr(optgen, name).__name__, name in dir(optgen))"
+    code = f"import optgen\nfor name in optgen._MODULES: {show}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{name} optgen.{name} True" for name in optgen._MODULES]
+    assert "training" in optgen._MODULES
     assert all(hasattr(training, name) for name in training.__all__)
 
 
