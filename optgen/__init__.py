@@ -1,7 +1,8 @@
 """optgen: from an optimizer's update rule to fused kernels and a `torch.optim.Optimizer`.
 
 `optgen.AdamW`, `optgen.Lion` and the other shipped rules are classes made on first use; `optimizer`
-makes one from a rule of your own, `chain` joins rules and transforms, `rule` reads one.
+makes one from a rule of your own, `chain` joins rules and transforms, `rule` reads one. Modules such as
+`optgen.training` are imported on first use.
 """
 
 from __future__ import annotations
@@ -25,14 +26,17 @@ _HOME = {
     "chain": "optgen.library",
     "rule": "optgen.library",
 }
+_MODULES = ("config", "schedules", "store", "training")
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, or make a shipped rule's class, on first use."""
+    """Import a public name or module, or make a shipped rule's class, on first use."""
     if name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
         globals()[name] = value
         return value
+    if name in _MODULES:
+        return import_module(f"optgen.{name}")
     if not name.startswith("_"):
         rules = import_module("optgen.library").classes()
         if name in rules:
@@ -42,4 +46,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__", *import_module("optgen.library").classes()])
+    return sorted([*__all__, *_MODULES, "__version__", *import_module("optgen.library").classes()])

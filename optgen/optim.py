@@ -84,10 +84,20 @@ class Optimizer(torch.optim.Optimizer):
         return options
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters with its own options, as torch does; a bad one changes nothing."""
+        """Add a group of parameters with its own options, as torch does; a bad one changes nothing.
+
+        Raises:
+            ValueError: an option is wrong, or a parameter is in the group twice or in another group.
+        """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        _add_param_group(self, {**param_group, **self._check_group(param_group), "frozen": []})
+        group = {**param_group, **self._check_group(param_group), "frozen": []}
+        if not isinstance(group["params"], Tensor | set):  # torch has its own words for a set
+            group["params"] = list(group["params"])
+            tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
+            if len({id(p) for p in tensors}) < len(tensors):  # one launch would step it twice at once
+                raise ValueError("a parameter is twice in a parameter group")
+        _add_param_group(self, group)
 
     # Step
 

@@ -1,4 +1,4 @@
-"""The `golden` fixture, and the option that rewrites the files it compares with."""
+"""The `golden` fixture, and the option that rewrites the files it compares with, and `features.md`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from pathlib import Path
 
 import pytest
 
+import features
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    worker = hasattr(config, "workerinput")  # of pytest-xdist
+    if config.getoption("--update-golden") and not worker:
+        config.pluginmanager.register(features.Recorder())
 
 
 @pytest.fixture

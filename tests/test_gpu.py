@@ -145,6 +145,19 @@ def test_a_cpu_checkpoint_moves_to_the_gpu():
     compare(there, here, True)
 
 
+def test_state_follows_its_parameter():
+    here, moved = parameters(torch.float32, "cpu"), parameters(torch.float32, "cpu")
+    a, b = optgen.AdamW(here), optgen.AdamW(moved)
+    train(a, here, 9)
+    for k, device in enumerate(("cpu", "cuda", "cpu")):
+        for p in moved:
+            p.grad = None
+            p.data = p.data.to(device)
+        train(b, moved, 3, 3 * k)
+        assert {b.state[p]["exp_avg"].device.type for p in moved} == {device}
+    compare(moved, here, True)
+
+
 def test_one_launch_for_a_thousand_tensors_and_four_groups():
     params = [nn.Parameter(torch.ones(8, device="cuda")) for _ in range(1000)]
     optimizer = optgen.AdamW([{"params": params[i::4], "lr": 0.1 * (i + 1)} for i in range(4)])

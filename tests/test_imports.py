@@ -63,6 +63,7 @@ MODULES = [
     "options",
     "saved",
     "optim",
+    "training",
     "store.base",
     "store.memory",
     "store.folder",

@@ -9,7 +9,8 @@ import optgen
 from optgen import library
 from optgen.backends.cpu import CHUNK, CpuKernel
 from optgen.compose import with_maximize
-from optgen.launch import Launcher, geometry
+from optgen.ir import Extent, State, const
+from optgen.launch import Launcher, Work, geometry
 
 
 def spy(monkeypatch):
@@ -260,3 +261,24 @@ def test_offsets_are_64_bit():
     assert starts.dtype == np.int64
     assert starts[-1] == 3 * 2**31 - CHUNK
     assert (np.diff(starts) == CHUNK).all()
+
+
+def test_state_moves_with_its_parameter_but_for_what_the_host_computes():
+    """Devices by name: there is but one here. `test_gpu.py` moves tensors."""
+
+    class Tensor:
+        def __init__(self, device):
+            self.device = device
+            self.data = self
+
+        def to(self, device):
+            return Tensor(device)
+
+    extents = {"m": Extent.ELEMENT, "mu": Extent.TENSOR, "count": Extent.STEP, "unused": Extent.ELEMENT}
+    states = {name: Tensor("cpu") for name in ("m", "mu", "count")}
+    wanted = [State(name, const(0.0), extent, name) for name, extent in extents.items()]
+    Work(Tensor("cpu"), None, states, 0, (), 1.0).follow(wanted)
+    assert all(state.data is state for state in states.values())
+    Work(Tensor("cuda"), None, states, 0, (), 1.0).follow(wanted)
+    devices = {name: state.data.device for name, state in states.items()}
+    assert devices == {"m": "cuda", "mu": "cuda", "count": "cpu"}

@@ -192,6 +192,7 @@ class Launcher:
         found: dict[tuple[Any, ...], Bucket] = {}
         for i, w in enumerate(work):
             program = self.lowered(w.truths, mode)
+            w.follow(program.states.values())
             tensors = [w.tensor(s) for s in element_stores(program)]
             shape = geometry(tensors, self.logical)
             codecs = tuple(CODEC_OF[t.dtype] for t in tensors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.ir import Node, Op
+from optgen.ir import Extent, Node, Op, State
 
 CODEC_OF = {
     torch.float64: "fp64",
@@ -45,6 +45,13 @@ class Work:
         if store == "g":
             return cast(Tensor, self.grad)
         return self.states[store] if store in self.states else self.inputs[store]
+
+    def follow(self, states: Iterable[State]) -> None:
+        """Take states along to the device that the parameter has been moved to since they were made."""
+        for state in states:
+            tensor = self.states.get(state.name)
+            if tensor is not None and state.extent is not Extent.STEP and tensor.device != self.param.device:
+                tensor.data = tensor.to(self.param.device)
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
