@@ -117,13 +117,12 @@ def _check(made: argparse.ArgumentParser) -> None:
     made.add_argument("--backend", action="append", choices=("triton", "cpu", "numpy"), help="only this one")
     made.add_argument("--dtype", action="append", choices=DTYPES, help="of p and g: only this one")
     made.add_argument("--state-dtype", choices=DTYPES, help="of state; default: each parameter's own")
-    made.add_argument("--steps", type=_positive, default=50, metavar="N", help="default: 50")
+    made.add_argument("--steps", type=_positive, metavar="N", help="default: 50; with --all, 10")
     made.add_argument(
         "--settings",
         type=_positive,
-        default=8,
         metavar="N",
-        help="settings of its options at most; default: 8",
+        help="settings of its options at most; default: 8; with --all, 2",
     )
 
 

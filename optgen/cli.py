@@ -171,11 +171,13 @@ def _request(
     program: Program, fixed: Sequence[str], arguments: argparse.Namespace, backends: Sequence[str]
 ) -> tuple[Any, int]:
     """What the arguments ask of one program, and how many combinations its options have."""
-    from optgen.check import Request, settings_of
+    from optgen.check import LIMIT, STEPS, Request, settings_of
 
-    settings, total = settings_of(program, fixed, arguments.settings)
+    steps, limit = (10, 2) if arguments.all else (STEPS, LIMIT)
+    settings, total = settings_of(program, fixed, arguments.settings or limit)
     dtypes = [d for d in DTYPES if d in (arguments.dtype or DTYPES)]
-    return Request(program, backends, dtypes, arguments.state_dtype, settings, arguments.steps), total
+    made = Request(program, backends, dtypes, arguments.state_dtype, settings, arguments.steps or steps)
+    return made, total
 
 
 def _compile(arguments: argparse.Namespace) -> int:
