@@ -11,7 +11,7 @@ import torch
 
 import optgen
 from optgen import cache, settings
-from optgen.functions import ELEMENT_FUNCTIONS, REDUCTION_FUNCTIONS
+from optgen.functions import ELEMENT_FUNCTIONS, REDUCTION_FUNCTIONS, STEP_FUNCTIONS
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)
@@ -99,4 +99,4 @@ def test_command_runs(line, folder):
 def test_every_function_is_listed():
     text = README.read_text(encoding="utf-8")
     rows = [set(row.split()) for row in re.findall(r"^\| `([a-z0-9 ]+)` \| of ", text, re.M)]
-    assert rows == [set(ELEMENT_FUNCTIONS), set(REDUCTION_FUNCTIONS)]
+    assert rows == [set(ELEMENT_FUNCTIONS), set(REDUCTION_FUNCTIONS), set(STEP_FUNCTIONS)]
