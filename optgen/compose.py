@@ -403,6 +403,24 @@ def complete(program: Program) -> Program:
     return program
 
 
+def as_transform(program: Program) -> Program:
+    """A rule as a transform of g: what it would take from p is the gradient of what comes after it.
+
+    Transforms stay what they are.
+
+    Raises:
+        RuleError: it has `train()` or `eval()`, which mean nothing where p does not follow.
+    """
+    if program.kind != "rule":
+        return program
+    if program.modes:
+        _refuse(program, "has train() and eval(), and so must come last")
+    p, new, update = load("p"), program.assigns["p"], program.update
+    step = update[1] if update and new is node(Op.SUB, p, update[1]) else node(Op.SUB, p, new)
+    assigns = {"g": step, **{k: n for k, n in program.assigns.items() if k != "p"}}
+    return replace(program, assigns=assigns, update=None, gradient=None, parts=())
+
+
 def with_defaults(program: Program, **defaults: Value | tuple[Value, ...]) -> Program:
     """The program with other defaults for some hyperparameters.
 

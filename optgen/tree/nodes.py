@@ -1,0 +1,187 @@
+"""Trees: what the children of a node are, which of them are trained, and how to make it again.
+
+In: dicts, lists, tuples and whatever else `torch.utils._pytree` knows; modules, dataclasses, and classes
+that `trainable` is told about. Out: their children with keys. Arrays are torch tensors and NumPy arrays of
+floating point; nothing else is trained, and of a module only the parameters that require a gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+Path = tuple[Hashable, ...]
+Array = Tensor | np.ndarray
+
+
+@singledispatch
+def trainable(node: Any) -> Mapping[str, Any] | None:
+    """The children that are trained, by attribute, of classes registered here; None: all of them.
+
+    `trainable.register(Layer, lambda layer: {"alpha": layer.alpha})` leaves all else in a Layer alone.
+    """
+    return None
+
+
+@dataclass
+class Children:
+    """The children of a node."""
+
+    items: list[tuple[Hashable, Any]]
+    names: set[Hashable]  # of all children, also those that are not trained
+    remake: Callable[[Sequence[Any]], Any]  # the node with other children
+    nest: Callable[[Sequence[Any]], Any]  # something of the same nesting
+
+
+def children(node: Any) -> Children | None:
+    """A node's children, or None for a leaf."""
+    chosen = trainable(node)
+    if chosen is not None:
+        return _attributes(node, dict(chosen))
+    if isinstance(node, nn.Module):
+        own = {k: p for k, p in node._parameters.items() if p is not None and p.requires_grad}
+        return _attributes(node, {**own, **{k: m for k, m in node._modules.items() if m is not None}})
+    if isinstance(node, torch.Tensor | np.ndarray | nn.Module):
+        return None
+    if type(node) not in pytree.SUPPORTED_NODES and not pytree.is_namedtuple_instance(node):
+        if is_dataclass(node) and not isinstance(node, type):
+            return _attributes(node, {f.name: getattr(node, f.name) for f in fields(node)})
+        return None
+    found, spec = pytree.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    items = [(_key(path[0]), child) for path, child in found]
+
+    def remake(new: Sequence[Any]) -> Any:
+        return pytree.tree_unflatten(new, spec)
+
+    return Children(items, {key for key, _ in items}, remake, remake)
+
+
+def _key(entry: Any) -> Hashable:
+    """The key, index or name in an entry of a pytree path."""
+    for name in ("key", "idx", "name"):
+        if hasattr(entry, name):
+            found: Hashable = getattr(entry, name)
+            return found
+    return str(entry)
+
+
+def _attributes(node: Any, found: dict[str, Any]) -> Children:
+    names = {*found, *(node._parameters if isinstance(node, nn.Module) else getattr(node, "__dict__", ()))}
+    if isinstance(node, nn.Module):
+        names |= {*node._buffers, *node._modules}
+
+    def remake(new: Sequence[Any]) -> Any:
+        return _with_attributes(node, dict(zip(found, new, strict=True)))
+
+    def nest(new: Sequence[Any]) -> Any:
+        return dict(zip(found, new, strict=True))
+
+    return Children(list(found.items()), names, remake, nest)
+
+
+def _with_attributes(node: Any, new: Mapping[str, Any]) -> Any:
+    """A shallow copy with other attributes. A module's parameters may become any tensors."""
+    made = copy.copy(node)
+    if not isinstance(node, nn.Module):
+        for name, value in new.items():
+            object.__setattr__(made, name, value)
+        return made
+    for table in ("_parameters", "_buffers", "_modules"):
+        made.__dict__[table] = dict(getattr(node, table))
+    for name, value in new.items():
+        made.__dict__["_modules" if name in made._modules else "_parameters"][name] = value
+    return made
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is trained."""
+    if isinstance(leaf, Tensor):
+        return leaf.is_floating_point()
+    return isinstance(leaf, np.ndarray) and leaf.dtype in (np.float16, np.float32, np.float64)
+
+
+def arrays(node: Any, path: Path = ()) -> Iterator[tuple[Path, Array]]:
+    """Every array with its path, in the order of traversal; tied ones at every place."""
+    found = children(node)
+    if found is None:
+        if is_array(node):
+            yield path, node
+        return
+    for key, child in found.items:
+        yield from arrays(child, (*path, key))
+
+
+def replaced(node: Any, new: Mapping[int, Any], made: dict[int, Any] | None = None) -> Any:
+    """The tree with other leaves, by their `id`; nodes without any stay the very objects that they are."""
+    made = {} if made is None else made
+    if id(node) in made:
+        return made[id(node)]
+    found = children(node)
+    if found is None:
+        return new.get(id(node), node)
+    others = [replaced(child, new, made) for _, child in found.items]
+    same = all(a is b for a, (_, b) in zip(others, found.items, strict=True))
+    made[id(node)] = node if same else found.remake(others)
+    return made[id(node)]
+
+
+def text_of(path: Path) -> str:
+    """A path as messages write it."""
+    return ".".join(map(str, path)) or "the root"
+
+
+# Tied arrays
+
+
+def shares(array: np.ndarray) -> bool:
+    """Whether torch can write into an array's own memory."""
+    return bool(array.flags.writeable and array.dtype.isnative and all(s >= 0 for s in array.strides))
+
+
+def tensor_of(array: Array) -> Tensor:
+    """A tensor of the array's memory, or of a copy where torch cannot write into it."""
+    if isinstance(array, Tensor):
+        return array.detach()
+    return torch.from_numpy(array if shares(array) else np.array(array, array.dtype.newbyteorder("=")))
+
+
+def identity(array: Array) -> Hashable:
+    """What arrays of the same elements have in common, in whatever order of dimensions.
+
+    Views of the same elements with other sizes, as from `reshape`, have not.
+    """
+    if isinstance(array, Tensor):
+        if array.layout is not torch.strided or not array.numel():
+            return id(array)
+        place, strides = array.data_ptr(), array.stride()
+    else:
+        place, strides = array.__array_interface__["data"][0], array.strides
+        if not array.size:
+            return id(array)
+    walked = sorted((s, n) for s, n in zip(strides, array.shape, strict=True) if n > 1)
+    return (
+        type(array).__name__ == "ndarray",
+        place,
+        str(array.dtype),
+        str(getattr(array, "device", "")),
+        *walked,
+    )
+
+
+def aligned(other: Tensor, of: Tensor, to: Tensor) -> Tensor:
+    """A tensor that is to `of` what the result is to `to`: dimensions in the order of its strides."""
+    if of.shape == to.shape and of.stride() == to.stride():
+        return other
+    mine, theirs = (sorted(range(t.dim()), key=lambda d: (t.stride(d), t.shape[d])) for t in (of, to))
+    order = [0] * len(theirs)
+    for a, b in zip(mine, theirs, strict=True):
+        order[b] = a
+    return other.permute(order)

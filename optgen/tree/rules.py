@@ -1,0 +1,308 @@
+"""Rules as values: what to do, with which hyperparameters, and no state.
+
+In: hyperparameters under the names of Optimisers.jl or of the rule's file. Out: a `Rule`, and chains of
+them. A chain has the meaning of Optimisers.jl: each part takes what the part before it would subtract from
+p as its gradient, and all of them see the same p. By substitution it is one program, like any rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+import torch
+
+from optgen import compose, library
+from optgen.ir import Program
+from optgen.options import check, checked
+
+ALIASES = {"centered": "centred", "lambda_": "lambda", "ε": "epsilon", "η": "eta", "λ": "lambda", "ρ": "rho"}
+ADAM = {"eta": "lr", "beta": "betas", "epsilon": "eps"}
+# Its name: the rule, our name for each field in its order, and the defaults that are not the rule's.
+NAMES: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
+    "Descent": ("descent", {"eta": "lr"}, {}),
+    "Momentum": ("momentum", {"eta": "lr", "rho": "momentum"}, {}),
+    "Nesterov": ("nesterov", {"eta": "lr", "rho": "momentum"}, {}),
+    "AdaGrad": ("optimisers_adagrad", {"eta": "lr", "epsilon": "eps"}, {}),
+    "RMSProp": (
+        "optimisers_rmsprop",
+        {"eta": "lr", "rho": "alpha", "epsilon": "eps", "centred": "centred"},
+        {},
+    ),
+    "Rprop": ("optimisers_rprop", {"eta": "lr", "ell": "etas", "gamma": "step_sizes"}, {}),
+    "RAdam": ("optimisers_radam", ADAM, {}),
+    "AMSGrad": ("amsgrad", ADAM, {}),
+    "NAdam": ("optimisers_nadam", ADAM, {}),
+    "Adam": ("adam", ADAM, {}),
+    "AdamW": (
+        "optimisers_adamw",
+        {"eta": "lr", "beta": "betas", "lambda": "weight_decay", "epsilon": "eps", "couple": "couple"},
+        {},
+    ),
+    "AdaMax": ("optimisers_adamax", ADAM, {}),
+    "OAdam": ("oadam", ADAM, {}),
+    "AdaDelta": ("adadelta", {"rho": "rho", "epsilon": "eps"}, {"eps": 1e-8}),
+    "AdaBelief": ("optimisers_adabelief", ADAM, {}),
+    "Lion": ("lion", {"eta": "lr", "beta": "betas"}, {"lr": 1e-3, "betas": (0.9, 0.999)}),
+    "WeightDecay": ("weight_decay", {"lambda": "weight_decay"}, {}),
+    "SignDecay": ("sign_decay", {"lambda": "sign_decay"}, {}),
+    "ClipGrad": ("clip_value", {"delta": "max_value"}, {"max_value": 10.0}),
+    "ClipNorm": ("clip_norm", {"omega": "max_norm"}, {"max_norm": 10.0}),
+    "AccumGrad": ("accum_grad", {"n": "n"}, {}),
+}
+IDENTITY = '"""Identity: the gradient itself is the step."""\np = p - g'
+
+
+class Kind:
+    """A constructor of rules: takes values by position, in the order of its fields, or by name."""
+
+    def __init__(
+        self,
+        name: str,
+        program: Program,
+        fields: Mapping[str, str] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ):
+        own = [h for h in program.hypers if h != "maximize"]
+        self.__name__, self.__doc__, self.program = name, program.doc, program
+        self.fields = {h: f for f, h in (fields or {h: h for h in own}).items()}  # by hyperparameter
+        self.defaults = {h: hyper.default for h, hyper in program.hypers.items()} | dict(defaults or {})
+        self.order = [*self.fields, *(h for h in self.defaults if h not in self.fields)]
+
+    def __repr__(self) -> str:
+        return f"<rule {self.__name__}({', '.join(self.fields.values())})>"
+
+    def __call__(self, *args: Any, **options: Any) -> Rule:
+        """The rule with these values, defaults for the others.
+
+        Raises:
+            TypeError: too many values, an unknown name, or a value of the wrong kind.
+            ValueError: a value is out of bounds.
+        """
+        if len(args) > len(self.fields):
+            raise TypeError(f"{self.__name__} takes {len(self.fields)} values at most, not {len(args)}")
+        given = dict(zip(self.fields, args, strict=False))
+        for name, value in options.items():
+            target = self.target(name)
+            if target is None:
+                raise TypeError(unknown(self.__name__, name, self.names))
+            if target in given:
+                raise TypeError(f"{self.__name__} got several values for '{name}'")
+            given[target] = value
+        return Rule((self.part({**self.defaults, **given}),))
+
+    def part(self, values: Mapping[str, Any]) -> Part:
+        """The kind with checked values.
+
+        Raises:
+            TypeError: a value is of the wrong kind.
+            ValueError: a value is out of bounds.
+        """
+        kept = {h: _kept(self.program, h, values[h]) for h in self.order}
+        check(self.program, kept)
+        return Part(self, tuple(kept.items()))
+
+    def target(self, name: str) -> str | None:
+        """The hyperparameter that a field or the rule itself calls so."""
+        name = ALIASES.get(name, name)
+        return next((h for h in self.order if name in (h, self.fields.get(h))), None)
+
+    @property
+    def names(self) -> list[str]:
+        """What its hyperparameters are called, fields first."""
+        return [self.fields.get(h, h) for h in self.order]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A kind with a value for each of its hyperparameters."""
+
+    kind: Kind
+    values: tuple[tuple[str, Any], ...]
+
+    def __repr__(self) -> str:
+        kind = self.kind
+        shown = ((h, v) for h, v in self.values if h in kind.fields or v != kind.defaults[h])
+        return f"{kind.__name__}({', '.join(f'{kind.fields.get(h, h)}={v!r}' for h, v in shown)})"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What to do, with values for every hyperparameter. Equal rules do the same.
+
+    Attributes:
+        parts: one, or those of a chain in order.
+        chained: whether it was made by `chain`.
+        master: the dtype of the copy that moves in place of the parameter (`MixedPrecision`), or None.
+    """
+
+    parts: tuple[Part, ...]
+    chained: bool = False
+    master: torch.dtype | None = None
+
+    def __repr__(self) -> str:
+        text = f"chain({', '.join(map(repr, self.parts))})" if self.chained else repr(self.parts[0])
+        return text if self.master is None else f"MixedPrecision({self.master}, {text})"
+
+    def __getattr__(self, name: str) -> Any:
+        for part in () if name.startswith("_") else self.parts:
+            target = part.kind.target(name)
+            if target is not None:
+                return dict(part.values)[target]
+        raise AttributeError(f"{type(self).__name__} has no attribute or hyperparameter '{name}'")
+
+    @property
+    def program(self) -> Program:
+        """What it computes. RuleError where it is a transform that needs a rule before it."""
+        return _sequence(tuple(part.kind for part in self.parts))[0]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The value of each hyperparameter of `program`."""
+        program, names = _sequence(tuple(part.kind for part in self.parts))
+        found = {n[h]: v for n, part in zip(names, self.parts, strict=True) for h, v in part.values}
+        return {name: found[name] for name in program.hypers}
+
+    def adjusted(self, *eta: float, strict: bool = True, **values: Any) -> Rule:
+        """The rule with other values for some hyperparameters, in every part that has them.
+
+        Args:
+            *eta: the learning rate; parts without one stay as they are.
+            strict: with False, names that no part has are ignored.
+            **values: by field.
+
+        Raises:
+            TypeError: no value, several learning rates, or a value of the wrong kind.
+            ValueError: no part has such a field, it chooses what is computed, or a value is out of bounds.
+        """
+        if len(eta) > 1 or not (eta or values):
+            raise TypeError("adjust takes one learning rate, or hyperparameters by name")
+        known = dict.fromkeys(name for part in self.parts for name in part.kind.names)
+        for name in values if strict else ():
+            if all(part.kind.target(name) is None for part in self.parts):
+                raise ValueError(unknown(repr(self), name, list(known)))
+        return replace(
+            self, parts=tuple(_adjusted(part, {"lr": eta[0]} if eta else {}, values) for part in self.parts)
+        )
+
+
+def _adjusted(part: Part, rates: Mapping[str, float], values: Mapping[str, Any]) -> Part:
+    new, kind = dict(part.values), part.kind
+    for name, value in {**rates, **values}.items():
+        target = kind.target(name)
+        if target is None or (name in rates and target not in kind.fields):
+            continue
+        if isinstance(new[target], bool | str):
+            raise ValueError(f"'{name}' chooses what is computed: set it before setup")
+        new[target] = value
+    return kind.part(new)
+
+
+def unknown(what: str, name: str, known: Sequence[str]) -> str:
+    """What to say about a name that is no hyperparameter's."""
+    close = get_close_matches(name, known, 1)
+    hint = f"did you mean '{close[0]}'?" if close else f"it has: {', '.join(known) or 'none'}"
+    return f"{what} has no hyperparameter '{name}'; {hint}"
+
+
+def _kept(program: Program, name: str, value: Any) -> Any:
+    """A value as rules keep it: numbers are floats."""
+    try:
+        value = checked(program, name, value)
+    except ValueError as error:
+        raise TypeError(str(error)) from None
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | str | None) else float(value)
+
+
+@cache
+def _sequence(kinds: tuple[Kind, ...]) -> tuple[Program, list[dict[str, str]]]:
+    """The program of a chain, and what it calls the hyperparameters of each part."""
+    units: list[list[Program]] = []  # a rule and the transforms that come after it, or a transform before
+    for kind in kinds:
+        if kind.program.kind == "after" and units:
+            units[-1].append(kind.program)
+        else:
+            units.append([kind.program])
+    inner = [library.chain(*unit) for unit in units]
+    whole = [compose.as_transform(program) for program in inner[:-1]]
+    whole += [replace(program, parts=()) for program in inner[-1:]]
+    if not whole or whole[-1].kind == "before":
+        whole.append(library.rule(IDENTITY))
+    program = compose.complete(library.chain(*whole))
+    outer = compose.places(program)
+    names = []
+    for i, unit in enumerate(units):
+        there = {h: name for name, (place, h) in outer.items() if place == i}
+        for j in range(len(unit)):
+            within = compose.places(inner[i]).items()
+            names.append({h: there[name] for name, (place, h) in within if place == j})
+    return program, names
+
+
+def chain(*rules: Rule) -> Rule:
+    """Rules one after the other, each with the result of the one before as its gradient.
+
+    All of them see the same p. Without rules the gradient itself is subtracted. Chains may be nested.
+
+    Raises:
+        TypeError: something is not a rule.
+        ValueError: a part is a `MixedPrecision`, which must be outermost.
+        RuleError: a part cannot stand where it does.
+    """
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise TypeError(f"chain takes rules, such as tree.Adam(), not {rule!r}")
+        if rule.master is not None:
+            raise ValueError("MixedPrecision must be outermost: MixedPrecision(chain(…))")
+    made = Rule(tuple(part for rule in rules for part in rule.parts), chained=True)
+    _ = made.program  # the error comes here
+    return made
+
+
+def MixedPrecision(first: torch.dtype | Rule, rule: Rule | None = None) -> Rule:
+    """A rule that moves a copy of the parameter in another dtype, float32 by default, and rounds it to p.
+
+    Raises:
+        TypeError: no rule, or no dtype of floating point.
+        ValueError: the rule is a `MixedPrecision` itself.
+    """
+    dtype, inner = (torch.float32, first) if rule is None else (first, rule)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or not isinstance(inner, Rule):
+        raise TypeError("write MixedPrecision(rule), or MixedPrecision(torch.float32, rule)")
+    if inner.master is not None:
+        raise ValueError("MixedPrecision must be outermost")
+    return replace(inner, master=dtype)
+
+
+def rule(source: library.Rule, name: str | None = None) -> Kind:
+    """A constructor of rules from any text, path, shipped name or program.
+
+    Args:
+        source: as `optgen.rule` takes it.
+        name: what to call it; by default what the rule's docstring begins with.
+
+    Raises:
+        RuleError: the text is wrong.
+    """
+    program = library.rule(source)
+    title = program.doc.split(":")[0].strip()
+    return Kind(name or (title if title.isidentifier() else library.camel(program.name)), program)
+
+
+@cache
+def named(name: str) -> Kind | None:
+    """The constructor of a rule of Optimisers.jl, or of a shipped class; None if there is neither."""
+    if name in NAMES:
+        source, fields, defaults = NAMES[name]
+        return Kind(name, library.rule(source), fields, defaults)
+    shipped = library.classes()
+    return Kind(name, library.rule(shipped[name])) if name in shipped else None

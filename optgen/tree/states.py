@@ -1,0 +1,229 @@
+"""State trees: what is kept from step to step, for each array of a model.
+
+In: a rule and a model. Out: a state tree of the same nesting, with a `Leaf` for each array that is trained,
+and `()` elsewhere. Tied arrays share one leaf.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optgen.ir import Extent, Program
+from optgen.launch import CODEC_OF, SUPPORTED, Launcher
+from optgen.saved import counter_dtype
+from optgen.tree.nodes import (
+    children,
+    identity,
+    is_array,
+    tensor_of,
+)
+from optgen.tree.rules import Rule
+
+
+@dataclass(eq=False)
+class Engine:
+    """What the leaves of one program in one tree share: its launcher, and what is one for all of them."""
+
+    program: Program
+    backend: str
+    math: str
+    launcher: Launcher = field(init=False)
+    numbers: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.launcher = Launcher(self.program, self.backend, self.math)
+
+    def start(self, values: Mapping[str, Any], device: torch.device) -> None:
+        """Give the states that are one for all tensors their first values."""
+        for state in self.program.states.values():
+            if state.extent is Extent.ALL and state.name not in self.numbers:
+                first = self.launcher.number(state.init, values)
+                self.numbers[state.name] = torch.tensor(first, dtype=torch.float64, device=device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        made = copy.copy(self)  # with the same launcher: it holds plans, and no state
+        made.numbers = {name: value.clone() for name, value in self.numbers.items()}
+        return made
+
+
+@dataclass(eq=False)
+class Leaf:
+    """The rule and the state of one array.
+
+    Attributes:
+        rule: what moves it.
+        state: a tensor by key; `step` counts its steps.
+        frozen: whether it stays as it is.
+    """
+
+    rule: Rule
+    state: dict[str, Tensor]
+    engine: Engine = field(repr=False)
+    frozen: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Leaf):
+            return NotImplemented
+        if (self.rule, self.frozen, self.state.keys()) != (other.rule, other.frozen, other.state.keys()):
+            return False
+        pairs = ((value, other.state[key]) for key, value in self.state.items())
+        return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        state = {key: value.tolist() for key, value in self.state.items()}
+        return f"Leaf({self.rule!r}, {state}{', frozen=True' if self.frozen else ''})"
+
+    def begin(self, target: Tensor) -> None:
+        """Make the state that is missing, as it is before the first step.
+
+        Raises:
+            ValueError: the array's dtype is not supported.
+        """
+        if self.rule.master is not None:
+            target = self.state.setdefault("master", target.detach().to(self.rule.master, copy=True))
+        if target.dtype not in CODEC_OF:
+            raise ValueError(f"optgen supports {SUPPORTED}, not {target.dtype}")
+        self.state.setdefault("step", torch.tensor(0.0, dtype=counter_dtype()))
+        launcher, values = self.engine.launcher, self.rule.values
+        for state in launcher.lowered(launcher.truths(values, target.dim())).states.values():
+            if state.extent is not Extent.ALL and state.key not in self.state:
+                self.state[state.key] = launcher.initial(state, target, values, None)
+
+
+def setup(rule: Rule, model: Any, *, backend: str = "auto", math: str = "exact") -> Any:
+    """The state tree of a model.
+
+    Args:
+        rule: such as `tree.Adam()`.
+        model: a tree of arrays, or one array.
+        backend: as for optimizer classes.
+        math: likewise.
+
+    Raises:
+        TypeError: the first argument is no rule.
+        ValueError: an array's dtype is not supported.
+    """
+    if not isinstance(rule, Rule):
+        raise TypeError(f"setup takes a rule first, such as tree.Adam(), not {rule!r}")
+    engine = Engine(rule.program, backend, math)
+    leaves: dict[Any, Leaf] = {}
+
+    def mirror(node: Any) -> Any:
+        found = children(node)
+        if found is not None:
+            return found.nest([mirror(child) for _, child in found.items])
+        if not is_array(node):
+            return ()
+        key = identity(node)
+        if key not in leaves:
+            target = tensor_of(node)
+            leaves[key] = Leaf(rule, {}, engine)
+            leaves[key].begin(target)
+            engine.start(rule.values, target.device)
+        return leaves[key]
+
+    made = mirror(model)
+    if not leaves:
+        warnings.warn("setup found no trainable parameters in this model", UserWarning, stacklevel=2)
+    return made
+
+
+# What may be changed between steps
+
+
+def leaves(state: Any) -> list[Leaf]:
+    """The leaves of a state tree or of a part of it, each once.
+
+    Raises:
+        ValueError: there is something else in it, as in a model.
+    """
+    found: dict[int, Leaf] = {}
+
+    def visit(node: Any) -> None:
+        if isinstance(node, Leaf):
+            found[id(node)] = node
+            return
+        inside = children(node)
+        if inside is None or isinstance(node, nn.Module):
+            raise ValueError(
+                f"this takes a state tree from setup, or a part of one, not {type(node).__name__}"
+            )
+        for _, child in inside.items:
+            visit(child)
+
+    visit(state)
+    return list(found.values())
+
+
+def freeze(state: Any) -> None:
+    """Keep what a state tree, or a part of it, belongs to, and its state, as they are until `thaw`.
+
+    Raises:
+        ValueError: it is no state tree.
+    """
+    for leaf in leaves(state):
+        leaf.frozen = True
+
+
+def thaw(state: Any) -> None:
+    """Undo `freeze`. ValueError for what is no state tree."""
+    for leaf in leaves(state):
+        leaf.frozen = False
+
+
+def adjust(state: Any, *eta: float, strict: bool = True, **values: Any) -> None:
+    """Change hyperparameters in a state tree or in a part of it; the state stays.
+
+    Args:
+        state: what `setup` returned, or a part of it.
+        *eta: the learning rate; rules without one stay as they are.
+        strict: with False, names that no rule in it has are ignored.
+        **values: hyperparameters by name, in every rule in it that has them.
+
+    Raises:
+        TypeError: no value, or one of the wrong kind.
+        ValueError: no rule has such a hyperparameter, or a value is out of bounds; nothing is changed.
+    """
+    found = leaves(state)
+    rules = dict.fromkeys(leaf.rule for leaf in found)
+    for name in values if strict else ():
+        if not any(part.kind.target(name) for rule in rules for part in rule.parts):
+            for rule in rules:
+                rule.adjusted(**{name: values[name]})  # it says what there is
+    new = {rule: rule.adjusted(*eta, strict=False, **values) for rule in rules}
+    for leaf in found:
+        leaf.rule = new[leaf.rule]
+
+
+def adjusted(state: Any, *eta: float, strict: bool = True, **values: Any) -> Any:
+    """A copy of a state tree with other hyperparameters; see `adjust`."""
+    made = copy.deepcopy(state)
+    adjust(made, *eta, strict=strict, **values)
+    return made
+
+
+def to(state: Any, device: torch.device | str) -> Any:
+    """A copy of a state tree on a device, ties kept. What the host computes stays on the CPU."""
+    made = copy.deepcopy(state)
+    for leaf in leaves(made):
+        launcher = leaf.engine.launcher
+        kept = launcher.lowered(launcher.truths(leaf.rule.values)).states.values()
+        host = {"step", *(s.key for s in kept if s.extent is Extent.STEP)}
+        leaf.state = {k: v if k in host else v.to(device) for k, v in leaf.state.items()}
+        leaf.engine.numbers = {k: v.to(device) for k, v in leaf.engine.numbers.items()}
+    return made
+
+
+def state_bytes(state: Any) -> int:
+    """The bytes of all tensors in a state tree, step counts included."""
+    return sum(t.numel() * t.element_size() for leaf in leaves(state) for t in leaf.state.values())

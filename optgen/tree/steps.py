@@ -1,0 +1,276 @@
+"""Steps: a model moved by gradients, in place or not.
+
+In: a state tree, a model, and gradients of the model's nesting. Out: the state tree and the model after one
+step. The gradients of tied arrays are summed, and all arrays of one step go through the launcher together,
+as in `optgen.optim`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from optgen.ir import Extent
+from optgen.launch import Work
+from optgen.tree.nodes import (
+    Array,
+    Path,
+    aligned,
+    arrays,
+    children,
+    identity,
+    is_array,
+    replaced,
+    shares,
+    tensor_of,
+    text_of,
+)
+from optgen.tree.rules import Rule
+from optgen.tree.states import Engine, Leaf
+
+
+@dataclass
+class Move:
+    """One array of a step: its leaf, where it lies first, and its gradient there."""
+
+    leaf: Leaf
+    array: Array
+    target: Tensor
+    path: Path
+    grad: Tensor
+    given: list[Any]  # the gradients that were added
+    inputs: dict[str, Tensor]
+
+
+def update(state: Any, model: Any, grads: Any, **inputs: Any) -> tuple[Any, Any]:
+    """One step out of place: the given state and model stay as they are.
+
+    Args:
+        state: what `setup` or the last step returned.
+        model: of the same nesting.
+        grads: likewise; None, or a key that is missing, is no gradient: that part does not move, nor does
+            its state. For a module also a dict by dotted names, or `gradients(module)`.
+        **inputs: what the rule declares with `input()`: a tree of the same nesting, or one number.
+
+    Returns:
+        The new state tree and the new model.
+
+    Raises:
+        TypeError: something else where the state tree, or an input, belongs.
+        ValueError: the trees do not fit; the message says where.
+    """
+    new: dict[int, Any] = {}
+    first: dict[Any, tuple[Tensor, Tensor]] = {}
+    for _, array in arrays(model):
+        if id(array) in new:
+            continue
+        old, key = tensor_of(array), identity(array)
+        if key not in first:
+            first[key] = old, old.clone(memory_format=torch.preserve_format)
+        mine = aligned(first[key][1], first[key][0], old)
+        if isinstance(array, Tensor):
+            kept = isinstance(array, nn.Parameter)
+            new[id(array)] = nn.Parameter(mine, array.requires_grad) if kept else mine
+            new[id(array)].requires_grad_(array.requires_grad)
+        else:
+            new[id(array)] = mine.numpy()
+    return update_(copy.deepcopy(state), replaced(model, new), grads, **inputs)
+
+
+@torch.no_grad()
+def update_(state: Any, model: Any, grads: Any, **inputs: Any) -> tuple[Any, Any]:
+    """One step in place, wherever arrays can be written; see `update`.
+
+    Returns:
+        The same state tree, and the model: the same object, unless it has NumPy arrays that cannot be
+        written, which are new in the model that is returned.
+    """
+    moves: dict[Any, Move] = {}
+    for path, leaf, array, grad, handed in _pairs(state, model, grads, inputs, ()):
+        if grad is None or leaf.frozen:
+            continue
+        _add(moves, path, leaf, array, grad, handed)
+    for move in moves.values():
+        move.leaf.begin(move.target)
+    _launch(list(moves.values()), inputs)
+    new = {}
+    for move in moves.values():
+        if isinstance(move.array, np.ndarray) and not shares(move.array):
+            if move.array.flags.writeable:
+                move.array[...] = move.target.numpy()
+            else:
+                new[id(move.array)] = move.target.numpy()
+    return state, replaced(model, new) if new else model
+
+
+def _add(
+    moves: dict[Any, Move], path: Path, leaf: Leaf, array: Array, grad: Any, handed: Mapping[str, Any]
+) -> None:
+    """Take an array into a step; at another place of a tied one, add its gradient."""
+    target, key = tensor_of(array), identity(array)
+    tensor = _like(grad, target, path, "gradient")
+    if key not in moves:
+        inputs = {name: _like(value, target, path, name) for name, value in handed.items()}
+        moves[key] = Move(leaf, array, target, path, tensor, [grad], inputs)
+        return
+    move = moves[key]
+    if any(grad is g for g in move.given):  # torch has added it up already
+        return
+    move.given.append(grad)
+    move.grad = move.grad + aligned(tensor, target, move.target)
+
+
+def _like(value: Any, target: Tensor, path: Path, what: str) -> Tensor:
+    """A gradient or an input as a tensor for an array.
+
+    Raises:
+        ValueError: it has another shape, or is no array.
+    """
+    try:
+        tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except TypeError as error:
+        raise ValueError(f"the {what} at {text_of(path)} is no array: {error}") from None
+    if tensor.shape != target.shape:
+        shapes = f"{tuple(tensor.shape)}, and the array {tuple(target.shape)}"
+        raise ValueError(f"the {what} at {text_of(path)} has the shape {shapes}")
+    if tensor.layout is not torch.strided or not tensor.is_floating_point():
+        tensor = tensor.to_dense() if tensor.layout is not torch.strided else tensor
+        tensor = tensor.to(torch.promote_types(target.dtype, torch.float32))
+    if tensor.dtype.itemsize > max(4, target.dtype.itemsize):
+        tensor = tensor.to(torch.float32)
+    return tensor.to(target.device)
+
+
+def _launch(moves: list[Move], given: Mapping[str, Any]) -> None:
+    """One step of every array, program by program."""
+    for engine in {id(m.leaf.engine): m.leaf.engine for m in moves}.values():
+        launcher, mine = engine.launcher, [m for m in moves if m.leaf.engine is engine]
+        numbers = engine.numbers | _numbers(engine, given, mine[0].target.device)
+        handed = {*numbers, *mine[0].inputs}
+        groups: dict[Rule, int] = {}
+        work = []
+        for index, move in enumerate(mine):
+            rule, state = move.leaf.rule, move.leaf.state
+            group = groups.setdefault(rule, len(groups))
+            target = state.get("master", move.target)
+            truths = launcher.truths(rule.values, target.dim(), handed)
+            wanted = launcher.lowered(truths).states.values()
+            states = {s.name: state[s.key] for s in wanted if s.extent is not Extent.ALL}
+            step = state["step"].item() + 1.0
+            if target.numel():
+                work.append(Work(target, move.grad, states, group, truths, step, move.inputs, index))
+        if work:
+            launcher.run(work, [rule.values for rule in groups], None, numbers, engine.steps + 1)
+        engine.steps += 1
+        for move in mine:
+            move.leaf.state["step"] += 1
+            if "master" in move.leaf.state:
+                move.target.copy_(move.leaf.state["master"])
+
+
+def _numbers(engine: Engine, given: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """The inputs that are one number.
+
+    Raises:
+        TypeError: the rule has no such input, or needs one that is missing.
+    """
+    declared = engine.program.inputs
+    for name in given:
+        if name not in declared:
+            raise TypeError(f"the rule has no input '{name}'; it has: {', '.join(declared) or 'none'}")
+    for name, one in declared.items():
+        if name not in given and one.default is None:
+            raise TypeError(f"the rule needs the input '{name}': update(state, model, grads, {name}=…)")
+    whole = {name for name, one in declared.items() if one.extent is Extent.ALL}
+    return {
+        name: torch.as_tensor(value, dtype=torch.float64, device=device).detach().reshape(())
+        for name, value in given.items()
+        if name in whole
+    }
+
+
+# Walks over several trees at once
+
+
+def _pairs(
+    state: Any, node: Any, grad: Any, inputs: Mapping[str, Any], path: Path
+) -> Iterator[tuple[Path, Leaf, Array, Any, dict[str, Any]]]:
+    """Each trained array with its path, leaf, gradient and inputs."""
+    found = children(node)
+    if found is None:
+        if not isinstance(state, Leaf):
+            return
+        if not is_array(node):
+            raise ValueError(f"the state tree has a leaf at {text_of(path)}, where the model has {node!r}")
+        own = state.engine.program.inputs
+        handed = {n: v for n, v in inputs.items() if n in own and own[n].extent is not Extent.ALL}
+        yield path, state, node, grad, handed
+        return
+    kept = _entries(state, path)
+    wrong = set(grad) - found.names if isinstance(grad, Mapping) else set()
+    if wrong := {n for n in wrong if not _dotted(n, found.names)}:
+        raise ValueError(f"the gradients have '{min(map(str, wrong))}' at {text_of(path)}, the model has not")
+    for key, child in found.items:
+        if key not in kept:
+            raise ValueError(
+                f"the state tree has nothing at {text_of((*path, key))}: set it up for this model"
+            )
+        others = {
+            name: _child(value, key, path, found.names) for name, value in inputs.items() if not _one(value)
+        }
+        others |= {name: value for name, value in inputs.items() if _one(value)}
+        yield from _pairs(kept[key], child, _child(grad, key, path, found.names), others, (*path, key))
+
+
+def _one(value: Any) -> bool:
+    """Whether an input is one number."""
+    return isinstance(value, float | int) or (isinstance(value, Tensor) and value.dim() == 0)
+
+
+def _entries(state: Any, path: Path) -> dict[Any, Any]:
+    found = None if isinstance(state, Leaf) else children(state)
+    if found is None:
+        raise ValueError(
+            f"{type(state).__name__} stands at {text_of(path)} where the state tree has a node: "
+            "pass what setup(rule, model) returned"
+        )
+    return dict(found.items)
+
+
+def _dotted(name: Any, names: set[Any]) -> bool:
+    """Whether a name begins with one of these and a dot, `encoder.weight`."""
+    return isinstance(name, str) and any(name.startswith(f"{n}.") for n in names)
+
+
+def _child(grad: Any, key: Any, path: Path, names: set[Any]) -> Any:
+    """The gradient of a child."""
+    if grad is None:
+        return None
+    if isinstance(grad, Mapping):
+        if key in grad:
+            return grad[key]
+        below = {
+            n[len(f"{key}.") :]: v for n, v in grad.items() if isinstance(n, str) and n.startswith(f"{key}.")
+        }
+        return below or None
+    found = children(grad)
+    entries = None if found is None else dict(found.items)
+    if entries is None or (isinstance(key, int) and len(entries) != len(names)) or not names & {*entries}:
+        raise ValueError(
+            f"the gradients at {text_of(path)} do not have the model's nesting: {type(grad).__name__}"
+        )
+    return entries.get(key)
+
+
+def gradients(module: Any) -> Any:
+    """The tree of a model's `.grad`s, None where there is none."""
+    found = children(module)
+    if found is None:
+        return module.grad if isinstance(module, Tensor) else None
+    return found.nest([gradients(child) for _, child in found.items])
