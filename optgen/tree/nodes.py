@@ -47,7 +47,7 @@ def children(node: Any) -> Children | None:
     if chosen is not None:
         return _attributes(node, dict(chosen))
     if isinstance(node, nn.Module):
-        own = {k: p for k, p in node._parameters.items() if p is not None and p.requires_grad}
+        own = {k: p for k, p in node._parameters.items() if p is not None and _moves(p)}
         return _attributes(node, {**own, **{k: m for k, m in node._modules.items() if m is not None}})
     if isinstance(node, torch.Tensor | np.ndarray | nn.Module):
         return None
@@ -62,6 +62,11 @@ def children(node: Any) -> Children | None:
         return pytree.tree_unflatten(new, spec)
 
     return Children(items, {key for key, _ in items}, remake, remake)
+
+
+def _moves(p: Tensor) -> bool:
+    """Whether a parameter is trained; modules that `destructure` makes have plain tensors for theirs."""
+    return p.requires_grad or not isinstance(p, nn.Parameter)
 
 
 def _key(entry: Any) -> Hashable:
@@ -105,7 +110,7 @@ def is_array(leaf: Any) -> bool:
     """Whether a leaf is trained."""
     if isinstance(leaf, Tensor):
         return leaf.is_floating_point()
-    return isinstance(leaf, np.ndarray) and leaf.dtype in (np.float16, np.float32, np.float64)
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" and leaf.dtype.itemsize <= 8
 
 
 def arrays(node: Any, path: Path = ()) -> Iterator[tuple[Path, Array]]:

@@ -18,6 +18,7 @@ import torch
 from optgen import compose, library
 from optgen.ir import Program
 from optgen.options import check, checked
+from optgen.saved import as_tuple, from_texts, rule_text
 
 ALIASES = {"centered": "centred", "lambda_": "lambda", "ε": "epsilon", "η": "eta", "λ": "lambda", "ρ": "rho"}
 ADAM = {"eta": "lr", "beta": "betas", "epsilon": "eps"}
@@ -75,6 +76,14 @@ class Kind:
     def __repr__(self) -> str:
         return f"<rule {self.__name__}({', '.join(self.fields.values())})>"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kind:
+        return self  # it never changes
+
+    def __reduce__(self) -> Any:
+        if named(self.__name__) is self:
+            return named, (self.__name__,)
+        return _kind, (self.__name__, as_tuple(rule_text(self.program)))
+
     def __call__(self, *args: Any, **options: Any) -> Rule:
         """The rule with these values, defaults for the others.
 
@@ -114,6 +123,14 @@ class Kind:
     def names(self) -> list[str]:
         """What its hyperparameters are called, fields first."""
         return [self.fields.get(h, h) for h in self.order]
+
+
+_kinds: dict[tuple[str, tuple[str, ...]], Kind] = {}
+
+
+def _kind(name: str, texts: tuple[str, ...]) -> Kind:
+    """The kind that was pickled: the same object each time, so that rules compare equal."""
+    return _kinds.setdefault((name, texts), Kind(name, from_texts(texts)))
 
 
 @dataclass(frozen=True)
@@ -295,7 +312,8 @@ def rule(source: library.Rule, name: str | None = None) -> Kind:
     """
     program = library.rule(source)
     title = program.doc.split(":")[0].strip()
-    return Kind(name or (title if title.isidentifier() else library.camel(program.name)), program)
+    name = name or (title if title.isidentifier() else library.camel(program.name))
+    return _kinds.setdefault((name, as_tuple(rule_text(program))), Kind(name, program))
 
 
 @cache

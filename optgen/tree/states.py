@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optgen.ir import Extent, Program
+from optgen.ir import Extent
 from optgen.launch import CODEC_OF, SUPPORTED, Launcher
 from optgen.saved import counter_dtype
 from optgen.tree.nodes import (
@@ -27,19 +27,15 @@ from optgen.tree.nodes import (
 from optgen.tree.rules import Rule
 
 
-@dataclass(eq=False)
 class Engine:
     """What the leaves of one program in one tree share: its launcher, and what is one for all of them."""
 
-    program: Program
-    backend: str
-    math: str
-    launcher: Launcher = field(init=False)
-    numbers: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-
-    def __post_init__(self) -> None:
-        self.launcher = Launcher(self.program, self.backend, self.math)
+    def __init__(self, rule: Rule, backend: str, math: str):
+        self.rule, self.backend, self.math = rule, backend, math
+        self.program = rule.program
+        self.launcher = Launcher(self.program, backend, math)
+        self.numbers: dict[str, Tensor] = {}
+        self.steps = 0
 
     def start(self, values: Mapping[str, Any], device: torch.device) -> None:
         """Give the states that are one for all tensors their first values."""
@@ -48,9 +44,15 @@ class Engine:
                 first = self.launcher.number(state.init, values)
                 self.numbers[state.name] = torch.tensor(first, dtype=torch.float64, device=device)
 
+    def __reduce__(self) -> Any:
+        state = {"numbers": self.numbers, "steps": self.steps}
+        return Engine, (self.rule, self.backend, self.math), state
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
-        made = copy.copy(self)  # with the same launcher: it holds plans, and no state
+        made = object.__new__(Engine)
+        made.__dict__.update(self.__dict__)  # with its launcher, which holds plans and tables, and no state
         made.numbers = {name: value.clone() for name, value in self.numbers.items()}
+        memo[id(self)] = made
         return made
 
 
@@ -115,7 +117,7 @@ def setup(rule: Rule, model: Any, *, backend: str = "auto", math: str = "exact")
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"setup takes a rule first, such as tree.Adam(), not {rule!r}")
-    engine = Engine(rule.program, backend, math)
+    engine = Engine(rule, backend, math)
     leaves: dict[Any, Leaf] = {}
 
     def mirror(node: Any) -> Any:
