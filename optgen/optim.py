@@ -8,6 +8,7 @@ pickling and torch's distributed checkpoints keep nothing else.
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from typing import Any, ClassVar, NoReturn
@@ -379,7 +380,7 @@ class Optimizer(torch.optim.Optimizer):
                 raise ValueError(f"group {i} of the state dict: {error}") from error
             keep = {"rule": mine["rule"], "frozen": list(group.get("frozen", []))}
             groups.append({**group, **options, **keep, "params": mine["params"]})
-        state: dict[Any, Any] = {}
+        state: defaultdict[Any, Any] = defaultdict(dict)
         for key, entry in state_dict["state"].items():
             if key in params:
                 state[params[key]] = load_entry(self._launcher, key, params[key], entry, group_of[key])
