@@ -198,6 +198,13 @@ def test_opt_11_transposes_are_ties():
     torch.testing.assert_close(w, torch.arange(6.0, dtype=F64).reshape(2, 3) - g.T)
 
 
+def test_opt_11_other_views_are_no_ties():
+    x = vector(1.0, 2.0)
+    state = tree.setup(tree.Momentum(), [x, x[:, None], x.reshape(2, 1, 1), x[:1], x.view_as(x)])
+    assert len({id(leaf) for leaf in state}) == 4
+    assert state[0] is state[4]
+
+
 def test_opt_12_a_gradient_that_is_summed_already():
     def network():
         torch.manual_seed(1)

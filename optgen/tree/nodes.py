@@ -172,13 +172,8 @@ def identity(array: Array) -> Hashable:
         if not array.size:
             return id(array)
     walked = sorted((s, n) for s, n in zip(strides, array.shape, strict=True) if n > 1)
-    return (
-        type(array).__name__ == "ndarray",
-        place,
-        str(array.dtype),
-        str(getattr(array, "device", "")),
-        *walked,
-    )
+    where = str(getattr(array, "device", "numpy"))
+    return where, place, str(array.dtype), len(walked), array.ndim, *walked
 
 
 def aligned(other: Tensor, of: Tensor, to: Tensor) -> Tensor:
