@@ -62,6 +62,22 @@ def test_the_bits_of_the_classes(name):
         assert all(torch.equal(state[k], leaf.state[k]) for k in state)
 
 
+def test_random_numbers_belong_to_the_leaf():
+    """They are those of the class, and the same where another array has no gradient."""
+    kind = tree.rule("hyper(lr=0.1)\np = p - lr*(g + normal())", "Noisy")
+    theirs = [nn.Parameter(p) for p in parameters()]
+    optimizer = optgen.optimizer(kind.program, "Noisy")(theirs)
+    whole, part = parameters(), parameters()
+    first, second = tree.setup(kind(), whole), tree.setup(kind(), part)
+    for p, g in zip(theirs, gradients(0), strict=True):
+        p.grad = g
+    optimizer.step()
+    tree.update_(first, whole, gradients(0))
+    tree.update_(second, part, [None, *gradients(0)[1:]])
+    assert all(torch.equal(a, b) for a, b in zip(theirs, whole, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole[1:], part[1:], strict=True))
+
+
 def test_groups_of_one_tree_share_a_launch():
     """Parts with other hyperparameters are groups of one step."""
     model = parameters()

@@ -70,6 +70,7 @@ class Leaf:
     state: dict[str, Tensor]
     engine: Engine = field(repr=False)
     frozen: bool = False
+    index: int = 0  # among the leaves of its tree: random numbers follow from it
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Leaf):
@@ -129,7 +130,7 @@ def setup(rule: Rule, model: Any, *, backend: str = "auto", math: str = "exact")
         key = identity(node)
         if key not in leaves:
             target = tensor_of(node)
-            leaves[key] = Leaf(rule, {}, engine)
+            leaves[key] = Leaf(rule, {}, engine, index=len(leaves))
             leaves[key].begin(target)
             engine.start(rule.values, target.device)
         return leaves[key]

@@ -155,7 +155,7 @@ def _launch(moves: list[Move], given: Mapping[str, Any]) -> None:
         handed = {*numbers, *mine[0].inputs}
         groups: dict[Rule, int] = {}
         work = []
-        for index, move in enumerate(mine):
+        for move in mine:
             rule, state = move.leaf.rule, move.leaf.state
             group = groups.setdefault(rule, len(groups))
             target = state.get("master", move.target)
@@ -164,7 +164,9 @@ def _launch(moves: list[Move], given: Mapping[str, Any]) -> None:
             states = {s.name: state[s.key] for s in wanted if s.extent is not Extent.ALL}
             step = state["step"].item() + 1.0
             if target.numel():
-                work.append(Work(target, move.grad, states, group, truths, step, move.inputs, index))
+                work.append(
+                    Work(target, move.grad, states, group, truths, step, move.inputs, move.leaf.index)
+                )
         if work:
             launcher.run(work, [rule.values for rule in groups], None, numbers, engine.steps + 1)
         engine.steps += 1
