@@ -196,6 +196,30 @@ def test_trees_that_do_not_fit():
     assert all(torch.equal(x, torch.ones(x.shape)) for x in (model["a"][0], model["b"]))
 
 
+def test_a_state_belongs_to_its_arrays():
+    a, b = torch.ones(2), torch.ones(2)
+    tied, free = tree.setup(tree.Momentum(), [a, a]), tree.setup(tree.Momentum(), [a, b])
+    with pytest.raises(ValueError, match="at 0 and 1 have one state, and are not tied now"):
+        tree.update_(tied, [a, b], [a, b])
+    with pytest.raises(ValueError, match="at 0 and 1 are tied now, and have two states"):
+        tree.update_(free, [a, a], [a.clone(), b])
+    with pytest.raises(
+        ValueError, match=r"at 1 has the shape \(3,\), and its state is for \(2,\): call setup"
+    ):
+        tree.update_(free, [a, torch.ones(3)], [a, torch.ones(3)])
+    assert torch.equal(a, torch.ones(2))
+    assert free[0].state["step"].item() == 0
+
+
+@pytest.mark.parametrize(
+    "array",
+    [torch.ones(2, dtype=torch.complex64), np.ones(2, np.longdouble), torch.ones(2).to(torch.float8_e5m2)],
+)
+def test_storage_that_cannot_be_trained(array):
+    with pytest.raises(ValueError, match=r"the array at layers\.1\.w is .*; optgen trains float32, float64"):
+        tree.setup(tree.Adam(), {"layers": [1, {"w": array}]})
+
+
 def test_unknown_rules():
     with pytest.raises(AttributeError, match=r"module 'optgen\.tree' has no attribute 'Adamm'"):
         _ = tree.Adamm

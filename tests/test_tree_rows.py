@@ -198,6 +198,19 @@ def test_opt_11_transposes_are_ties():
     torch.testing.assert_close(w, torch.arange(6.0, dtype=F64).reshape(2, 3) - g.T)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_opt_11_a_transpose_alone_has_a_gradient(size):
+    """The state lies as the first place of the array does."""
+    g = torch.rand(3, size, dtype=F64)
+    one, two = (torch.ones(size, 3, dtype=F64) for _ in range(2))
+    a, b = tree.setup(tree.Momentum(0.1), [one, one.T]), tree.setup(tree.Momentum(0.1), two)
+    for _ in range(3):
+        tree.update_(a, [one, one.T], [None, g])
+        tree.update_(b, two, g.T)
+    assert torch.equal(one, two)
+    assert torch.equal(a[0].state["velocity"], b.state["velocity"])
+
+
 def test_opt_11_other_views_are_no_ties():
     x = vector(1.0, 2.0)
     state = tree.setup(tree.Momentum(), [x, x[:, None], x.reshape(2, 1, 1), x[:1], x.view_as(x)])
@@ -290,7 +303,7 @@ def test_opt_15_adjusted_is_a_copy():
     assert (state["x"].rule.rho, other["x"].rule.rho) == (0.9, 0.5)
     assert other["x"].state["velocity"] is not state["x"].state["velocity"]
     rule = tree.Adam()
-    assert rule.adjusted(0.5).eta == 0.5
+    assert tree.adjusted(rule, 0.5) == rule.adjusted(0.5) == tree.Adam(0.5)
     assert rule.eta == 0.001
 
 

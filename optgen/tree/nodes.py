@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from optgen.launch import CODEC_OF, SUPPORTED
+
 Path = tuple[Hashable, ...]
 Array = Tensor | np.ndarray
 
@@ -107,10 +109,25 @@ def _with_attributes(node: Any, new: Mapping[str, Any]) -> Any:
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf is trained."""
+    """Whether a leaf is trained: it is not of integers or truth values."""
     if isinstance(leaf, Tensor):
-        return leaf.is_floating_point()
-    return isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" and leaf.dtype.itemsize <= 8
+        return leaf.is_floating_point() or leaf.is_complex()
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fc"
+
+
+def check_storage(array: Array, path: Path) -> None:
+    """Refuse what cannot be trained.
+
+    Raises:
+        ValueError: the array is complex, or of a dtype that optgen does not support.
+    """
+    if isinstance(array, Tensor):
+        supported = array.dtype in CODEC_OF
+    else:
+        supported = array.dtype.kind == "f" and array.dtype.itemsize <= 8
+    if not supported:
+        hint = "; train its real and imaginary parts" if "complex" in str(array.dtype) else ""
+        raise ValueError(f"the array at {text_of(path)} is {array.dtype}; optgen trains {SUPPORTED}{hint}")
 
 
 def arrays(node: Any, path: Path = ()) -> Iterator[tuple[Path, Array]]:

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from optgen.ir import Extent
-from optgen.launch import CODEC_OF, SUPPORTED, Launcher
+from optgen.launch import Launcher
 from optgen.saved import counter_dtype
 from optgen.tree.nodes import (
+    Path,
+    check_storage,
     children,
     identity,
     is_array,
@@ -69,6 +71,7 @@ class Leaf:
     rule: Rule
     state: dict[str, Tensor]
     engine: Engine = field(repr=False)
+    shape: tuple[int, ...] = ()  # of the array
     frozen: bool = False
     index: int = 0  # among the leaves of its tree: random numbers follow from it
 
@@ -87,15 +90,9 @@ class Leaf:
         return f"Leaf({self.rule!r}, {state}{', frozen=True' if self.frozen else ''})"
 
     def begin(self, target: Tensor) -> None:
-        """Make the state that is missing, as it is before the first step.
-
-        Raises:
-            ValueError: the array's dtype is not supported.
-        """
+        """Make the state that is missing, as it is before the first step."""
         if self.rule.master is not None:
             target = self.state.setdefault("master", target.detach().to(self.rule.master, copy=True))
-        if target.dtype not in CODEC_OF:
-            raise ValueError(f"optgen supports {SUPPORTED}, not {target.dtype}")
         self.state.setdefault("step", torch.tensor(0.0, dtype=counter_dtype()))
         launcher, values = self.engine.launcher, self.rule.values
         for state in launcher.lowered(launcher.truths(values, target.dim())).states.values():
@@ -121,21 +118,22 @@ def setup(rule: Rule, model: Any, *, backend: str = "auto", math: str = "exact")
     engine = Engine(rule, backend, math)
     leaves: dict[Any, Leaf] = {}
 
-    def mirror(node: Any) -> Any:
+    def mirror(node: Any, path: Path) -> Any:
         found = children(node)
         if found is not None:
-            return found.nest([mirror(child) for _, child in found.items])
+            return found.nest([mirror(child, (*path, key)) for key, child in found.items])
         if not is_array(node):
             return ()
+        check_storage(node, path)
         key = identity(node)
         if key not in leaves:
             target = tensor_of(node)
-            leaves[key] = Leaf(rule, {}, engine, index=len(leaves))
+            leaves[key] = Leaf(rule, {}, engine, tuple(target.shape), index=len(leaves))
             leaves[key].begin(target)
             engine.start(rule.values, target.device)
         return leaves[key]
 
-    made = mirror(model)
+    made = mirror(model, ())
     if not leaves:
         warnings.warn("setup found no trainable parameters in this model", UserWarning, stacklevel=2)
     return made
@@ -209,7 +207,9 @@ def adjust(state: Any, *eta: float, strict: bool = True, **values: Any) -> None:
 
 
 def adjusted(state: Any, *eta: float, strict: bool = True, **values: Any) -> Any:
-    """A copy of a state tree with other hyperparameters; see `adjust`."""
+    """A copy of a state tree, or of a rule, with other hyperparameters; see `adjust`."""
+    if isinstance(state, Rule):
+        return state.adjusted(*eta, strict=strict, **values)
     made = copy.deepcopy(state)
     adjust(made, *eta, strict=strict, **values)
     return made

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from optgen.tree.nodes import (
     Path,
     aligned,
     arrays,
+    check_storage,
     children,
     identity,
     is_array,
@@ -37,15 +38,15 @@ from optgen.tree.states import Engine, Leaf
 
 @dataclass
 class Move:
-    """One array of a step: its leaf, where it lies first, and its gradient there."""
+    """One array of a step: its leaf, all places of it, the tensor at the first, and its gradient there."""
 
     leaf: Leaf
-    array: Array
-    target: Tensor
     path: Path
-    grad: Tensor
-    given: list[Any]  # the gradients that were added
-    inputs: dict[str, Tensor]
+    target: Tensor
+    arrays: list[Array] = field(default_factory=list)
+    given: list[Any] = field(default_factory=list)  # the gradients that were added
+    grad: Tensor | None = None
+    inputs: dict[str, Tensor] = field(default_factory=dict)
 
 
 def update(state: Any, model: Any, grads: Any, **inputs: Any) -> tuple[Any, Any]:
@@ -92,38 +93,65 @@ def update_(state: Any, model: Any, grads: Any, **inputs: Any) -> tuple[Any, Any
         written, which are new in the model that is returned.
     """
     moves: dict[Any, Move] = {}
+    owners: dict[int, Move] = {}
     for path, leaf, array, grad, handed in _pairs(state, model, grads, inputs, ()):
-        if grad is None or leaf.frozen:
-            continue
-        _add(moves, path, leaf, array, grad, handed)
-    for move in moves.values():
+        key = identity(array)
+        if key not in moves:
+            moves[key] = _first(owners, path, leaf, array)
+        move = moves[key]
+        if move.leaf is not leaf:
+            places = f"{text_of(move.path)} and {text_of(path)}"
+            raise ValueError(f"the arrays at {places} are tied now, and have two states")
+        move.arrays.append(array)
+        if grad is not None and not leaf.frozen:
+            _add(move, path, array, grad, handed)
+    moving = [move for move in moves.values() if move.grad is not None]
+    for move in moving:
         move.leaf.begin(move.target)
-    _launch(list(moves.values()), inputs)
+    _launch(moving, inputs)
     new = {}
-    for move in moves.values():
-        if isinstance(move.array, np.ndarray) and not shares(move.array):
-            if move.array.flags.writeable:
-                move.array[...] = move.target.numpy()
-            else:
-                new[id(move.array)] = move.target.numpy()
+    for move in moving:
+        for array in move.arrays:
+            if isinstance(array, np.ndarray) and not shares(array):
+                value = aligned(move.target, move.target, tensor_of(array)).numpy()
+                if array.flags.writeable:
+                    array[...] = value
+                else:
+                    new[id(array)] = value
     return state, replaced(model, new) if new else model
 
 
-def _add(
-    moves: dict[Any, Move], path: Path, leaf: Leaf, array: Array, grad: Any, handed: Mapping[str, Any]
-) -> None:
-    """Take an array into a step; at another place of a tied one, add its gradient."""
-    target, key = tensor_of(array), identity(array)
-    tensor = _like(grad, target, path, "gradient")
-    if key not in moves:
-        inputs = {name: _like(value, target, path, name) for name, value in handed.items()}
-        moves[key] = Move(leaf, array, target, path, tensor, [grad], inputs)
-        return
-    move = moves[key]
-    if any(grad is g for g in move.given):  # torch has added it up already
-        return
+def _first(owners: dict[int, Move], path: Path, leaf: Leaf, array: Array) -> Move:
+    """The move of an array that the step has not met yet.
+
+    Raises:
+        ValueError: the state belongs to another array.
+    """
+    check_storage(array, path)
+    target = tensor_of(array)
+    if id(leaf) in owners:
+        places = f"{text_of(owners[id(leaf)].path)} and {text_of(path)}"
+        raise ValueError(f"the arrays at {places} have one state, and are not tied now")
+    if tuple(target.shape) != leaf.shape:
+        shapes = f"{tuple(target.shape)}, and its state is for {leaf.shape}"
+        raise ValueError(f"the array at {text_of(path)} has the shape {shapes}: call setup again")
+    owners[id(leaf)] = move = Move(leaf, path, target)
+    return move
+
+
+def _add(move: Move, path: Path, array: Array, grad: Any, handed: Mapping[str, Any]) -> None:
+    """Add the gradient that an array has at one of its places."""
+    target = tensor_of(array)
+    tensor = aligned(_like(grad, target, path, "gradient"), target, move.target)
+    if move.grad is None:
+        move.inputs = {
+            name: aligned(_like(value, target, path, name), target, move.target)
+            for name, value in handed.items()
+        }
+        move.grad = tensor
+    elif not any(grad is g for g in move.given):  # else torch has added it up already
+        move.grad = move.grad + tensor
     move.given.append(grad)
-    move.grad = move.grad + aligned(tensor, target, move.target)
 
 
 def _like(value: Any, target: Tensor, path: Path, what: str) -> Tensor:
