@@ -272,18 +272,17 @@ def _join(first: Program, then: Program) -> Program:
     settings = {node(Op.HYPER, value=path): n for path, n in first.schedules.items()}
     if settings:
         then = _modes_with(_at_run_time(then, first.schedules), settings)
+    counted = {} if first.count is None else {node(Op.COUNT): first.count}
     if first.kind != "before" and _only_schedules(then):
         merged = _merge(first, _substitute(then, settings))
         return replace(merged, assigns=first.assigns, update=first.update, skip=first.skip, count=first.count)
     if first.kind == "before":
-        inputs = {load("g"): first.assigns["g"], **settings}
-        if first.count is not None:
-            inputs[node(Op.COUNT)] = first.count
+        inputs = {load("g"): first.assigns["g"], **settings, **counted}
         merged = _merge(first, _unless(first.skip, _substitute(then, inputs)))
         own = {k: n for k, n in first.assigns.items() if k != "g"}
         skip = _either(first.skip, merged.skip)
         return replace(merged, gradient=_gradient(first), assigns={**merged.assigns, **own}, skip=skip)
-    inputs = {load("g"): _gradient(first), **settings}
+    inputs = {load("g"): _gradient(first), **settings, **counted}
     if first.update:
         inputs[load("u")] = first.update[1]
     elif used := _reads(then, "u"):
@@ -367,7 +366,7 @@ def _merge(a: Program, b: Program) -> Program:
         gradient=a.gradient,
         skip=b.skip,
         schedules={**a.schedules, **b.schedules},
-        count=b.count if b.count is not None or b.kind != "before" else a.count,
+        count=a.count if b.count is None else b.count,
         spans={**b.spans, **a.spans},
         names={**b.names, **a.names},
     )
@@ -415,10 +414,37 @@ def as_transform(program: Program) -> Program:
         return program
     if program.modes:
         _refuse(program, "has train() and eval(), and so must come last")
-    p, new, update = load("p"), program.assigns["p"], program.update
-    step = update[1] if update and new is node(Op.SUB, p, update[1]) else node(Op.SUB, p, new)
-    assigns = {"g": step, **{k: n for k, n in program.assigns.items() if k != "p"}}
+    assigns = {"g": _loss(program.assigns["p"]), **{k: n for k, n in program.assigns.items() if k != "p"}}
     return replace(program, assigns=assigns, update=None, gradient=None, parts=())
+
+
+def _loss(new: Node) -> Node:
+    """What `p` loses on its way to a new value.
+
+    It is read from `p = p - X`, `p = p + X` and `p = p*(1 - w)`, also within choices, so that nothing is
+    rounded twice; after any other statement it is the difference of the two values.
+    """
+    old = load("p")
+    lost: dict[Node, Node | None] = {old: None}  # None: nothing yet
+    for n in toposort([new]):
+        if not n.args:
+            continue
+        first, rest = n.args[0], n.args[-1]
+        if n.op in (Op.WHERE, Op.CHOOSE) and n.args[1] in lost and rest in lost:
+            sides = (lost[side] or const(0.0) for side in n.args[1:])
+            lost[n] = node(n.op, first, *sides)
+        elif first in lost and n.op is Op.SUB:
+            lost[n] = _sum(lost[first], rest)
+        elif first in lost and n.op is Op.ADD:
+            lost[n] = _sum(lost[first], node(Op.NEG, rest))
+        elif first in lost and n.op is Op.MUL and rest.op is Op.SUB and rest.args[0] is const(1.0):
+            lost[n] = _sum(lost[first], node(Op.MUL, first, rest.args[1]))
+    found = lost.get(new)
+    return node(Op.SUB, old, new) if found is None else found
+
+
+def _sum(a: Node | None, b: Node) -> Node:
+    return b if a is None else node(Op.ADD, a, b)
 
 
 def with_defaults(program: Program, **defaults: Value | tuple[Value, ...]) -> Program:

@@ -4,10 +4,12 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
+import optgen
 from buckets import direct, settings, truths
 from optgen import library, passes
-from optgen.compose import chain, complete, with_defaults, with_maximize
+from optgen.compose import as_transform, chain, complete, with_defaults, with_maximize
 from optgen.errors import RuleError
 from optgen.ir import Op, load, toposort
 from optgen.syntax import parse
@@ -339,3 +341,30 @@ def test_maximize_negates_the_gradient():
     same(result(program)["p"], P - 0.5 * (G + 0.1 * P))
     same(result(program, maximize=True)["p"], P - 0.5 * (-G + 0.1 * P))
     assert with_maximize(program) is program
+
+
+def test_what_comes_after_counts_the_steps_that_accumulation_lets_through():
+    scaled = rule("u = u*t", "scaled")
+    kind = optgen.optimizer(chain(library.rule("accum_grad", n=2), library.rule("descent", lr=1.0), scaled))
+    p = torch.nn.Parameter(torch.zeros(1))
+    optimizer = kind([p], backend="numpy")
+    found = []
+    for _ in range(4):
+        p.grad = torch.ones(1)
+        optimizer.step()
+        found.append(p.item())
+    assert found == [0.0, -1.0, -1.0, -3.0]
+
+
+def test_a_rule_as_a_transform_is_what_p_loses():
+    """Not the difference of two rounded values, decay included."""
+    rule_ = library.rule("adamw", amsgrad=False)
+    made = as_transform(rule_)
+    assert made.kind == "before"
+    text = str(made.assigns["g"])
+    assert "p*(lr*weight_decay)" in text
+    assert as_transform(library.rule("clip_norm")) is library.rule("clip_norm")
+    with pytest.raises(RuleError, match="must come last"):
+        as_transform(library.rule("schedulefree_sgd"))
+    odd = as_transform(rule("p = sqrt(p)", "odd"))
+    assert str(odd.assigns["g"]) == "p - sqrt(p)"
