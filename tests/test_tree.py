@@ -153,6 +153,18 @@ def test_a_new_module_shares_what_is_not_trained():
     assert next(other.parameters()) is other[0].weight
 
 
+def test_tensors_without_memory_and_parametrized_modules():
+    meta = [torch.ones(2, device="meta"), torch.ones(2, device="meta")]
+    assert len(tree.trainables(meta)) == 2
+    net = nn.utils.parametrizations.orthogonal(nn.Linear(2, 2))
+    flat, rebuild = tree.destructure(net)
+    found = torch.func.grad(lambda v: tree.destructure(rebuild(v))[0].square().sum())(flat.detach())
+    torch.testing.assert_close(found, 2 * flat.detach())
+    state = tree.setup(tree.Descent(1.0), net)
+    _, other = tree.update(state, net, {"bias": torch.ones(2)})
+    assert torch.equal(other.bias, net.bias - 1)
+
+
 def test_inputs():
     model = {"a": torch.ones(2), "b": torch.ones(2)}
     hessian = tree.setup(tree.rule("input(h)\np = p - g/h", "Newton")(), model)

@@ -96,11 +96,13 @@ def _attributes(node: Any, found: dict[str, Any]) -> Children:
 
 def _with_attributes(node: Any, new: Mapping[str, Any]) -> Any:
     """A shallow copy with other attributes. A module's parameters may become any tensors."""
-    made = copy.copy(node)
     if not isinstance(node, nn.Module):
+        made = copy.copy(node)
         for name, value in new.items():
             object.__setattr__(made, name, value)
         return made
+    made = object.__new__(type(node))  # parametrized modules refuse copy.copy
+    made.__dict__.update(node.__dict__)
     for table in ("_parameters", "_buffers", "_modules"):
         made.__dict__[table] = dict(getattr(node, table))
     for name, value in new.items():
@@ -181,7 +183,7 @@ def identity(array: Array) -> Hashable:
     Views of the same elements with other sizes, as from `reshape`, have not.
     """
     if isinstance(array, Tensor):
-        if array.layout is not torch.strided or not array.numel():
+        if array.layout is not torch.strided or not array.numel() or not _has_memory(array):
             return id(array)
         place, strides = array.data_ptr(), array.stride()
     else:
@@ -191,6 +193,11 @@ def identity(array: Array) -> Hashable:
     walked = sorted((s, n) for s, n in zip(strides, array.shape, strict=True) if n > 1)
     where = str(getattr(array, "device", "numpy"))
     return where, place, str(array.dtype), len(walked), array.ndim, *walked
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has an address: not on "meta", and not where `torch.func` follows it."""
+    return not tensor.is_meta and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def aligned(other: Tensor, of: Tensor, to: Tensor) -> Tensor:
