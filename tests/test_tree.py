@@ -201,6 +201,12 @@ def test_trees_that_do_not_fit():
         tree.update_({**state, "a": []}, model, one)
     with pytest.raises(ValueError, match="Tensor stands at the root where the state tree has a node"):
         tree.update_(torch.ones(1), model, one)
+    with pytest.raises(ValueError, match=r"state tree has Tensor at a\.0, where the model has an array"):
+        tree.update_(model, model, one)
+    with pytest.raises(ValueError, match="state tree has nothing at b, where the model has an array"):
+        tree.update_({**state, "b": ()}, model, one)
+    with pytest.raises(ValueError, match="gradient at b is complex"):
+        tree.update_(state, model, {**one, "b": torch.ones(3, dtype=torch.complex64)})
     with pytest.raises(ValueError, match="state tree has a leaf at b, where the model has 3"):
         tree.update_(state, {**model, "b": 3}, one)
     with pytest.raises(TypeError, match="setup takes a rule first"):

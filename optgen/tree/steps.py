@@ -164,6 +164,8 @@ def _like(value: Any, target: Tensor, path: Path, what: str) -> Tensor:
         tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
     except TypeError as error:
         raise ValueError(f"the {what} at {text_of(path)} is no array: {error}") from None
+    if tensor.is_complex():
+        raise ValueError(f"the {what} at {text_of(path)} is complex, and the array is not")
     if tensor.shape != target.shape:
         shapes = f"{tuple(tensor.shape)}, and the array {tuple(target.shape)}"
         raise ValueError(f"the {what} at {text_of(path)} has the shape {shapes}")
@@ -235,6 +237,12 @@ def _pairs(
     found = children(node)
     if found is None:
         if not isinstance(state, Leaf):
+            if is_array(node):
+                what = "nothing" if isinstance(state, tuple) else type(state).__name__
+                raise ValueError(
+                    f"the state tree has {what} at {text_of(path)}, where the model has an array: "
+                    "pass what setup(rule, model) returned"
+                )
             return
         if not is_array(node):
             raise ValueError(f"the state tree has a leaf at {text_of(path)}, where the model has {node!r}")
