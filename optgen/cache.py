@@ -22,7 +22,7 @@ from optgen import __version__
 from optgen.backends import Kernel, Layout
 from optgen.plan import Plan
 
-_kernels: dict[tuple[str, int, str, str], Kernel] = {}
+_kernels: dict[tuple[str, int, bool, str, str], Kernel] = {}
 built = 0  # kernels built by this process; a step that compiles nothing leaves it as it is
 
 
@@ -42,9 +42,9 @@ def folder() -> Path:
         return Path(tempfile.mkdtemp(prefix="optgen-"))
 
 
-def emit(plan: Plan, backend: str, math_mode: str = "exact", dims: int = 0) -> str:
+def emit(plan: Plan, backend: str, math_mode: str = "exact", dims: int = 0, sharded: bool = False) -> str:
     """The source that a back end compiles for a plan."""
-    layout = Layout(plan, dims)
+    layout = Layout(plan, dims, sharded)
     if backend == "numpy":
         from optgen.backends import numpy
 
@@ -58,14 +58,14 @@ def emit(plan: Plan, backend: str, math_mode: str = "exact", dims: int = 0) -> s
     return triton.emit(layout, math_mode)
 
 
-def kernel(plan: Plan, backend: str, math_mode: str, dims: int = 0) -> Kernel:
+def kernel(plan: Plan, backend: str, math_mode: str, dims: int = 0, sharded: bool = False) -> Kernel:
     """The compiled kernel of a plan, from memory, from disk, or made now."""
     global built
-    key = (plan.fingerprint(), dims, backend, math_mode)
+    key = (plan.fingerprint(), dims, sharded, backend, math_mode)
     found = _kernels.get(key)
     if found is None:
-        module = load(emit(plan, backend, math_mode, dims), plan.name, backend)
-        layout = Layout(plan, dims)
+        module = load(emit(plan, backend, math_mode, dims, sharded), plan.name, backend)
+        layout = Layout(plan, dims, sharded)
         if backend == "cpu":
             from optgen.backends.cpu import CpuKernel
 

@@ -19,7 +19,19 @@ from torch import Tensor, nn
 from optgen import library
 from optgen.compose import complete, with_defaults, with_maximize
 from optgen.ir import Extent, Program, State
-from optgen.launch import BACKENDS, CODEC_OF, MODES, SUPPORTED, Launcher, Truths, Work
+from optgen.launch import (
+    BACKENDS,
+    CODEC_OF,
+    MODES,
+    SUPPORTED,
+    Launcher,
+    Truths,
+    Work,
+    like,
+    local,
+    matching,
+    shard_of,
+)
 from optgen.options import GROUP, checked, complete_group
 from optgen.saved import as_tuple, check_groups, counter_dtype, from_texts, load_entry, part_names, rule_text
 
@@ -120,6 +132,9 @@ class Optimizer(torch.optim.Optimizer):
             TypeError: the rule has no such input, or needs one that is missing.
             ValueError: an input has another shape than its parameter, or there is none for a parameter.
         """
+        if not self.state and _materialising():
+            self._materialise()
+            return None
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -222,9 +237,22 @@ class Optimizer(torch.optim.Optimizer):
             kept, states = self._states(p, group, wanted)
             counter = kept["step"]
             counters.append(counter)
-            if p.numel():
-                work.append(Work(p, grad, states, index, truths, counter.item() + 1.0, inputs, number))
+            part = local(p)
+            shard = shard_of(p) if part is not p else None
+            if part.numel() or (shard is not None and p.numel() and self._launcher.reduces):
+                grad = grad if part is p else matching(grad, p)
+                step, owner = counter.item() + 1.0, None if part is p else p
+                work.append(Work(part, grad, states, index, truths, step, inputs, number, shard, owner))
         return work, counters
+
+    def _materialise(self) -> None:
+        """Create the state of every parameter that has a gradient; nothing moves and no step is counted."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    truths = self._launcher.truths(group, p.dim())
+                    self._states(p, group, self._launcher.lowered(truths).states.values())
+        self._numbers()
 
     @staticmethod
     def _handed(handed: Mapping[str, Any], p: Tensor) -> dict[str, Tensor]:
@@ -240,7 +268,7 @@ class Optimizer(torch.optim.Optimizer):
                     f"input '{name}' needs a tensor of {SUPPORTED} for the parameter of shape "
                     f"{tuple(p.shape)}, and has {what}"
                 )
-            found[name] = value.detach().to(p.device)
+            found[name] = matching(value.detach(), p).to(p.device)
         return found
 
     def _states(
@@ -256,9 +284,9 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             tensor = kept.get(state.key)
             if tensor is None:
-                tensor = self._launcher.initial(state, p, group, self._settings["state_dtype"])
-                kept[state.key] = tensor
-            states[state.name] = tensor
+                made = self._launcher.initial(state, local(p), group, self._settings["state_dtype"])
+                tensor = kept[state.key] = like(p, made, state.extent)
+            states[state.name] = local(tensor)
         return kept, states
 
     def _refuse(self, p: Tensor, grad: Tensor) -> NoReturn:
@@ -291,11 +319,12 @@ class Optimizer(torch.optim.Optimizer):
             if group.get("train_mode", True) == training:
                 continue
             for p in group["params"]:
-                if p in self.state and p.numel():
+                if p in self.state and local(p).numel():
                     truths = self._launcher.truths(group, p.dim())
                     wanted = self._launcher.lowered(truths).states.values()
                     kept, states = self._states(p, group, wanted)
-                    work.append(Work(p, None, states, index, truths, kept["step"].item()))
+                    step = kept["step"].item()
+                    work.append(Work(local(p), None, states, index, truths, step, shard=shard_of(p), owner=p))
         if work and mode in self.program.modes:
             self._launcher.run(work, self.param_groups, mode, self._numbers())
         for group in self.param_groups:
@@ -407,6 +436,14 @@ class Optimizer(torch.optim.Optimizer):
             (type(self).__name__, as_tuple(rule_text(self.program)), defaults, part_names(self.program)),
             self.__getstate__(),
         )
+
+
+def _materialising() -> bool:
+    """Whether torch.distributed.checkpoint takes a step only to have the state created."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "_init_optim_state":
+        frame = frame.f_back
+    return frame is not None
 
 
 def optimizer(source: library.Rule, name: str | None = None) -> type[Optimizer]:

@@ -18,7 +18,7 @@ from optgen import library
 from optgen.compose import chain
 from optgen.errors import RuleError, Source
 from optgen.ir import Extent, Program, State
-from optgen.launch import CODEC_OF, SUPPORTED, Launcher, slice_shape
+from optgen.launch import CODEC_OF, SUPPORTED, Launcher, brought, like, local, slice_shape
 from optgen.passes import canonical
 
 COUNTS = ("step", "k")  # what packages call a step count that is a group's
@@ -129,17 +129,20 @@ def _load_tensor(launcher: Launcher, key: Any, name: str, state: State, p: Tenso
             return torch.tensor(float(value), dtype=torch.float64)
         dtype = torch.float64 if p.dtype is torch.float64 else torch.float32
         shape = slice_shape(p, extent) if extent.sliced else ()
-        found = torch.as_tensor(value)
+        found = torch.as_tensor(value).detach()
         if found.numel() != math.prod(shape):
             raise ValueError(f"state '{name}' of parameter {key} is {tuple(found.shape)}; it needs {shape}")
-        return found.detach().to(p.device, dtype, copy=True).reshape(shape).contiguous()
+        home = like(p, torch.empty(slice_shape(local(p), extent), device="meta"), extent) if shape else found
+        part = brought(found.reshape(shape), home, local(p).device)
+        return like(p, part.to(local(p).device, dtype, copy=True).contiguous(), extent)
     if not isinstance(value, Tensor) or value.shape != p.shape:
         shape = tuple(value.shape) if isinstance(value, Tensor) else value
         raise ValueError(f"state '{name}' of parameter {key} is {shape}, its parameter {tuple(p.shape)}")
     if value.dtype not in CODEC_OF:
         raise ValueError(f"state '{name}' of parameter {key} is {value.dtype}; optgen reads {SUPPORTED}")
-    like = torch.empty_like(p, dtype=value.dtype, memory_format=torch.preserve_format)
-    return like.copy_(value)
+    part = local(p)
+    made = torch.empty_like(part, dtype=value.dtype, memory_format=torch.preserve_format, requires_grad=False)
+    return like(p, made.copy_(brought(value.detach(), p, part.device)), extent)
 
 
 def _extent(launcher: Launcher, state: State, p: Tensor) -> Extent:

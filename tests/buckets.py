@@ -16,6 +16,7 @@ from optgen import cache, library
 from optgen.backends import Layout, Tables
 from optgen.backends import numpy as reference
 from optgen.ir import DType, Extent, Op, Program, toposort
+from optgen.launch.runners import acts_of
 from optgen.passes import holds, lower
 from optgen.plan import Plan, element_stores, plan
 from optgen.semantics import MEANING, evaluate
@@ -218,12 +219,10 @@ class Bucket:
         given = self.tensor_states or [{}] * len(tensors)
         states = [{k: np.array(v, real) for k, v in one.items()} for one in given]
         tables = self.tables(kernel, tensors, states)
-        for k in range(len(self.plan.phases) + 1):
-            for found in self.plan.rounds:
-                if found.boundary == k:
-                    kernel.gather(found, tables)
-            if k < len(self.plan.phases):
-                kernel.sweep(k, tables)
+        for act in acts_of(self.plan):
+            if act.name == "total":
+                continue
+            getattr(kernel, act.name)(act.what, tables)
         if self.plan.finish:
             kernel.finish(tables)
         return tensors, states, np.asarray(tables.slots)

@@ -449,7 +449,7 @@ class Counted:
 
     def __init__(self, monkeypatch, kind):
         self.calls = []
-        for name in ("sweep", "gather", "finish"):
+        for name in ("sweep", "combine", "small", "over", "finish"):
             monkeypatch.setattr(kind, name, self.wrap(name, getattr(kind, name)))
 
     def wrap(self, name, method):
@@ -474,7 +474,7 @@ def check_launches(monkeypatch, backend, kind):
     for _ in range(2):
         counted.calls.clear()
         opt.step()
-        assert [call[:2] for call in counted.calls] == [("sweep", 0), ("gather", None), ("sweep", 1)]
+        assert [call[:2] for call in counted.calls] == [("sweep", 0), ("combine", None), ("sweep", 1)]
 
 
 def test_one_launch_a_phase(monkeypatch):
@@ -488,7 +488,7 @@ def test_every_bucket_ends_a_phase_before_the_next(monkeypatch):
     for p in params:
         p.grad = torch.randn_like(p)
     opt.step()
-    assert [call[:2] for call in counted.calls] == [("sweep", 0), ("gather", None)] * 2 + [("sweep", 1)] * 2
+    assert [call[:2] for call in counted.calls] == [("sweep", 0), ("combine", None)] * 2 + [("sweep", 1)] * 2
     assert len({kernel for _, _, kernel in counted.calls}) == 2
 
 
@@ -500,7 +500,7 @@ def test_finish_is_one_launch(monkeypatch):
         p.grad = torch.randn_like(p)
     opt.step()
     names = [name for name, _, _ in counted.calls]
-    assert names == ["sweep", "gather", "sweep", "finish"]
+    assert names == ["sweep", "combine", "sweep", "finish"]
 
 
 def test_nothing_to_assign_launches_nothing(monkeypatch):

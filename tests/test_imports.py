@@ -55,8 +55,9 @@ MODULES = [
     "cache",
     "library",
     "settings",
-    "launch.work",
     "launch.geometry",
+    "launch.sharding",
+    "launch.work",
     "launch.buckets",
     "launch.runners",
     "launch",
@@ -105,7 +106,7 @@ MODULES = [
 ]
 
 # Who may import a package; None is anybody. What is not here is not a dependency.
-AFTER_LAUNCH = set(MODULES[MODULES.index("launch.work") :])
+AFTER_LAUNCH = set(MODULES[MODULES.index("launch.geometry") :])
 OUTSIDE = {
     "numpy": None,
     "torch": AFTER_LAUNCH | {"backends.cpu"},  # which asks torch for its number of threads

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import test_backends as backends
 import test_codecs as codecs
+import test_philox as philox
 from buckets import Bucket, bucket, planned, raw
 from optgen.backends.triton import TritonKernel, interpreting
 from strategies import CODEC_LISTS, cases, compiled, staged
@@ -150,3 +151,9 @@ def test_float32_sums_of_many_terms():
     x = np.random.default_rng(0).random(8192 * 3).astype(np.float32)
     one = Bucket(planned("p = p - g/norm(g)"), [{"p": x, "g": x}], [[]], block=4096)
     one.check("triton")
+
+
+@pytest.mark.parametrize("text", ["p = uniform()", "p = uniform() + sum(p, axis=-1)"])
+def test_a_part_of_a_tensor_draws_what_the_whole_draws_there(monkeypatch, text):
+    """In chunks, and in tiles where there are slices."""
+    philox.check_parts(monkeypatch, "triton", text)

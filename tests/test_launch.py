@@ -16,7 +16,7 @@ from optgen.launch import Launcher, Work, geometry
 def spy(monkeypatch):
     """Record every launch as (name, tensors)."""
     launches = []
-    for name in ("sweep", "gather", "finish"):
+    for name in ("sweep", "combine", "small", "over", "finish"):
         original = getattr(CpuKernel, name)
 
         def record(self, *args, name=name, original=original):
@@ -38,8 +38,8 @@ def fill(params, seed=0):
     ("rule", "wanted"),
     [
         ("adamw", ["sweep"]),
-        ("lamb", ["sweep", "gather", "sweep"]),
-        (("clip_norm", "adamw"), ["sweep", "gather", "sweep"]),
+        ("lamb", ["sweep", "combine", "sweep"]),
+        (("clip_norm", "adamw"), ["sweep", "combine", "sweep"]),
         (("clip_value", "weight_decay", "adam"), ["sweep"]),
     ],
 )

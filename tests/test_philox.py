@@ -1,6 +1,7 @@
 """Random numbers: the published generator, the same bits everywhere, and the right distributions."""
 
 import copy
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from torch import nn
 
 import optgen
 from optgen import philox
+from optgen.compose import complete, with_maximize
 from optgen.ir import DType, const
+from optgen.launch import Launcher, Shard, Work, sharding
 from optgen.semantics import evaluate
 
 BACKENDS = ["numpy", "cpu"]
@@ -167,3 +170,43 @@ def test_the_ends_of_the_normal_distribution():
         known = {word: np.array([bits], np.uint32)}
         values = evaluate([root], lambda n: np.zeros(1, np.uint32), np.float32, known)
         assert sign * values[root][0] == pytest.approx(5.4, abs=0.1)
+
+
+PARTS = [((6, 5), (2, 0)), ((6, 2), (0, 3)), ((2, 3), (4, 1))]  # sizes and offsets, of a tensor of (6, 5)
+
+
+def check_parts(monkeypatch, backend, text="p = uniform()", shape=(6, 5), parts=PARTS):
+    """A part of a larger tensor draws the numbers that the whole draws there; sums are of zeros."""
+    monkeypatch.setattr(sharding, "_reduce", lambda values, op, group: None)
+    mesh = Mock()
+    program = optgen.rule(text)
+    launcher = Launcher(with_maximize(complete(program)), backend)
+
+    def draw(p, shard=None):
+        options = {h.name: h.default for h in launcher.program.hypers.values()}
+        truths = launcher.truths(options, p.dim())
+        launcher.run([Work(p, torch.zeros_like(p), {}, 0, truths, 1.0, index=3, shard=shard)], [options])
+        return p
+
+    whole = draw(torch.zeros(shape))
+    for sizes, offset in parts:
+        sizes = tuple(min(n, s - o) for n, s, o in zip(sizes, shape, offset, strict=True))
+        shard = Shard(shape, sizes, offset, tuple(range(len(shape))), mesh)
+        found = draw(torch.zeros(sizes), shard)
+        box = tuple(slice(o, o + n) for o, n in zip(offset, sizes, strict=True))
+        assert torch.equal(found, whole[box]), (sizes, offset)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_part_of_a_tensor_draws_what_the_whole_draws_there(monkeypatch, backend):
+    check_parts(monkeypatch, backend)
+    check_parts(monkeypatch, backend, "p = uniform() + sum(p, axis=-1)")
+    check_parts(monkeypatch, backend, shape=(3, 4, 5), parts=[((3, 2, 5), (0, 1, 0)), ((2, 4, 2), (1, 0, 3))])
+
+
+def test_parts_that_are_no_box_or_cut_three_ways_draw_nothing():
+    three_ways = Shard((4, 4, 4), (2, 2, 2), (0, 0, 0), (0, 1, 2), None)
+    no_box = Shard((4,), (2,), (0,), (0,), None, False)
+    for shard in (three_ways, no_box):
+        with pytest.raises(ValueError, match="random numbers need a parameter of shape"):
+            shard.place  # noqa: B018

@@ -248,7 +248,7 @@ def test_a_total_is_over_every_bucket(backend):
 
 def test_every_bucket_ends_its_phase_before_a_total(monkeypatch):
     calls = []
-    for name in ("sweep", "gather", "total"):
+    for name in ("sweep", "combine", "over", "total"):
         original = getattr(CpuKernel, name)
 
         def record(self, what, tables, name=name, original=original):
@@ -268,7 +268,7 @@ def test_every_bucket_ends_its_phase_before_a_total(monkeypatch):
 
 def test_one_more_phase_whatever_the_number_of_tensors(monkeypatch):
     calls = []
-    for name in ("sweep", "gather", "total", "finish"):
+    for name in ("sweep", "combine", "small", "over", "total", "finish"):
         original = getattr(CpuKernel, name)
 
         def record(self, *args, name=name, original=original):

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from optgen.ir import Extent
-from optgen.plan import Plan, Round
+from optgen.plan import Plan, Reduction, Round
 
 SLICES = 64  # of a program that works on slices
 MAX_DIMS = 8  # of a strided kernel, after dimensions that lie in one stride were merged
@@ -60,8 +60,8 @@ class View:
 
     @property
     def lines(self) -> int:
-        """How many lines there are."""
-        return -(-self.numel // self.columns)
+        """How many lines there are, of no columns too."""
+        return -(-self.numel // self.block) if self.block else math.prod(self.shape[:-1])
 
     @property
     def rows(self) -> int:
@@ -75,14 +75,16 @@ class View:
         if kind in (Extent.COL, Extent.MATRIX):
             return self.rows
         if kind is Extent.UNIT:
-            return self.lines // self.shape[0]
+            return self.lines // max(1, self.shape[0])
         return self.lines if kind.size == -1 else math.prod(self.shape[kind.size + 1 : -1])
 
     def count(self, kind: Extent) -> int:
         """How many slices there are."""
         if kind in (Extent.UNIT, Extent.dim(-1)) or (kind.name.startswith("DIM") and kind.size >= 0):
             return self.shape[0 if kind is Extent.UNIT else kind.size]
-        return self.lines // self.inner(kind) * (self.columns if kind is Extent.COL else 1)
+        if kind in (Extent.COL, Extent.MATRIX):
+            return math.prod(self.shape[:-2]) * (self.columns if kind is Extent.COL else 1)
+        return self.lines
 
     def index(self, kind: Extent) -> np.ndarray:
         """The slice of each element, in the tensor's shape."""
@@ -104,11 +106,13 @@ class Layout:
 
     With `dims` 0 every element store of a tensor is walked in memory order; otherwise each store has
     its own strides over `dims` common dimensions. Spills are always contiguous. A plan with slices is
-    walked in tiles, a range of lines by a range of columns.
+    walked in tiles, a range of lines by a range of columns. In a `sharded` one, tensors are parts of larger
+    ones, and random numbers follow from an element's place in the whole.
     """
 
     plan: Plan
     dims: int = 0
+    sharded: bool = False
 
     @property
     def tiled(self) -> bool:
@@ -137,6 +141,8 @@ class Layout:
         names = [*self.pointers, "@numel", "@row", "@aligned", "@first", "@count"]
         if self.plan.random:
             names += ["@seed", "@param", "@step"]
+        if self.sharded:
+            names += [f"@{name}" for name in PLACE]
         if self.tiled:
             names += ["@columns", "@rows", "@lines", "@tiles_down", "@tiles_across"]
             names += [f"@{what}_{kind}" for kind in self.plan.slices for what in ("inner", "count")]
@@ -158,6 +164,9 @@ class Layout:
 
 
 TABLES = ("tensors", "chunks", "scalars", "partials", "slots")
+# From an element's place in its part of a tensor to that in the whole: add `skip0` after `every0` elements,
+# then the same with the other two, then `offset`.
+PLACE = ("every0", "skip0", "every1", "skip1", "offset")
 
 
 @dataclass
@@ -200,8 +209,14 @@ class Kernel(Protocol):
     def sweep(self, phase: int, tables: Tables) -> None:
         """Run one phase over every chunk."""
 
-    def gather(self, found: Round, tables: Tables) -> None:
-        """Complete the reductions of a round, in a fixed order; those over all tensors for these ones."""
+    def combine(self, found: Round, tables: Tables) -> None:
+        """Complete the reductions that the phase before a round left in parts, in a fixed order."""
+
+    def small(self, found: Reduction, tables: Tables) -> None:
+        """Reduce what slices have."""
+
+    def over(self, found: Round, tables: Tables) -> None:
+        """Find the part that these tensors have in the reductions over all."""
 
     def total(self, found: Round, tables: Tables) -> None:
         """Compute the totals of a round."""

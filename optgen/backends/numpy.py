@@ -18,12 +18,13 @@ from optgen.plan import Plan, Reduction, Round, reduction_text
 from optgen.semantics import MEANING, evaluate
 
 REAL: dict[str, type[np.floating]] = {"fp32": np.float32, "fp64": np.float64}
+NEUTRAL = {Op.SUM: 0.0, Op.AMAX: -np.inf}
 RAW = {"fp64": np.float64, "fp32": np.float32, "bf16": np.uint16, "fp16": np.uint16}
 
 
 def reduce(reduction: Reduction, operand: np.ndarray) -> float:
-    """A reduction over one tensor, in float64."""
-    return float(MEANING[reduction.op](operand))
+    """A reduction over one tensor, in float64; over none, what changes no other."""
+    return float(MEANING[reduction.op](operand)) if operand.size else NEUTRAL[reduction.op]
 
 
 def by_slice(op: Op, values: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
@@ -40,7 +41,8 @@ class Run:
 
     `stores` are arrays of one shape; `scalars` are float64 and rounded here once; `tensor_states` are 0-d
     arrays, or 1-d ones for states of slices; `keys` are the words that random numbers follow from;
-    `numbers` are the plan's, shared by all tensors. `reduce` may bring in what lies elsewhere.
+    `numbers` are the plan's, shared by all tensors. `places` are those of the elements in a larger tensor
+    that this is a part of. `reduce` may bring in what lies elsewhere.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Run:
         reduce: Callable[[Reduction, np.ndarray], float] = reduce,
         keys: Mapping[str, int] | None = None,
         numbers: np.ndarray | None = None,
+        places: np.ndarray | None = None,
     ):
         self.plan, self.stores, self.scalars, self.reduce = plan, stores, scalars, reduce
         self.real = REAL[plan.real]
@@ -60,6 +63,7 @@ class Run:
         self.view = View.of(self.shape, plan.slices)
         self.spills: dict[str, np.ndarray] = {}
         self.slots: dict[str, Any] = {}
+        self.places = np.arange(self.view.numel) if places is None else places
 
     def _leaf(self, n: Node, kind: Extent) -> Any:
         """The value of a leaf for elements, slices of a kind, or the tensor."""
@@ -80,7 +84,7 @@ class Run:
             case Op.KEY:
                 return np.uint32(self.keys[value])
             case Op.INDEX:
-                at = np.arange(self.view.numel, dtype=np.uint64).reshape(self.shape)
+                at = self.places.astype(np.uint64).reshape(self.shape)
                 return (at & np.uint64(0xFFFFFFFF) if value == "low" else at >> np.uint64(32)).astype(
                     np.uint32
                 )
@@ -123,16 +127,21 @@ class Run:
                 self.slots[str(r.slot)] = self.reduce(r, operand)
 
     @np.errstate(all="ignore")
-    def gather(self, found: Round) -> dict[int, float]:
-        """Complete the reductions of a round; what those over all tensors find here."""
-        for r in found.small:
-            kind = r.operand.extent
-            operand = np.broadcast_to(self.evaluate([r.operand], kind)[r.operand], self.view.count(kind))
-            if r.extent.sliced:
-                parts = operand.astype(np.float64).reshape(self.view.count(r.extent), -1)
-                self.slots[str(r.slot)] = (np.sum if r.op is Op.SUM else np.max)(parts, axis=1)
-            else:
-                self.slots[str(r.slot)] = float(MEANING[r.op](operand.astype(np.float64)))
+    def small(self, r: Reduction) -> None:
+        """Reduce what slices have."""
+        kind = r.operand.extent
+        operand = np.broadcast_to(self.evaluate([r.operand], kind)[r.operand], self.view.count(kind))
+        if r.extent.sliced:
+            groups = self.view.count(r.extent)
+            parts = operand.astype(np.float64).reshape(groups, operand.size // max(1, groups))
+            reduced = np.add if r.op is Op.SUM else np.maximum
+            self.slots[str(r.slot)] = reduced.reduce(parts, axis=1, initial=NEUTRAL[r.op])
+        else:
+            self.slots[str(r.slot)] = reduce(r, operand.astype(np.float64))
+
+    @np.errstate(all="ignore")
+    def over(self, found: Round) -> dict[int, float]:
+        """The part of this tensor in the reductions over all."""
         values = self.evaluate([r.operand for r in found.over], Extent.TENSOR)
         return {r.slot: float(self.real(values[r.operand])) for r in found.over}
 
@@ -168,7 +177,9 @@ def run(plan: Plan, *args: Any, **more: Any) -> None:
     for k in range(len(plan.phases) + 1):
         for found in plan.rounds:
             if found.boundary == k:
-                for slot, value in step.gather(found).items():
+                for r in found.small:
+                    step.small(r)
+                for slot, value in step.over(found).items():
                     step.numbers[plan.numbers[f"@slot{slot}"]] = value  # type: ignore[index]
                 if found.totals:
                     total(plan, found, step.numbers)  # type: ignore[arg-type]

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from optgen import cache
 from optgen.backends import Layout
-from optgen.ir import Extent, Node, Op, Program, State, toposort
+from optgen.ir import REDUCTIONS, Extent, Node, Op, Program, State, toposort
 from optgen.launch.buckets import Bucket
 from optgen.launch.geometry import Geometry, geometry, slice_shape
 from optgen.launch.runners import Interpreted, Launch, advance
+from optgen.launch.sharding import Shard, brought, like, local, matching, shard_of
 from optgen.launch.work import CODEC_OF, SUPPORTED, Truths, Work, fact_of, lookup, signature_of, step_leaf
 from optgen.passes import holds, lower, shaped
 from optgen.plan import Plan, element_stores, plan
@@ -34,11 +35,17 @@ __all__ = [
     "Bucket",
     "Geometry",
     "Launcher",
+    "Shard",
     "Truths",
     "Work",
+    "brought",
     "geometry",
+    "like",
+    "local",
     "lookup",
+    "matching",
     "resolve",
+    "shard_of",
     "slice_shape",
 ]
 
@@ -56,6 +63,7 @@ class Launcher:
         self.logical = self.per_shape or any(
             n.op in (Op.NORMAL, Op.UNIFORM) for n in toposort(program.roots())
         )
+        self.reduces = any(n.op in REDUCTIONS for n in toposort(program.roots()))
         self.counts = any(state.extent is Extent.ALL for state in program.states.values())
         self.whole = {name for name, given in program.inputs.items() if given.extent is Extent.ALL}
         self._lowered: dict[tuple[Truths, str | None], Program] = {}
@@ -127,7 +135,7 @@ class Launcher:
         numbers: Mapping[str, Any] | None = None,
         steps: float = 0.0,
     ) -> None:
-        """One step, or one mode, over all parameters in `work`; empty tensors must not be among them.
+        """One step, or one mode, over all parameters in `work`; no empty tensors but parts of others.
 
         `numbers` are the states and inputs that are one for the whole optimizer, as 0-d tensors, of which
         states are updated; `steps` counts the optimizer's own steps.
@@ -153,7 +161,9 @@ class Launcher:
                 numbers[name].fill_(value)
         self._store_host_states(runners, work)
         torch.autograd.graph.increment_version(
-            [w.param for w in work] + [s for w in work for s in w.states.values()]
+            [w.param for w in work]
+            + [w.owner for w in work if w.owner is not None]
+            + [s for w in work for s in w.states.values()]
         )
 
     def _fill(
@@ -197,13 +207,14 @@ class Launcher:
             shape = geometry(tensors, self.logical)
             codecs = tuple(CODEC_OF[t.dtype] for t in tensors)
             backend = resolve(self.backend, w.param.device)
-            key = (w.param.device, w.truths, codecs, len(shape.sizes))
+            sharded = w.shard is not None
+            key = (w.param.device, w.truths, codecs, len(shape.sizes), sharded)
             if key not in found:
                 made = self.plan(w.truths, codecs, mode)
-                layout = Layout(made, len(shape.sizes))
+                layout = Layout(made, len(shape.sizes), sharded and made.random)
                 kernel = None
                 if backend != "numpy":
-                    kernel = cache.kernel(made, backend, self.math_mode, layout.dims)
+                    kernel = cache.kernel(made, backend, self.math_mode, layout.dims, layout.sharded)
                 found[key] = Bucket(w.param.device, made, layout, kernel, [], [])
             found[key].members.append(i)
             found[key].geometries.append(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.backends import SLICES, Kernel, Layout, Tables, View, across
+from optgen.backends import PLACE, SLICES, Kernel, Layout, Tables, View, across
 from optgen.ir import Extent, Op, toposort
 from optgen.launch.geometry import Geometry
+from optgen.launch.sharding import EVERY, Share
 from optgen.launch.work import Work
 from optgen.plan import Plan
+
+NOWHERE = (EVERY, 0, EVERY, 0, 0)  # the place of a tensor that is no part of another
 
 
 @dataclass
@@ -48,6 +52,10 @@ class Bucket:
         views = [View.of(work[m].param.shape, self.plan.slices) for m in self.members]
         chunks, counts = self._tiles(table, views) if self.layout.tiled else self._chunks(numels)
         table[:, columns["@first"]], table[:, columns["@count"]] = np.cumsum(counts) - counts, counts
+        if self.layout.sharded:
+            for i, m in enumerate(self.members):
+                shard = work[m].shard
+                table[i, [columns[f"@{name}"] for name in PLACE]] = NOWHERE if shard is None else shard.place
         for i, found in enumerate(self.geometries):
             for d, size in enumerate(found.sizes):
                 table[i, columns[f"@size{d}"]] = size
@@ -83,7 +91,7 @@ class Bucket:
         apart = any(across(kind) or kind is Extent.MATRIX for kind in self.plan.slices)
         found = []
         for i, view in enumerate(views):
-            rows = view.rows if apart else view.lines
+            rows = max(1, view.rows if apart else view.lines)
             tops = (np.arange(0, view.lines, rows)[:, None] + np.arange(0, rows, height)).ravel()
             lefts = np.arange(0, view.columns, width)
             tile = np.stack([a.ravel() for a in np.meshgrid(tops, lefts, indexing="ij")], axis=1)
@@ -93,7 +101,7 @@ class Bucket:
                 "tiles_down": -(-rows // height), "tiles_across": len(lefts),
             }  # fmt: skip
             for kind in self.plan.slices:
-                numbers |= {f"inner_{kind}": view.inner(kind), f"count_{kind}": view.count(kind)}
+                numbers |= {f"inner_{kind}": max(1, view.inner(kind)), f"count_{kind}": view.count(kind)}
             for name, value in numbers.items():
                 table[i, columns[f"@{name}"]] = value
         return np.concatenate(found).astype(np.int64), np.array([len(f) for f in found], np.int64)
@@ -156,3 +164,35 @@ class Bucket:
             self.tables.tensors = self.put(table)
             self.sent = table.copy()
         return spills
+
+    def shares(self, work: Sequence[Work], slots: Sequence[int]) -> list[Share]:
+        """The places of what these slots have for parts of tensors, of which other processes have more."""
+        found = []
+        for slot in slots:
+            reduction, by_mesh = self.plan.reductions[slot], defaultdict[tuple[Any, ...], list[int]](list)
+            for i, m in enumerate(self.members):
+                shard = work[m].shard
+                if shard is not None and shard.apart(reduction):
+                    by_mesh[shard.mesh, shard.apart(reduction)].append(i)
+            for (mesh, dims), rows in by_mesh.items():
+                at, keys, empty = self._places(work, slot, rows)
+                values = self.tables.lines if reduction.extent.sliced else self.tables.slots
+                flat = (torch.from_numpy(values) if self.numpy_tables else values).view(-1)
+                where = torch.from_numpy(at).to(flat.device)
+                found.append(Share(flat, where, keys, empty, reduction.op, mesh, dims))
+        return found
+
+    def _places(
+        self, work: Sequence[Work], slot: int, rows: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where values of a slot lie for these members, what orders them, and which are of empty parts."""
+        kind, columns = self.plan.extents[slot], self.layout.columns
+        at, keys, empty = [], [], []
+        for i in rows:
+            w = work[self.members[i]]
+            count = View.of(w.param.shape, self.plan.slices).count(kind) if kind.sliced else 1
+            start = self.host[i, columns[f"@slot{slot}"]] if kind.sliced else i * self.plan.slots + slot
+            at.append(int(start) + np.arange(count))
+            keys.append(np.stack([np.full(count, w.index), np.full(count, slot), np.arange(count)], axis=1))
+            empty.append(np.full(count, not w.param.numel()))
+        return np.concatenate(at), np.concatenate(keys), np.concatenate(empty)

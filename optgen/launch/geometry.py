@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -78,11 +78,16 @@ def _merge(
 
 def slice_shape(param: Tensor, kind: Extent) -> tuple[int, ...]:
     """The shape of what slices of a parameter have: its own, with 1 where a dimension is reduced."""
-    shape = list(param.shape)
     if kind.name.startswith("BLOCK"):
-        return (View.of(shape, (kind,)).count(kind),)
-    kept = {
-        Extent.ROW: range(len(shape) - 1), Extent.COL: [*range(len(shape) - 2), len(shape) - 1],
-        Extent.MATRIX: range(len(shape) - 2), Extent.UNIT: [0],
-    }.get(kind, [kind.size % len(shape)])  # fmt: skip
-    return tuple(size if d in kept else 1 for d, size in enumerate(shape))
+        return (View.of(param.shape, (kind,)).count(kind),)
+    kept = kept_dims(param.dim(), kind)
+    return tuple(size if d in kept else 1 for d, size in enumerate(param.shape))
+
+
+def kept_dims(ndim: int, kind: Extent) -> Collection[int]:
+    """The dimensions along which slices lie beside each other; over the others they are reduced."""
+    found: dict[Extent, Collection[int]] = {
+        Extent.ROW: range(ndim - 1), Extent.COL: [*range(ndim - 2), ndim - 1],
+        Extent.MATRIX: range(ndim - 2), Extent.UNIT: [0],
+    }  # fmt: skip
+    return found[kind] if kind in found else [kind.size % ndim]

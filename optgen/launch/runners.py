@@ -1,9 +1,14 @@
-"""One step of the buckets: sweeps and rounds in order, sums over all tensors across buckets."""
+"""One step of the buckets: sweeps and rounds in order, sums over all tensors across buckets.
+
+Where tensors are divided over processes, what a kernel has reduced is completed by all of them before the
+next one reads it. Buckets go on together for that, as far as each can, so that one collective serves all.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +18,37 @@ from torch import Tensor
 from optgen.backends import numpy as reference
 from optgen.ir import Op
 from optgen.launch.buckets import Bucket
+from optgen.launch.sharding import Share, complete
 from optgen.launch.work import Work, as_array
-from optgen.plan import Round
+from optgen.plan import Plan, Reduction, Round
+
+
+@dataclass(frozen=True)
+class Act:
+    """What a bucket does next, by the name of the kernel's method, and the slots that it completes.
+
+    Before a total every bucket waits for those that have a part in it.
+    """
+
+    name: str
+    what: int | Round | Reduction
+    slots: tuple[int, ...] = ()
+
+
+def acts_of(plan: Plan) -> Iterator[Act]:
+    """The acts of a plan, in order: before a phase come the parts of its rounds."""
+    for k in range(len(plan.phases) + 1):
+        for found in plan.rounds:
+            if found.boundary == k:
+                if found.sweeps:
+                    yield Act("combine", found, found.sweeps)
+                for r in found.small:
+                    yield Act("small", r, (r.slot,))
+                if found.over:
+                    yield Act("over", found)
+                yield Act("total", found)
+        if k < len(plan.phases):
+            yield Act("sweep", k)
 
 
 class _Runner:
@@ -30,16 +64,14 @@ class _Runner:
     ):
         self.bucket, self.plan, self.values, self.rows = bucket, bucket.plan, values, rows
         self.members = [work[m] for m in bucket.members]
+        self.divided = any(w.shard is not None for w in self.members)
         self.seeds = [int(groups[w.group].get("seed", 0)) for w in self.members] if self.plan.random else []
-        self.acts: list[int | Round] = []
-        for k in range(len(self.plan.phases) + 1):
-            self.acts += [found for found in self.plan.rounds if found.boundary == k]
-            self.acts += [k] if k < len(self.plan.phases) else []
+        self.acts = list(acts_of(self.plan))
         self.done = 0
 
     @property
-    def next(self) -> int | Round | None:
-        """What comes next, a phase or a round."""
+    def next(self) -> Act | None:
+        """What comes next."""
         return self.acts[self.done] if self.done < len(self.acts) else None
 
     @property
@@ -60,19 +92,20 @@ class Launch(_Runner):
         groups: Sequence[Mapping[str, Any]],
     ):
         super().__init__(bucket, work, values, rows, groups)
+        self.work = work
         real = np.float64 if self.plan.real == "fp64" else np.float32
         with np.errstate(over="ignore"):
             bucket.tables.scalars = bucket.put(values.astype(real))
         self.keep = bucket.point(work, rows, self.seeds)
 
-    def run(self, act: int | Round) -> None:
-        """Launch a phase, or what completes the sums of a round for this bucket."""
-        assert self.bucket.kernel is not None
+    def run(self, act: Act) -> None:
+        """Launch what an act names."""
         with _on(self.bucket.device):
-            if isinstance(act, Round):
-                self.bucket.kernel.gather(act, self.bucket.tables)
-            else:
-                self.bucket.kernel.sweep(act, self.bucket.tables)
+            getattr(self.bucket.kernel, act.name)(act.what, self.bucket.tables)
+
+    def shares(self, act: Act) -> list[Share]:
+        """What an act has left of which other processes have more."""
+        return self.bucket.shares(self.work, act.slots) if self.divided and act.slots else []
 
     def total(self, act: Round) -> None:
         """Compute the totals of a round."""
@@ -137,20 +170,44 @@ class Interpreted(_Runner):
             stores = {s: as_array(w.tensor(s)) for s in self.plan.codecs if s != "g" or w.grad is not None}
             states = {s: as_array(w.states[s]) for s in self.plan.tensor_states}
             states = {s: a.reshape(-1) if self.plan.states[s].extent.sliced else a for s, a in states.items()}
+            places = w.shard.places if self.plan.random and w.shard is not None else None
             self.runs.append(
-                reference.Run(self.plan, stores, values[row], states, keys=keys, numbers=self.numbers)
+                reference.Run(
+                    self.plan, stores, values[row], states, keys=keys, numbers=self.numbers, places=places
+                )
             )
 
-    def run(self, act: int | Round) -> None:
-        """Run a phase, or what completes the sums of a round for this bucket."""
-        if not isinstance(act, Round):
+    def run(self, act: Act) -> None:
+        """Run what an act names."""
+        if isinstance(act.what, int):
             for run in self.runs:
-                run.sweep(act)
-            return
-        parts = [run.gather(act) for run in self.runs]
-        for r in act.over:
-            found = np.array([part[r.slot] for part in parts])
-            self.numbers[self.plan.numbers[f"@slot{r.slot}"]] = found.sum() if r.op is Op.SUM else found.max()
+                run.sweep(act.what)
+        elif isinstance(act.what, Reduction):
+            for run in self.runs:
+                run.small(act.what)
+        elif act.name == "over":
+            parts = [run.over(act.what) for run in self.runs]
+            for r in act.what.over:
+                found = np.array([part[r.slot] for part in parts])
+                self.numbers[self.plan.numbers[f"@slot{r.slot}"]] = (
+                    found.sum() if r.op is Op.SUM else found.max()
+                )
+
+    def shares(self, act: Act) -> list[Share]:
+        """What an act has left of which other processes have more."""
+        found = []
+        for w, run in zip(self.members, self.runs, strict=True):
+            for slot in act.slots:
+                reduction = self.plan.reductions[slot]
+                dims = () if w.shard is None else w.shard.apart(reduction)
+                if w.shard is not None and dims:
+                    values = run.slots[str(slot)] = np.array(run.slots[str(slot)], np.float64)
+                    at = np.arange(values.size)
+                    keys = np.stack([np.full_like(at, w.index), np.full_like(at, slot), at], axis=1)
+                    empty = np.full(len(at), not w.param.numel())
+                    flat, where = torch.from_numpy(values).view(-1), torch.from_numpy(at)
+                    found.append(Share(flat, where, keys, empty, reduction.op, w.shard.mesh, dims))
+        return found
 
     def total(self, act: Round) -> None:
         """Compute the totals of a round."""
@@ -181,32 +238,41 @@ def advance(runners: Sequence[Launch | Interpreted]) -> None:
     pending: dict[int, Round] = {}
     left = list(range(len(runners)))
     while left:
-        moved = False
-        for i in list(left):
+        ready = [
+            i
+            for i in left
+            if i not in pending or all(len(parts[x.tag]) == owners[x.tag] for x in pending[i].over)
+        ]
+        if not ready:
+            raise RuntimeError(
+                "tensors of two kinds wait for each other's sums: the rule reduces in another order"
+            )
+        shares: list[Share] = []
+        for i in ready:
             r = runners[i]
-            if i in pending:
-                if any(len(parts[x.tag]) < owners[x.tag] for x in pending[i].over):
-                    continue
-                found = pending.pop(i)
+            found = pending.pop(i, None)
+            if found is not None:
                 r.fill(
                     {f"@slot{x.slot}": _together(parts[x.tag], x.op) for x in found.over if owners[x.tag] > 1}
                 )
                 r.total(found)
-            moved = True
-            while r.next is not None and i not in pending:
-                act, r.done = r.next, r.done + 1
+            ours: list[Share] = []
+            while (act := r.next) is not None and i not in pending and not ours:
+                r.done += 1
+                if isinstance(act.what, Round) and act.name == "total":
+                    pending[i] = act.what
+                    continue
                 r.run(act)
-                if isinstance(act, Round):
-                    for x in act.over:
+                ours = r.shares(act)
+                if isinstance(act.what, Round) and act.name == "over":
+                    for x in act.what.over:
                         value = r.number(f"@slot{x.slot}")
                         parts[x.tag].append(value.clone() if isinstance(value, Tensor) else value)
-                    pending[i] = act
+            shares += ours
             if r.next is None and i not in pending:
                 left.remove(i)
-        if not moved:
-            raise RuntimeError(
-                "tensors of two kinds wait for each other's sums: the rule reduces in another order"
-            )
+        if shares:
+            complete(shares)
 
 
 def _together(parts: Sequence[float | Tensor], op: Op) -> float | Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optgen.ir import Extent, Node, Op, State
+from optgen.launch.sharding import Shard
 
 CODEC_OF = {
     torch.float64: "fp64",
@@ -26,7 +28,8 @@ Truths = tuple[int, ...]  # which facts hold, and the number of dimensions where
 class Work:
     """One parameter's part in a step: its gradient (None in a mode), states by name, group and count.
 
-    `inputs` are further tensors that the step was handed; `index` counts the optimizer's parameters.
+    `inputs` are further tensors that the step was handed; `index` counts the optimizer's parameters. Of a
+    distributed parameter, `owner`, all tensors are this process's parts; `shard` says where they lie.
     """
 
     param: Tensor
@@ -37,6 +40,13 @@ class Work:
     step: float
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     index: int = 0
+    shard: Shard | None = None
+    owner: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole parameter."""
+        return tuple(self.param.shape) if self.shard is None else self.shard.shape
 
     def tensor(self, store: str) -> Tensor:
         """The tensor of an element store; what a mode has no gradient for is its parameter's."""
@@ -69,22 +79,21 @@ def signature_of(w: Work) -> tuple[Any, ...]:
         more = tuple((name, x.stride(), x.dtype) for name, x in w.inputs.items())
         return (*signature_of(replace(w, inputs={})), more)
     states = tuple(map(id, w.states.values()))  # alive as long as the signature is kept
-    if g is None:
-        return p.shape, p.stride(), p.dtype, p.device, w.truths, states
-    return p.shape, p.stride(), p.dtype, p.device, g.stride(), g.dtype, w.truths, states
+    own = p.shape, p.stride(), p.dtype, p.device, w.truths, states, w.shard
+    return own if g is None else (*own, g.stride(), g.dtype)
 
 
 def fact_of(w: Work, name: str) -> float:
     """A shape fact, or the value of a state that the host computes."""
-    shape = w.param.shape
+    shape, numel = w.shape, float(math.prod(w.shape))
     if name not in ("numel", "ndim", "rows", "cols") and name not in w.states:  # elements of a slice
         sizes = [shape[int(name[4:-1])] if name.startswith("DIM") else shape[0] if len(shape) else 1]
-        return float(w.param.numel() / sizes[0])
+        return numel / sizes[0]
     match name:
         case "numel":
-            return float(w.param.numel())
+            return numel
         case "ndim":
-            return float(w.param.dim())
+            return float(len(shape))
         case "rows":
             return float(shape[-2]) if len(shape) >= 2 else 1.0
         case "cols":

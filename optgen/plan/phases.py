@@ -107,6 +107,13 @@ class Plan:
         return [*(n for phase in self.phases for n in phase.roots()), *small, *self.finish.values()]
 
     @cached_property
+    def reductions(self) -> tuple[Reduction, ...]:
+        """Every reduction, in order of their slots."""
+        swept = [r for phase in self.phases for r in phase.reductions]
+        small = [r for found in self.rounds for r in (*found.small, *found.over)]
+        return tuple(sorted((*swept, *small), key=lambda r: r.slot))
+
+    @cached_property
     def slices(self) -> tuple[Extent, ...]:
         """The kinds of slices of a tensor that have values."""
         found = {n.extent for n in toposort(self.roots)} | {self.states[s].extent for s in self.tensor_states}

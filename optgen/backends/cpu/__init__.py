@@ -29,7 +29,7 @@ from llvmlite import binding
 
 from optgen.backends import Layout, Tables
 from optgen.backends import numpy as reference
-from optgen.backends.cpu.rounds import finish_source, gather_source
+from optgen.backends.cpu.rounds import finish_source, round_sources
 from optgen.backends.cpu.spelling import CHUNK, FORMS, GLOBALS, LOCALS, RUNTIME, TILE, speller
 from optgen.backends.cpu.sweeps import sweep_source
 from optgen.backends.emit import (
@@ -37,7 +37,7 @@ from optgen.backends.emit import (
     header,
     update,
 )
-from optgen.plan import Round
+from optgen.plan import Reduction, Round
 
 __all__ = ["CHUNK", "CpuKernel", "emit"]
 
@@ -46,7 +46,7 @@ binding.set_option("optgen", "-runtime-memory-check-threshold=128")
 
 
 def emit(layout: Layout, math_mode: str = "exact") -> str:
-    """The source of a module with `sweep<k>` for every phase, `gather<k>` for every round, and `finish`."""
+    """The source of a module with `sweep<k>` for every phase, the parts of every round, and `finish`."""
     plan = layout.plan
     fast = ", fastmath={'contract', 'arcp', 'afn'}" if math_mode == "fast" else ""
     names = Names(plan, GLOBALS | LOCALS, FORMS)
@@ -69,8 +69,7 @@ compiled = njit(nogil=True, error_model="numpy", cache=True{fast})
         parts.append("@inline\n" + update(k, phase, plan, names, speller(plan.real), GLOBALS))
         parts.append(sweep_source(layout, k, phase, names))
     for k, found in enumerate(plan.rounds):
-        if found.sweeps or found.small or found.over:
-            parts.append(gather_source(layout, k, found, names))
+        parts += round_sources(layout, k, found, names)
     if plan.finish:
         parts.append(finish_source(layout, names))
     return "\n\n".join(parts)
@@ -110,11 +109,17 @@ class CpuKernel:
         for other in others:
             other.result()
 
-    def gather(self, found: Round, tables: Tables) -> None:
-        """Complete the reductions of a round."""
-        if found.sweeps or found.small or found.over:
-            k = self.layout.plan.rounds.index(found)
-            getattr(self.module, f"gather{k}")(*tables.arguments(self.layout))
+    def combine(self, found: Round, tables: Tables) -> None:
+        """Complete the reductions that the phase before a round left in parts."""
+        self._call(f"combine{self.layout.plan.rounds.index(found)}", tables)
+
+    def small(self, found: Reduction, tables: Tables) -> None:
+        """Reduce what slices have."""
+        self._call(f"small{found.slot}", tables)
+
+    def over(self, found: Round, tables: Tables) -> None:
+        """Find the part that these tensors have in the reductions over all."""
+        self._call(f"over{self.layout.plan.rounds.index(found)}", tables)
 
     def total(self, found: Round, tables: Tables) -> None:
         """Compute the totals of a round: some twenty numbers, for which nothing need be compiled."""
@@ -122,4 +127,7 @@ class CpuKernel:
 
     def finish(self, tables: Tables) -> None:
         """Write the new states of tensors and slices."""
-        self.module.finish(*tables.arguments(self.layout))
+        self._call("finish", tables)
+
+    def _call(self, name: str, tables: Tables) -> None:
+        getattr(self.module, name)(*tables.arguments(self.layout))

@@ -26,33 +26,47 @@ from optgen.ir import Extent, Node, Op
 from optgen.plan import Reduction, Round
 
 
-def gather_source(layout: Layout, k: int, found: Round, names: Names) -> str:
-    """Complete the reductions of a round, tensor by tensor, in a fixed order."""
-    plan = layout.plan
+def round_sources(layout: Layout, k: int, found: Round, names: Names) -> list[str]:
+    """The functions that complete the reductions of a round, tensor by tensor, in a fixed order."""
+    plan, parts = layout.plan, []
     ops = {r.slot: r.op for phase in plan.phases for r in phase.reductions}
-    body = []
-    for slot in found.sweeps:
-        body += (_lines if plan.extents[slot].sliced else _parts)(layout, slot, ops[slot])
+    if found.sweeps:
+        body = []
+        for slot in found.sweeps:
+            body += (_lines if plan.extents[slot].sliced else _parts)(layout, slot, ops[slot])
+        parts.append(_function(layout, f"combine{k}", _each_tensor(body)))
     for r in found.small:
-        body += _small(layout, r, names)
-    for r in found.over:
+        parts.append(_function(layout, f"small{r.slot}", _each_tensor(_small(layout, r, names))))
+    if found.over:
+        parts.append(_function(layout, f"over{k}", _over(layout, found.over, names)))
+    return parts
+
+
+def _function(layout: Layout, name: str, lines: Sequence[str]) -> str:
+    return f"@compiled\ndef {name}({', '.join(layout.arguments)}):\n" + indent(lines, 1)
+
+
+def _each_tensor(lines: Sequence[str]) -> list[str]:
+    return ["for tensor in range(len(tensors)):", *("    " + line for line in lines)]
+
+
+def _over(layout: Layout, found: Sequence[Reduction], names: Names) -> list[str]:
+    """What reductions over all tensors find in those of this launch."""
+    plan, body = layout.plan, []
+    for r in found:
         texts, (result,) = write([r.operand], plan.names, names, speller(plan.real), names.taken)
         body += [*reading(layout, names, leaves([r.operand], ())), *texts]
         body.append(f"sum{r.slot} = {accumulate(r.op, f'sum{r.slot}', f'f64({result})')}")
-    lines = [f"sum{r.slot} = {neutral(r.op)}" for r in found.over]
-    lines += ["for tensor in range(len(tensors)):", *("    " + line for line in body)]
-    for r in found.over:
-        number = f"numbers[{plan.numbers[f'@slot{r.slot}']}]"
-        lines.append(f"{number} = sum{r.slot}")
-    return f"@compiled\ndef gather{k}({', '.join(layout.arguments)}):\n" + indent(lines, 1)
+    numbers = [f"numbers[{plan.numbers[f'@slot{r.slot}']}] = sum{r.slot}" for r in found]
+    return [*(f"sum{r.slot} = {neutral(r.op)}" for r in found), *_each_tensor(body), *numbers]
 
 
 def _parts(layout: Layout, slot: int, op: Op) -> list[str]:
     """A tensor's sum, from those of its chunks."""
     return [
         f"first = {table_cell(layout, '@first')}",
-        f"total = partials[first, {slot}]",
-        f"for c in range(first + 1, first + {table_cell(layout, '@count')}):",
+        f"total = {neutral(op)}",
+        f"for c in range(first, first + {table_cell(layout, '@count')}):",
         f"    total = {accumulate(op, 'total', f'partials[c, {slot}]')}",
         f"slots[tensor, {slot}] = total",
     ]
@@ -153,5 +167,4 @@ def finish_source(layout: Layout, names: Names) -> str:
             lines += [f"count = {table_cell(layout, f'@count_{kind}')}", "for at in range(count):"]
             body = ["    " + line for line in body]
         lines += body
-    head = f"@compiled\ndef finish({', '.join(layout.arguments)}):\n    for tensor in range(len(tensors)):\n"
-    return head + indent(lines, 2)
+    return _function(layout, "finish", _each_tensor(lines))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from optgen.backends import MAX_DIMS, TABLES, Layout
+from optgen.backends import MAX_DIMS, PLACE, TABLES, Layout
 from optgen.backends.emit import (
     Names,
     Spell,
@@ -28,7 +28,7 @@ LOCALS = {
     "begin", "end", "c", "tensor", "start", "count", "row", "whole", "first", "lane", "i", "rest", "at",
     "top", "left", "bottom", "right", "columns", "rows", "line", "column", "base", "total", "part", "inner",
     "outer", "kept", "tile", "across", "down", "turn", "which", "nth", "side", "each", "groups", "height",
-    *(f"size{d}" for d in range(MAX_DIMS)),
+    *(f"size{d}" for d in range(MAX_DIMS)), "place", *PLACE,
 }  # fmt: skip
 FORMS = ("{}_at", "{}_across", *(f"{{}}_stride{d}" for d in range(MAX_DIMS)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from optgen.backends import Layout, across
+from optgen.backends import PLACE, Layout, across
 from optgen.backends.cpu.spelling import (
     CHUNK,
     LANES,
@@ -59,6 +59,11 @@ def _strides(layout: Layout, names: Names, touched: Sequence[str]) -> list[str]:
     return lines
 
 
+def _places(layout: Layout) -> list[str]:
+    """Lines that read where a part of a larger tensor lies in it."""
+    return [f"{name} = {table_cell(layout, f'@{name}')}" for name in (PLACE if layout.sharded else ())]
+
+
 def _loop(phase: Phase, one: Sequence[str]) -> list[str]:
     """The loop over `count` elements; whole rows of lanes first where something is reduced."""
     if any(not across(r.extent) for r in phase.reductions):
@@ -88,6 +93,7 @@ def _chunk(
         *reading(layout, names, found),
         *_arrays(layout, names, touched, "start"),
         *_strides(layout, names, touched),
+        *_places(layout),
         *(f"sum{r.slot} = np.full({LANES}, {neutral(r.op)})" for r in phase.reductions),
         *_loop(phase, _element(layout, k, phase, names, found, touched, "start")),
         *(f"partials[c, {r.slot}] = {_whole(r)}" for r in phase.reductions),
@@ -112,6 +118,7 @@ def _tile(
         f"right = min(left + {TILE[1]}, columns)",
         *reading(layout, names, found),
         *_strides(layout, names, touched),
+        *_places(layout),
     ]
     for n in over:
         lines.append(f"at = top // {table_cell(layout, f'@inner_{n.extent}')}*columns + left")
@@ -163,10 +170,14 @@ def _element(
             for s in strided:
                 sign = "=" if d == layout.dims - 1 else "+="
                 lines.append(f"{names.stores[s]}_at {sign} at*{names.stores[s]}_stride{d}")
-    arguments = []
+    arguments, place = [], f"({start} + i)"
+    if layout.sharded:
+        lines += [f"place = {start} + i", "place += place // every0*skip0"]
+        lines += ["place += place // every1*skip1 + offset"]
+        place = "place"
     for n in found:
         if n.op is Op.INDEX:
-            value = f"u32({start} + i)" if n.value == "low" else f"u32(({start} + i) >> 32)"
+            value = f"u32({place})" if n.value == "low" else f"u32({place} >> 32)"
         elif n.extent is Extent.ELEMENT:
             value = cell[n.value or ""]
             value = f"u32({value})" if n.dtype is DType.U32 else value

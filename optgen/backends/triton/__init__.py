@@ -41,7 +41,7 @@ from optgen.backends.triton.spelling import (
 )
 from optgen.backends.triton.sweeps import sweep_lines, tile_lines
 from optgen.ir import Extent, Op, toposort
-from optgen.plan import Round
+from optgen.plan import Reduction, Round
 
 __all__ = ["BLOCK", "BLOCKS", "THREADS", "Spec", "TritonKernel", "emit", "interpreting", "specs"]
 
@@ -98,13 +98,20 @@ class TritonKernel:
         """Run one phase over every chunk."""
         self._launch(f"sweep{phase}", tables)
 
-    def gather(self, found: Round, tables: Tables) -> None:
-        """Complete the reductions of a round: a launch for each kind of slice, or for all tensors."""
+    def combine(self, found: Round, tables: Tables) -> None:
+        """Complete the reductions that the phase before a round left in parts, by kind of slice."""
         k = self.layout.plan.rounds.index(found)
-        slots = [f"lines{slot}" for slot in found.sweeps] + [f"small{r.slot}" for r in found.small]
-        for name in (f"combine{k}", *slots, f"over{k}"):
+        for name in (f"combine{k}", *(f"lines{slot}" for slot in found.sweeps)):
             if name in self.specs:
                 self._launch(name, tables)
+
+    def small(self, found: Reduction, tables: Tables) -> None:
+        """Reduce what slices have."""
+        self._launch(f"small{found.slot}", tables)
+
+    def over(self, found: Round, tables: Tables) -> None:
+        """Find the part that these tensors have in the reductions over all."""
+        self._launch(f"over{self.layout.plan.rounds.index(found)}", tables)
 
     def total(self, found: Round, tables: Tables) -> None:
         """Compute the totals of a round."""
@@ -123,6 +130,8 @@ class TritonKernel:
         arguments = [special[t] if t in special else getattr(tables, t) for t in spec.tables]
         counts = {"chunks": len(tables.chunks), "tensors": len(tables.tensors), "one": 1}
         programs = len(tables.slices[spec.grid]) if isinstance(spec.grid, Extent) else counts[spec.grid]
+        if not programs:  # a part of tensors may be empty
+            return
         kernel = getattr(self.module, name)[(programs,)]
         if interpreting():
             with np.errstate(all="ignore"):  # the interpreter computes with NumPy, and IEEE has an answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from optgen.backends import MAX_DIMS, TABLES, Layout
+from optgen.backends import MAX_DIMS, PLACE, TABLES, Layout
 from optgen.backends.emit import (
     Names,
     Spell,
@@ -30,6 +30,7 @@ LOCALS = {
     "index", "first", "count", "total", "done", "at", "part", *(f"size{d}" for d in range(MAX_DIMS)),
     "top", "left", "bottom", "columns", "rows", "line", "column", "piece", "which", "deep", "nth", "matrix",
     "live", "groups", "each", "parts", "inner", "across", "down", "kept", "tile", "height", "size",
+    "place", *PLACE,
 }  # fmt: skip
 FORMS = ("{}_ptr", "{}_at", "{}_new", "{}reduce_axis", *(f"{{}}_stride{d}" for d in range(MAX_DIMS)))
 

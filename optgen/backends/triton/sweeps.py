@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from optgen.backends import Layout, across
+from optgen.backends import PLACE, Layout, across
 from optgen.backends.emit import (
     Names,
     leaves,
@@ -35,6 +35,7 @@ def sweep_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]
         f"entry = tensors + tensor*{layout.width}",
         f"numel = tl.load({shifted('entry', columns['@numel'])})",
         *reading(layout, names, found),
+        *_places(layout),
     ]
     for s, name in touched.items():
         lines.append(f"{name}_ptr = {pointer_of(layout, s, TYPES[plan.codecs.get(s, plan.real)])}")
@@ -52,9 +53,8 @@ def sweep_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]
         lines.append(f"aligned = tl.load({shifted('entry', columns['@aligned'])}) != 0")
     lines += ["for block in range(BLOCKS):", "    base = start + block*BLOCK"]
     if layout.dims:
-        lines += [
-            "    " + line for line in (*_strided(layout, touched), *_block(k, phase, found, names, ", mask"))
-        ]
+        body = [*_strided(layout, touched), *_block(layout, k, phase, found, names, ", mask")]
+        lines += ["    " + line for line in body]
     else:
         whole = [
             f"{n}_at = tl.multiple_of({n}_ptr, 16) + tl.multiple_of(base, BLOCK) + lane"
@@ -62,14 +62,19 @@ def sweep_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]
         ]
         tail = ["mask = base + lane < numel", *(f"{n}_at = {n}_ptr + base + lane" for n in touched.values())]
         lines.append("    if aligned & (base + BLOCK <= numel):")
-        lines += ["        " + line for line in (*whole, *_block(k, phase, found, names, ""))]
+        lines += ["        " + line for line in (*whole, *_block(layout, k, phase, found, names, ""))]
         lines.append("    else:")
-        lines += ["        " + line for line in (*tail, *_block(k, phase, found, names, ", mask"))]
+        lines += ["        " + line for line in (*tail, *_block(layout, k, phase, found, names, ", mask"))]
     for r in phase.reductions:
         total = f"tl.sum(sum{r.slot})" if r.op is Op.SUM else f"tl.reduce(sum{r.slot}, 0, maximum)"
         place = table_cell("partials", "chunk", plan.slots, r.slot)
         lines.append(f"tl.store({place}, {total}.to(tl.float64))")
     return lines
+
+
+def _places(layout: Layout) -> list[str]:
+    """Lines that read where a part of a larger tensor lies in it."""
+    return [f"{name} = {entry_of(layout, f'@{name}')}" for name in (PLACE if layout.sharded else ())]
 
 
 def _strided(layout: Layout, touched: dict[str, str]) -> list[str]:
@@ -86,6 +91,7 @@ def _strided(layout: Layout, touched: dict[str, str]) -> list[str]:
 
 
 def _block(
+    layout: Layout,
     k: int,
     phase: Phase,
     found: Sequence[Node],
@@ -100,6 +106,10 @@ def _block(
     those of this block, and the others are added up element by element.
     """
     lines = []
+    if layout.sharded:
+        lines += [f"place = {place}", "place += place // every0*skip0"]
+        lines += ["place += place // every1*skip1 + offset"]
+        place = "place"
     for n in found:
         if n.op is Op.INDEX:
             shift = " >> 32" if n.value == "high" else ""
@@ -144,6 +154,7 @@ def tile_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]:
         "lane = tl.arange(0, WIDTH)",
         "column = left + lane",
         *reading(layout, names, found),
+        *_places(layout),
     ]
     for n in found:
         if n.extent.sliced and across(n.extent):
@@ -178,7 +189,7 @@ def tile_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]:
     inside = "(line < bottom)[:, None] & (column < columns)[None, :]"
     general = ["index = (line*columns)[:, None] + column[None, :]"]
     general.append(f"mask = {inside}" + (" & (index < numel)" if blocked else ""))
-    run = _block(k, phase, found, names, ", mask", "index", where)
+    run = _block(layout, k, phase, found, names, ", mask", "index", where)
     if layout.dims:
         body += [*general, "rest = index", *_strided(layout, touched)[2:], *run]
     else:
@@ -189,7 +200,7 @@ def tile_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]:
         fast += [f"{n}_at = tl.multiple_of({n}_ptr, 16) + index" for n in touched.values()]
         body += [
             f"if {whole}:",
-            *("    " + line for line in (*fast, *_block(k, phase, found, names, "", "index", where))),
+            *("    " + line for line in (*fast, *_block(layout, k, phase, found, names, "", "index", where))),
         ]
         slow = [*general, *(f"{n}_at = {n}_ptr + index" for n in touched.values()), *run]
         body += ["else:", *("    " + line for line in slow)]
