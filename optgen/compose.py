@@ -386,20 +386,24 @@ def complete(program: Program) -> Program:
     Raises:
         RuleError: it is a transform, which needs a rule beside it.
     """
-    example = {"before": "chain({}, adamw)", "after": "chain(adamw, {})"}
     if "p" not in program.assigns:
         raise RuleError(
             f"'{program.name}' is a transform: it does not assign p",
             None,
-            f"chain it with a rule, for example {example[program.kind].format(program.name)}",
+            f"chain it with a rule, for example {example(program.kind, program.name)}",
         )
     if used := _reads(program, "u"):
         raise RuleError(
             "'u' has no value here: it is the update of the rule that a transform comes after",
             program.spans.get(used),
-            f"assign u first, or chain the transform: {example['after'].format(program.name)}",
+            f"assign u first, or chain the transform: {example('after', program.name)}",
         )
     return program
+
+
+def example(kind: str, name: str) -> str:
+    """How a transform is chained, by the place it has: before the rule or after it."""
+    return f"chain({name}, adamw)" if kind == "before" else f"chain(adamw, {name})"
 
 
 def as_transform(program: Program) -> Program:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
@@ -39,6 +40,23 @@ def classes() -> dict[str, str]:
         title = re.match(r'\s*"""\s*(\w+)\s*:', read(folder() / f"{name}.rule").text)
         found[title[1] if title else camel(name)] = name
     return found
+
+
+@cache
+def optimizers() -> dict[str, str]:
+    """Class name to rule name, without the transforms, which need a rule beside them."""
+    return {title: name for title, name in classes().items() if rule(name).kind == "rule"}
+
+
+def suggestion(name: str, others: Iterable[str]) -> str:
+    """What to say after a name that no class has: what it is, or the nearest of the classes and others."""
+    if name in classes():
+        own = classes()[name]
+        return f": {own} is a transform; chain it with a rule: {compose.example(rule(own).kind, own)}"
+    known = {known.lower(): known for known in (*optimizers(), *others)}
+    known |= {own: title for title, own in optimizers().items()}
+    close = get_close_matches(name.lower(), known, 1)
+    return f": did you mean '{known[close[0]]}'?" if close else ""
 
 
 def camel(name: str) -> str:
