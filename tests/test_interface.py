@@ -1,8 +1,10 @@
-"""What a person sees of the classes: signatures, docstrings and repr."""
+"""What a person sees of the classes: signatures, docstrings, repr, and names that complete."""
 
 import inspect
 import pydoc
 import re
+import subprocess
+import sys
 from typing import Literal
 
 import pytest
@@ -202,3 +204,60 @@ def test_repr_ends_as_torchs_and_shows_what_is_frozen():
     assert torchs.endswith("    weight_decay: 0.01\n)")
     optimizer.freeze(0)
     assert "    frozen: [0, 1]\n" in repr(optimizer)
+
+
+# Names
+
+
+def run(code):
+    """What a fresh process prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_dir_lists_what_there_is():
+    names = dir(optgen)
+    assert names == sorted(names)
+    assert {"AdamW", "Lion", "Optimizer", "chain", "optimizer", "rule", "RuleError", "training"} <= set(names)
+    assert not {"Cautious", "ClipNorm", "_HOME"} & set(names)  # transforms are no classes
+    for name in names:
+        assert hasattr(optgen, name), name
+    assert len(inspect.getmembers(optgen)) == len(names)
+
+
+def test_names_complete_as_in_a_console():
+    import rlcompleter
+
+    completer = rlcompleter.Completer({"optgen": optgen})
+    found = []
+    while match := completer.complete("optgen.AdamW", len(found)):
+        found.append(match.rstrip("("))
+    assert sorted(found) == ["optgen.AdamW", "optgen.AdamWScheduleFree"]
+
+
+def test_star_import_brings_the_classes():
+    code = (
+        "from optgen import *\nfrom optgen import AdamW as A, Lion as L\nprint(AdamW is A, Lion is L, Yogi)"
+    )
+    assert run(code)[:2] == ["True", "True"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("AdmaW", ": did you mean 'AdamW'?"),
+        ("adamw", ": did you mean 'AdamW'?"),
+        ("schedulefree_adamw", ": did you mean 'AdamWScheduleFree'?"),
+        ("trainig", ": did you mean 'training'?"),
+        ("optimiser", ": did you mean 'optimizer'?"),
+        ("Cautious", ": cautious is a transform; chain it with a rule: chain(adamw, cautious)"),
+        ("ClipNorm", ": clip_norm is a transform; chain it with a rule: chain(clip_norm, adamw)"),
+        ("Xyzzy", ""),
+        ("_AdamW", ""),
+    ],
+)
+def test_a_misspelt_name_says_which_is_near(name, hint):
+    with pytest.raises(AttributeError) as caught:
+        getattr(optgen, name)
+    assert str(caught.value) == f"module 'optgen' has no attribute '{name}'{hint}"
+    assert not hasattr(optgen, name)
