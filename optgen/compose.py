@@ -198,7 +198,15 @@ def places(program: Program) -> dict[str, tuple[int, str]]:
 
 
 def scheduled(program: Program, schedules: Mapping[int, Program]) -> Program:
-    """The chain with transforms that assign hyperparameters, each right before the part at its index."""
+    """The chain with transforms that assign hyperparameters.
+
+    Args:
+        program: a rule or a chain.
+        schedules: by the index of a part the transform that comes right before it.
+
+    Raises:
+        RuleError: as of `chain`.
+    """
     found: list[Program] = []
     for i, part in enumerate(_parts(program)):
         found += [schedules[i], part] if i in schedules else [part]
@@ -453,6 +461,10 @@ def _sum(a: Node | None, b: Node) -> Node:
 
 def with_defaults(program: Program, **defaults: Value | tuple[Value, ...]) -> Program:
     """The program with other defaults for some hyperparameters.
+
+    Args:
+        program: a rule or a chain; it stays as it is.
+        **defaults: values of the kind that the present defaults are, for a tuple as many.
 
     Raises:
         RuleError: a name is not a hyperparameter of the program, or its value is of another kind.

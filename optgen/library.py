@@ -67,6 +67,9 @@ def camel(name: str) -> str:
 def read(path: str | os.PathLike[str]) -> Source:
     """The source in a rule file.
 
+    Args:
+        path: the file, which must be UTF-8; errors show a shipped one as `rules/<name>.rule`.
+
     Raises:
         RuleError: there is no such file, or it is not text.
     """
@@ -92,6 +95,9 @@ def rule(source: Rule, **defaults: Value | tuple[Value, ...]) -> Program:
         source: `"adamw"`, `"my/own.rule"`, a `Path`, the text of a rule, a `Source` or a `Program`.
         **defaults: other defaults for its hyperparameters.
 
+    Returns:
+        The program, for `optimizer` or `chain`; it never changes.
+
     Raises:
         RuleError: there is no such rule, its text is wrong, or it has no such hyperparameter.
     """
@@ -113,5 +119,18 @@ def rule(source: Rule, **defaults: Value | tuple[Value, ...]) -> Program:
 
 
 def chain(*sources: Rule) -> Program:
-    """One program that runs rules and transforms in order; see `optgen.compose.chain`."""
+    """One program that runs rules and transforms in order, as one step.
+
+    Args:
+        *sources: transforms of the gradient, one rule, transforms of its update: `chain("clip_norm",
+            "adamw", "cautious")`. Each as `rule` takes it.
+
+    Returns:
+        The program, for `optimizer` or another chain. A hyperparameter or state whose name is taken has
+        the name of its part in front; see `optgen.compose.chain`.
+
+    Raises:
+        RuleError: there is no such rule, a text is wrong, the order makes no sense, or a transform needs
+            an update that the rule does not have.
+    """
     return compose.chain(*(rule(source) for source in sources))
