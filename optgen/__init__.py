@@ -2,22 +2,15 @@
 
 `optgen.AdamW`, `optgen.Lion` and the other shipped rules are classes made on first use; `optimizer`
 makes one from a rule of your own, `chain` joins rules and transforms, `rule` reads one. Modules such as
-`optgen.training` are imported on first use.
+`optgen.training` are imported on first use. Type checkers and editors read `__init__.pyi` in place of this.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
-
-if TYPE_CHECKING:
-    from optgen.errors import RuleError
-    from optgen.library import chain, rule
-    from optgen.optim import Optimizer, optimizer
-
-__all__ = ["Optimizer", "RuleError", "chain", "optimizer", "rule"]
 
 _HOME = {
     "Optimizer": "optgen.optim",
@@ -31,19 +24,24 @@ _MODULES = ("config", "schedules", "store", "training", "tree")
 
 def __getattr__(name: str) -> Any:
     """Import a public name or module, or make a shipped rule's class, on first use."""
+    if name == "__all__":  # for `from optgen import *`, which is to bring the classes too
+        return [*_HOME, *import_module("optgen.library").optimizers()]
     if name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
         globals()[name] = value
         return value
     if name in _MODULES:
         return import_module(f"optgen.{name}")
+    hint = ""
     if not name.startswith("_"):
-        rules = import_module("optgen.library").classes()
-        if name in rules:
-            globals()[name] = made = import_module("optgen.optim").optimizer(rules[name], name)
+        library = import_module("optgen.library")
+        own = library.classes().get(name)
+        if own and library.rule(own).kind == "rule":
+            globals()[name] = made = import_module("optgen.optim").optimizer(own, name)
             return made
-    raise AttributeError(f"module 'optgen' has no attribute '{name}'")
+        hint = library.suggestion(name, (*_HOME, *_MODULES))
+    raise AttributeError(f"module 'optgen' has no attribute '{name}'{hint}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES, "__version__", *import_module("optgen.library").classes()])
+    return sorted([*_HOME, *_MODULES, "__version__", *import_module("optgen.library").optimizers()])

@@ -29,6 +29,7 @@ COMMANDS = {
     "emit": "print the source that a back end compiles",
     "check": "compare every back end with the reference; exit code 1 where one disagrees",
     "compile": "compile for a GPU that need not be there, and read the machine code; exit code 1 on spills",
+    "stubs": "print the types of optgen's classes: what optgen/__init__.pyi holds",
     "demo": "a new rule: its plan, its kernel, a check, and a training with it",
 }
 

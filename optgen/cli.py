@@ -227,6 +227,13 @@ def _always_compile() -> Iterator[None]:
             os.environ["TRITON_ALWAYS_COMPILE"] = before
 
 
+def _stubs(arguments: argparse.Namespace) -> int:
+    from optgen import stubs
+
+    sys.stdout.write(stubs.stub())
+    return 0
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from optgen import demo
 
@@ -309,5 +316,6 @@ COMMANDS = {
     "emit": _emit,
     "check": _check,
     "compile": _compile,
+    "stubs": _stubs,
     "demo": _demo,
 }

@@ -198,7 +198,15 @@ def places(program: Program) -> dict[str, tuple[int, str]]:
 
 
 def scheduled(program: Program, schedules: Mapping[int, Program]) -> Program:
-    """The chain with transforms that assign hyperparameters, each right before the part at its index."""
+    """The chain with transforms that assign hyperparameters.
+
+    Args:
+        program: a rule or a chain.
+        schedules: by the index of a part the transform that comes right before it.
+
+    Raises:
+        RuleError: as of `chain`.
+    """
     found: list[Program] = []
     for i, part in enumerate(_parts(program)):
         found += [schedules[i], part] if i in schedules else [part]
@@ -386,20 +394,24 @@ def complete(program: Program) -> Program:
     Raises:
         RuleError: it is a transform, which needs a rule beside it.
     """
-    example = {"before": "chain({}, adamw)", "after": "chain(adamw, {})"}
     if "p" not in program.assigns:
         raise RuleError(
             f"'{program.name}' is a transform: it does not assign p",
             None,
-            f"chain it with a rule, for example {example[program.kind].format(program.name)}",
+            f"chain it with a rule, for example {example(program.kind, program.name)}",
         )
     if used := _reads(program, "u"):
         raise RuleError(
             "'u' has no value here: it is the update of the rule that a transform comes after",
             program.spans.get(used),
-            f"assign u first, or chain the transform: {example['after'].format(program.name)}",
+            f"assign u first, or chain the transform: {example('after', program.name)}",
         )
     return program
+
+
+def example(kind: str, name: str) -> str:
+    """How a transform is chained, by the place it has: before the rule or after it."""
+    return f"chain({name}, adamw)" if kind == "before" else f"chain(adamw, {name})"
 
 
 def as_transform(program: Program) -> Program:
@@ -449,6 +461,10 @@ def _sum(a: Node | None, b: Node) -> Node:
 
 def with_defaults(program: Program, **defaults: Value | tuple[Value, ...]) -> Program:
     """The program with other defaults for some hyperparameters.
+
+    Args:
+        program: a rule or a chain; it stays as it is.
+        **defaults: values of the kind that the present defaults are, for a tuple as many.
 
     Raises:
         RuleError: a name is not a hyperparameter of the program, or its value is of another kind.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
@@ -41,6 +42,23 @@ def classes() -> dict[str, str]:
     return found
 
 
+@cache
+def optimizers() -> dict[str, str]:
+    """Class name to rule name, without the transforms, which need a rule beside them."""
+    return {title: name for title, name in classes().items() if rule(name).kind == "rule"}
+
+
+def suggestion(name: str, others: Iterable[str]) -> str:
+    """What to say after a name that no class has: what it is, or the nearest of the classes and others."""
+    if name in classes():
+        own = classes()[name]
+        return f": {own} is a transform; chain it with a rule: {compose.example(rule(own).kind, own)}"
+    known = {known.lower(): known for known in (*optimizers(), *others)}
+    known |= {own: title for title, own in optimizers().items()}
+    close = get_close_matches(name.lower(), known, 1)
+    return f": did you mean '{known[close[0]]}'?" if close else ""
+
+
 def camel(name: str) -> str:
     """`clip_norm_adamw` as a class name."""
     return "".join(word[:1].upper() + word[1:] for word in name.split("_"))
@@ -48,6 +66,9 @@ def camel(name: str) -> str:
 
 def read(path: str | os.PathLike[str]) -> Source:
     """The source in a rule file.
+
+    Args:
+        path: the file, which must be UTF-8; errors show a shipped one as `rules/<name>.rule`.
 
     Raises:
         RuleError: there is no such file, or it is not text.
@@ -74,6 +95,9 @@ def rule(source: Rule, **defaults: Value | tuple[Value, ...]) -> Program:
         source: `"adamw"`, `"my/own.rule"`, a `Path`, the text of a rule, a `Source` or a `Program`.
         **defaults: other defaults for its hyperparameters.
 
+    Returns:
+        The program, for `optimizer` or `chain`; it never changes.
+
     Raises:
         RuleError: there is no such rule, its text is wrong, or it has no such hyperparameter.
     """
@@ -95,5 +119,18 @@ def rule(source: Rule, **defaults: Value | tuple[Value, ...]) -> Program:
 
 
 def chain(*sources: Rule) -> Program:
-    """One program that runs rules and transforms in order; see `optgen.compose.chain`."""
+    """One program that runs rules and transforms in order, as one step.
+
+    Args:
+        *sources: transforms of the gradient, one rule, transforms of its update: `chain("clip_norm",
+            "adamw", "cautious")`. Each as `rule` takes it.
+
+    Returns:
+        The program, for `optimizer` or another chain. A hyperparameter or state whose name is taken has
+        the name of its part in front; see `optgen.compose.chain`.
+
+    Raises:
+        RuleError: there is no such rule, a text is wrong, the order makes no sense, or a transform needs
+            an update that the rule does not have.
+    """
     return compose.chain(*(rule(source) for source in sources))

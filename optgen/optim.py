@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor, nn
 
-from optgen import library
+from optgen import interface, library
 from optgen.compose import complete, with_defaults, with_maximize
 from optgen.ir import Extent, Program, State
 from optgen.launch import (
@@ -482,43 +482,13 @@ def _make(program: Program, name: str) -> type[Optimizer]:
             (Optimizer,),
             {
                 "program": program,
-                "__signature__": _signature(program),
-                "__doc__": _docstring(program),
+                "__signature__": interface.signature(program),
+                "__doc__": interface.docstring(program, name, name if own else f"optgen.{name}"),
                 "__module__": __name__ if own else "optgen",
                 "__qualname__": name,
             },
         )
     return _made[key]
-
-
-def _signature(program: Program) -> inspect.Signature:
-    either, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter("params", either)]
-    hypers = [h for h in program.hypers.values() if h.name != "maximize"]
-    parameters += [inspect.Parameter(h.name, either, default=h.default) for h in hypers]
-    others = {"maximize": False, "backend": "auto", "math": "exact", "state_dtype": None}
-    parameters += [inspect.Parameter(n, keyword, default=d) for n, d in others.items()]
-    return inspect.Signature(parameters)
-
-
-def _docstring(program: Program) -> str:
-    lines = [program.doc, "", "Args:", "    params: tensors, named tensors or parameter groups, as in torch."]
-    for hyper in program.hypers.values():
-        if hyper.name == "maximize":
-            continue
-        bounds = [r.text for r in program.requires if hyper.name in r.text]
-        lines.append(
-            f"    {hyper.name}: default {hyper.default!r}{'; needs ' + ', '.join(bounds) if bounds else ''}."
-        )
-    lines += [
-        "    maximize: ascend instead of descend.",
-        '    backend: "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy".',
-        '    math: "exact" (the same bits on every back end) or "fast".',
-        "    state_dtype: the dtype of new state; by default each parameter's own.",
-        "",
-        "State: " + (", ".join(s.key for s in program.states.values()) or "none") + ".",
-    ]
-    return "\n".join(lines)
 
 
 def _restore(

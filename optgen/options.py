@@ -6,14 +6,14 @@ the hyperparameter and what it takes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from optgen.ir import Node, Op, Program, toposort
+from optgen.ir import Node, Op, Program, Requirement, toposort
 from optgen.launch import Launcher, lookup
 from optgen.semantics import evaluate
 
@@ -85,6 +85,15 @@ def check(program: Program, options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a condition does not hold; the message quotes it and the values.
     """
+    for requirement in broken(program, options):
+        leaves = [n for n in toposort([requirement.condition]) if n.op in (Op.HYPER, Op.FACT)]
+        subjects = [program.facts[n.value or ""].subject if n.op is Op.FACT else n.value for n in leaves]
+        values = ", ".join(f"{s} = {lookup(options, s or '')}" for s in dict.fromkeys(subjects))
+        raise ValueError(f"{program.name} needs {requirement.text}, but {values}")
+
+
+def broken(program: Program, options: Mapping[str, Any]) -> Iterator[Requirement]:
+    """The rule's `require` conditions that do not hold for a group's options."""
     launcher = Launcher(program)
     truths = dict(zip(program.facts, launcher.truths(options, 2), strict=False))
 
@@ -95,9 +104,5 @@ def check(program: Program, options: Mapping[str, Any]) -> None:
         return np.float64(np.nan if value is None else float(value))
 
     for requirement in program.requires:
-        condition = requirement.condition
-        if not evaluate([condition], leaf)[condition]:
-            leaves = [n for n in toposort([condition]) if n.op in (Op.HYPER, Op.FACT)]
-            subjects = [program.facts[n.value or ""].subject if n.op is Op.FACT else n.value for n in leaves]
-            values = ", ".join(f"{s} = {lookup(options, s or '')}" for s in dict.fromkeys(subjects))
-            raise ValueError(f"{program.name} needs {requirement.text}, but {values}")
+        if not evaluate([requirement.condition], leaf)[requirement.condition]:
+            yield requirement

@@ -179,7 +179,12 @@ def load_checkpoint(
     No code in the file is run: it may hold tensors, numbers, texts and containers, nothing else. Tensors
     come to the CPU, or to `map_location`; `load_state_dict` takes them to where the parameters are.
 
+    Args:
+        path: the file.
+        map_location: the device of all tensors.
+
     Raises:
+        OSError: there is no such file, or it cannot be read.
         ValueError: the file holds something else.
         pickle.UnpicklingError: it holds objects of other kinds.
     """

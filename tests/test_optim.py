@@ -52,7 +52,6 @@ def test_class_is_a_torch_optimizer():
     assert type(optimizer).__name__ == "AdamW"
     assert optimizer.defaults["betas"] == (0.9, 0.999)
     assert optgen.AdamW is optgen.AdamW
-    assert "weight_decay: default 0.01; needs weight_decay >= 0" in optgen.AdamW.__doc__
 
 
 def test_positional_arguments_are_torchs():

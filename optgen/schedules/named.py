@@ -73,34 +73,75 @@ def constant() -> Schedule:
 
 
 def warmup(steps: float) -> Schedule:
-    """Linear warmup, Goyal et al., 2017, arXiv:1706.02677: `base*t/steps`, and `base` from `t = steps` on."""
+    """Linear warmup, Goyal et al., 2017, arXiv:1706.02677: `base*t/steps`, and `base` from `t = steps` on.
+
+    Args:
+        steps: the step that has `base`; at least 1.
+
+    Raises:
+        ValueError: `steps` is less.
+    """
     _check(steps >= 1, "warmup", "steps >= 1", steps=steps)
     return _made("warmup", f"base*minimum(t / {_number(steps)}, 1)", steps=steps)
 
 
 def linear(total: float, start: float = 1 / 3, end: float = 1.0) -> Schedule:
-    """From `start*base` to `end*base` in `total` steps, as torch's `LinearLR`."""
+    """From `start*base` to `end*base` in `total` steps, as torch's `LinearLR`.
+
+    Args:
+        total: how many steps it takes, torch's `total_iters`; the last value is that of step `total + 1`.
+        start: the first value, as a part of `base`.
+        end: the last value, as a part of `base`.
+
+    Raises:
+        ValueError: `total` is not more than 0.
+    """
     _check(total > 0, "linear", "total > 0", total=total)
     slope = f"{_number(end - start)}*minimum((t - 1) / {_number(total)}, 1)"
     return _made("linear", f"base*({_number(start)} + {slope})", total=total, start=start, end=end)
 
 
 def exponential(gamma: float = 0.999, every: float = 1) -> Schedule:
-    """`base*gamma**((t - 1)/every)`: torch's `ExponentialLR`, where `every` is 1."""
+    """`base*gamma**((t - 1)/every)`: torch's `ExponentialLR`, where `every` is 1.
+
+    Args:
+        gamma: the factor; more than 0.
+        every: in how many steps the factor comes in once; more than 0.
+
+    Raises:
+        ValueError: an argument is out of bounds.
+    """
     _check(gamma > 0 and every > 0, "exponential", "gamma > 0 and every > 0", gamma=gamma, every=every)
     steps = "t - 1" if every == 1 else f"(t - 1) / {_number(every)}"
     return _made("exponential", f"base*{_number(gamma)}**({steps})", gamma=gamma, every=every)
 
 
 def step(size: float, gamma: float = 0.1) -> Schedule:
-    """`gamma` times less every `size` steps, as torch's `StepLR`."""
+    """`base*gamma**floor((t - 1)/size)`, as torch's `StepLR`.
+
+    Args:
+        size: how many steps have the same value; at least 1.
+        gamma: the factor between them; more than 0.
+
+    Raises:
+        ValueError: an argument is out of bounds.
+    """
     _check(size >= 1 and gamma > 0, "step", "size >= 1 and gamma > 0", size=size, gamma=gamma)
     text = f"base*{_number(gamma)}**floor((t - 1) / {_number(size)})"
     return _made("step", text, size=size, gamma=gamma)
 
 
 def polynomial(total: float, power: float = 1.0, floor: float = 0.0) -> Schedule:
-    """From `base` to `floor*base` as `(1 - (t - 1)/total)**power`; torch's `PolynomialLR` has no floor."""
+    """From `base` to `floor*base` as `(1 - (t - 1)/total)**power`; torch's `PolynomialLR` has no floor.
+
+    Args:
+        total: how many steps it takes; the last value is reached in step `total + 1`.
+        power: 1 falls evenly, more falls faster at first; more than 0.
+        floor: the last value, as a part of `base`.
+
+    Raises:
+        ValueError: an argument is out of bounds.
+    """
     _check(total > 0 and power > 0, "polynomial", "total > 0 and power > 0", total=total, power=power)
     rest = f"(1 - minimum((t - 1) / {_number(total)}, 1))**{_number(power)}"
     text = f"base*{_between(rest, floor)}"
@@ -121,6 +162,9 @@ def cosine(total: float, warmup: float = 0, floor: float = 0.0) -> Schedule:
         total: how many steps there are; the last value is reached in step `total + 1`.
         warmup: how many of them rise linearly, `base*t/warmup`, before.
         floor: the last value, as a part of `base`.
+
+    Raises:
+        ValueError: not `0 <= warmup < total`.
     """
     _check(0 <= warmup < total, "cosine", "0 <= warmup < total", total=total, warmup=warmup)
     begin = _number(1 + warmup)
@@ -141,6 +185,9 @@ def wsd(total: float, warmup: float, decay: float, floor: float = 0.0, shape: st
         decay: how many of them, at the end, fall to `floor*base`, which is reached in step `total + 1`.
         floor: the last value, as a part of `base`.
         shape: how it falls: "linear", or "sqrt" for `1 - sqrt(x)`, Hägele et al., 2024, arXiv:2405.18392.
+
+    Raises:
+        ValueError: the parts are longer than the whole, or there is no such shape.
     """
     _check(
         warmup >= 0 and decay > 0 and warmup + decay <= total, "wsd", "warmup + decay <= total and decay > 0",
@@ -168,6 +215,17 @@ def one_cycle(
 
     The arguments are those of torch's `OneCycleLR`, whose `max_lr` is `base`. Its momentum goes the other
     way: with 0.85 as `base` that is `one_cycle(total, div_factor=0.85/0.95, final_div_factor=1)`.
+
+    Args:
+        total: how many steps there are, torch's `total_steps`.
+        pct_start: the part of them that rises; `total*pct_start` must be more than 1.
+        anneal: "cos" or "linear", torch's `anneal_strategy`.
+        div_factor: the first value is `base/div_factor`.
+        final_div_factor: the last value is the first one divided by this.
+        three_phase: down to the first value as fast as up, and to the last one in the rest.
+
+    Raises:
+        ValueError: an argument is out of bounds.
     """
     _check(
         total * pct_start > 1 and 0 < pct_start < 1 and (not three_phase or pct_start < 0.5),
@@ -199,7 +257,14 @@ def _piece(begin: float, end: float, a: float, b: float, anneal: str) -> str:
 
 
 def inverse_sqrt(warmup: float = 4000) -> Schedule:
-    """`base*t/warmup`, then `base*sqrt(warmup/t)`: Vaswani et al., 2017, scaled as in fairseq and T5."""
+    """`base*t/warmup`, then `base*sqrt(warmup/t)`: Vaswani et al., 2017, scaled as in fairseq and T5.
+
+    Args:
+        warmup: the step that has the peak, `base`; at least 1.
+
+    Raises:
+        ValueError: `warmup` is less.
+    """
     _check(warmup >= 1, "inverse_sqrt", "warmup >= 1", warmup=warmup)
     steps = _number(warmup)
     return _made("inverse_sqrt", f"base*minimum(t / {steps}, sqrt({steps} / t))", warmup=warmup)
@@ -209,6 +274,13 @@ def noam(warmup: float = 4000, d_model: float | None = None) -> Schedule:
     """Vaswani et al., 2017, arXiv:1706.03762: `d_model**-0.5 * min(t**-0.5, t*warmup**-1.5)`.
 
     Without `d_model` its factor is `base*warmup**0.5`, so that the peak, in step `warmup`, is `base`.
+
+    Args:
+        warmup: the step that has the peak; at least 1.
+        d_model: the width of the model, with which `base` has no effect; more than 0.
+
+    Raises:
+        ValueError: an argument is out of bounds.
     """
     _check(warmup >= 1, "noam", "warmup >= 1", warmup=warmup)
     _check(d_model is None or d_model > 0, "noam", "d_model > 0", d_model=d_model or 0)

@@ -59,7 +59,11 @@ class ScheduledLR(LRScheduler):
         return [self._value(group) for group in self.optimizer.param_groups]
 
     def step(self, epoch: int | None = None) -> None:
-        """Go on by one step; call it after `optimizer.step()`."""
+        """Go on by one step; call it after `optimizer.step()`.
+
+        Args:
+            epoch: as in torch, which deprecates it: go to this `last_epoch` in place of the next.
+        """
         super().step(epoch)
         if self.schedule.name != "lr":
             for group in self.optimizer.param_groups:

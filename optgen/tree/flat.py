@@ -32,8 +32,12 @@ def trainables(model: Any, path: bool = False) -> list[Any]:
 def get_path(model: Any, path: Sequence[Any]) -> Any:
     """What lies at a path, as `trainables(model, path=True)` gives it.
 
+    Args:
+        model: a tree.
+        path: keys from the outermost in: indices, names of fields or attributes, keys of dicts.
+
     Raises:
-        KeyError: nothing lies there.
+        KeyError: nothing lies there; the message says what does.
     """
     node = model
     for depth, key in enumerate(path):
@@ -48,7 +52,11 @@ def get_path(model: Any, path: Sequence[Any]) -> Any:
 
 
 class Restructure:
-    """What makes a tree like the one that was flattened: `re(flat)`; of another model, `re(model, flat)`."""
+    """What makes a tree like the one that was flattened: `re(flat)`; of another model, `re(model, flat)`.
+
+    Args:
+        model: a tree, which stays as it is.
+    """
 
     def __init__(self, model: Any):
         self.model = model
@@ -85,9 +93,12 @@ class Restructure:
 def destructure(model: Any) -> tuple[Any, Restructure]:
     """All trained arrays in one vector of their common dtype, and what makes the model again.
 
+    Args:
+        model: a tree; tied arrays are in the vector once, at their first place.
+
     Returns:
-        A tensor, or a NumPy array where all are; and a function: `re(flat)` is the model with these values,
-        each in its own dtype, ties kept; `len(re)` is the length.
+        A tensor of one dimension, or a NumPy array where all are; and a function: `re(flat)` is the model
+        with these values, each in its own dtype, ties kept; `len(re)` is the length.
     """
     found = trainables(model)
     if found and all(isinstance(array, np.ndarray) for array in found):

@@ -58,7 +58,14 @@ IDENTITY = '"""Identity: the gradient itself is the step."""\np = p - g'
 
 
 class Kind:
-    """A constructor of rules: takes values by position, in the order of its fields, or by name."""
+    """A constructor of rules: takes values by position, in the order of its fields, or by name.
+
+    Args:
+        name: what it is called.
+        program: what its rules compute.
+        fields: the hyperparameter that each positional argument sets; by default their own names.
+        defaults: in place of the program's, by hyperparameter.
+    """
 
     def __init__(
         self,
@@ -287,6 +294,10 @@ def chain(*rules: Rule) -> Rule:
 
 def MixedPrecision(first: torch.dtype | Rule, rule: Rule | None = None) -> Rule:
     """A rule that moves a copy of the parameter in another dtype, float32 by default, and rounds it to p.
+
+    Args:
+        first: the dtype of the copy, before the rule; or the rule alone.
+        rule: what moves the copy.
 
     Raises:
         TypeError: no rule, or no dtype of floating point.

@@ -169,6 +169,9 @@ def leaves(state: Any) -> list[Leaf]:
 def freeze(state: Any) -> None:
     """Keep what a state tree, or a part of it, belongs to, and its state, as they are until `thaw`.
 
+    Args:
+        state: what `setup` returned, or a part of it; changed in place.
+
     Raises:
         ValueError: it is no state tree.
     """
@@ -216,7 +219,15 @@ def adjusted(state: Any, *eta: float, strict: bool = True, **values: Any) -> Any
 
 
 def to(state: Any, device: torch.device | str) -> Any:
-    """A copy of a state tree on a device, ties kept. What the host computes stays on the CPU."""
+    """A copy of a state tree on a device, ties kept. What the host computes stays on the CPU.
+
+    Args:
+        state: what `setup` returned, or a part of it; it stays as it is.
+        device: as torch takes it.
+
+    Raises:
+        ValueError: it is no state tree.
+    """
     made = copy.deepcopy(state)
     for leaf in leaves(made):
         launcher = leaf.engine.launcher
@@ -228,5 +239,9 @@ def to(state: Any, device: torch.device | str) -> Any:
 
 
 def state_bytes(state: Any) -> int:
-    """The bytes of all tensors in a state tree, step counts included."""
+    """The bytes of all tensors in a state tree, step counts included.
+
+    Raises:
+        ValueError: it is no state tree.
+    """
     return sum(t.numel() * t.element_size() for leaf in leaves(state) for t in leaf.state.values())
