@@ -8,9 +8,7 @@ pickling and torch's distributed checkpoints keep nothing else.
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from copy import deepcopy
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -20,8 +18,9 @@ from optgen import library
 from optgen.compose import complete, with_defaults, with_maximize
 from optgen.ir import Extent, Program, State
 from optgen.launch import BACKENDS, CODEC_OF, MODES, SUPPORTED, Launcher, Truths, Work
+from optgen.loading import LoadReport, load
 from optgen.options import GROUP, checked, complete_group
-from optgen.saved import as_tuple, check_groups, counter_dtype, from_texts, load_entry, part_names, rule_text
+from optgen.saved import as_tuple, counter_dtype, from_texts, part_names, rule_text
 
 # torch wraps this method so that its compiler, if it should meet it, leaves it alone; the wrapper imports
 # that compiler on its first call, which takes a second before the first step.
@@ -353,42 +352,36 @@ class Optimizer(torch.optim.Optimizer):
 
     # Saving and loading
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> LoadReport:  # type: ignore[override]
         """Load what `state_dict` returned, here or by torch.optim for the same rule.
 
-        Every tensor keeps its own dtype and moves to its parameter's device; the dict is not changed and
-        shares nothing with the optimizer afterwards. On an error nothing is loaded.
+        Parameters are matched by name where both sides have names, `AdamW(model.named_parameters())`, so that
+        their order and their groups may differ; otherwise by position. Every tensor keeps its own dtype and
+        moves to its parameter's device; the dict is not changed and shares nothing with the optimizer
+        afterwards. On an error nothing is loaded.
+
+        Args:
+            state_dict: what to load.
+            strict: whether every parameter must be on both sides, and its state fit. If not, what fits is
+                loaded, and other parameters and groups keep the state and the options that they have.
+
+        Returns:
+            What was left; with `strict`, nothing.
 
         Raises:
-            ValueError: another rule, other groups or sizes; the message says which.
+            ValueError: another rule, or an option that the rule refuses; with `strict` also other parameters,
+                groups or sizes. The message says which.
         """
         state_dict = state_dict.copy()
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        saved = deepcopy(state_dict["param_groups"])
-        check_groups(self.program, saved, self.param_groups)
-        params: dict[Any, Tensor] = {}
-        group_of: dict[Any, Any] = {}
-        for group, mine in zip(saved, self.param_groups, strict=True):
-            group_of |= dict.fromkeys(group["params"], group)
-            params |= dict(zip(group["params"], mine["params"], strict=True))
-        groups = []
-        for i, (group, mine) in enumerate(zip(saved, self.param_groups, strict=True)):
-            try:
-                options = self._check_group({k: v for k, v in group.items() if k != "params"})
-            except ValueError as error:
-                raise ValueError(f"group {i} of the state dict: {error}") from error
-            keep = {"rule": mine["rule"], "frozen": list(group.get("frozen", []))}
-            groups.append({**group, **options, **keep, "params": mine["params"]})
-        state: defaultdict[Any, Any] = defaultdict(dict)
-        for key, entry in state_dict["state"].items():
-            if key in params:
-                state[params[key]] = load_entry(self._launcher, key, params[key], entry, group_of[key])
-            else:
-                state[key] = deepcopy(entry)
-        self.__setstate__({"state": state, "param_groups": groups})
+        made, report = load(
+            state_dict, self.param_groups, self.state, self._launcher, self._check_group, strict
+        )
+        self.__setstate__(made)
         for post in self._optimizer_load_state_dict_post_hooks.values():
             post(self)
+        return report
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "settings": self._settings}

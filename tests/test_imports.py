@@ -62,6 +62,7 @@ MODULES = [
     "launch",
     "options",
     "saved",
+    "loading",
     "optim",
     "training",
     "tree.nodes",
