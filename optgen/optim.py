@@ -8,7 +8,7 @@ pickling and torch's distributed checkpoints keep nothing else.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -25,6 +25,8 @@ from optgen.saved import as_tuple, counter_dtype, from_texts, part_names, rule_t
 # torch wraps this method so that its compiler, if it should meet it, leaves it alone; the wrapper imports
 # that compiler on its first call, which takes a second before the first step.
 _add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+
+Place = tuple[int, int, int]  # a parameter's number, its group's index, its position there
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -141,6 +143,19 @@ class Optimizer(torch.optim.Optimizer):
             torch._foreach_add_(counters, 1.0)
         return loss
 
+    @torch.no_grad()
+    def _step_parameter(self, place: Place, launcher: Launcher) -> None:
+        """The step of one parameter, whose own launcher keeps its tables; for `optgen.release`."""
+        if not self.param_groups[place[1]].get("train_mode", True):
+            raise RuntimeError(
+                f"group {place[1]} is in evaluation mode: call optimizer.train() before backward()"
+            )
+        work, counters = self._prepare({}, [place])
+        if work:
+            launcher.run(work, self.param_groups)
+        if counters:
+            torch._foreach_add_(counters, 1.0)
+
     def _inputs(self, given: Mapping[str, Any], loss: Any) -> dict[str, Any]:
         """The step's further inputs by name: for each parameter, or one number."""
         declared, name = self.program.inputs, type(self).__name__
@@ -193,23 +208,31 @@ class Optimizer(torch.optim.Optimizer):
             found[state.name] = tensor
         return found
 
-    def _prepare(self, handed: Mapping[str, Any]) -> tuple[list[Work], list[Tensor]]:
+    def _places(self) -> Iterator[Place]:
+        """The place of every parameter."""
+        number = 0
+        for index, group in enumerate(self.param_groups):
+            for position in range(len(group["params"])):
+                yield number, index, position
+                number += 1
+
+    def _prepare(
+        self, handed: Mapping[str, Any], places: Iterable[Place] | None = None
+    ) -> tuple[list[Work], list[Tensor]]:
         """Describe this step's work, creating missing state, and the counters that it will advance.
 
         Every tensor is checked before any state is created. Empty tensors are counted, not launched.
         """
         moving = []
-        number = -1
-        for index, group in enumerate(self.param_groups):
-            frozen = group["frozen"]
-            for position, p in enumerate(group["params"]):
-                number += 1
-                grad = p.grad
-                if grad is None or (frozen and position in frozen):
-                    continue
-                if grad.layout is not torch.strided or grad.dtype not in CODEC_OF or p.dtype not in CODEC_OF:
-                    self._refuse(p, grad)
-                moving.append((number, index, group, p, grad, self._handed(handed, p) if handed else {}))
+        for number, index, position in self._places() if places is None else places:
+            group = self.param_groups[index]
+            p, frozen = group["params"][position], group["frozen"]
+            grad = p.grad
+            if grad is None or (frozen and position in frozen):
+                continue
+            if grad.layout is not torch.strided or grad.dtype not in CODEC_OF or p.dtype not in CODEC_OF:
+                self._refuse(p, grad)
+            moving.append((number, index, group, p, grad, self._handed(handed, p) if handed else {}))
         work, counters = [], []
         used: dict[tuple[int, int], tuple[Truths, list[State]]] = {}
         for number, index, group, p, grad, inputs in moving:

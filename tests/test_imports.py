@@ -64,6 +64,7 @@ MODULES = [
     "saved",
     "loading",
     "optim",
+    "release",
     "training",
     "tree.nodes",
     "tree.rules",
