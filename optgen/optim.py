@@ -19,6 +19,7 @@ from optgen.compose import complete, with_defaults, with_maximize
 from optgen.ir import Extent, Program, State
 from optgen.launch import BACKENDS, CODEC_OF, MODES, SUPPORTED, Launcher, Truths, Work
 from optgen.loading import LoadReport, load
+from optgen.memory import check_memory
 from optgen.options import GROUP, checked, complete_group
 from optgen.saved import as_tuple, counter_dtype, from_texts, part_names, rule_text
 
@@ -33,12 +34,16 @@ class Optimizer(torch.optim.Optimizer):
     """The base of every class that `optgen.optimizer` makes. `program` is the rule."""
 
     program: ClassVar[Program]
+    _constructing = False  # all groups are checked together then
 
     def __init__(self, params: Any, *args: Any, **options: Any):
         given = self._arguments(params, args, options)
         self._configure(given.pop("backend"), given.pop("math"), given.pop("state_dtype"))
         defaults = {name: checked(self.program, name, value) for name, value in given.items()}
+        self._constructing = True
         super().__init__(params, {**defaults, "rule": rule_text(self.program), "frozen": []})
+        self._constructing = False
+        check_memory(self._params())
 
     def _arguments(self, params: Any, args: Any, options: dict[str, Any]) -> dict[str, Any]:
         """The constructor's arguments by name, defaults filled in; torch's own flags are looked at."""
@@ -89,16 +94,20 @@ class Optimizer(torch.optim.Optimizer):
         """Add a group of parameters with its own options, as torch does; a bad one changes nothing.
 
         Raises:
-            ValueError: an option is wrong, or a parameter is in the group twice or in another group.
+            ValueError: an option is wrong, a parameter is in the group twice or in another group, or it
+                overlaps with another in memory.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         group = {**param_group, **self._check_group(param_group), "frozen": []}
-        if not isinstance(group["params"], Tensor | set):  # torch has its own words for a set
-            group["params"] = list(group["params"])
+        if not isinstance(group["params"], set):  # torch has its own words for a set
+            given = group["params"]
+            group["params"] = [given] if isinstance(given, Tensor) else list(given)
             tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
             if len({id(p) for p in tensors}) < len(tensors):  # one launch would step it twice at once
                 raise ValueError("a parameter is twice in a parameter group")
+            if not self._constructing:
+                check_memory([*self._params(), *(p for p in tensors if isinstance(p, Tensor))])
         _add_param_group(self, group)
 
     # Step
@@ -207,6 +216,9 @@ class Optimizer(torch.optim.Optimizer):
                 group[key] = tensor
             found[state.name] = tensor
         return found
+
+    def _params(self) -> Iterator[Tensor]:
+        return (p for group in self.param_groups for p in group["params"])
 
     def _places(self) -> Iterator[Place]:
         """The place of every parameter."""

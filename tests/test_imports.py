@@ -63,6 +63,7 @@ MODULES = [
     "options",
     "saved",
     "loading",
+    "memory",
     "optim",
     "release",
     "training",

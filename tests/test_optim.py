@@ -468,8 +468,9 @@ def test_sparse_and_complex_gradients_are_refused_before_anything_moves():
 
 
 def test_overlapping_memory_is_refused_and_counts_nothing():
-    p = nn.Parameter(torch.zeros(1).expand(4))
+    p = nn.Parameter(torch.zeros(4))
     optimizer = optgen.SGD([p], lr=0.1, momentum=0.9)
+    p.data = torch.zeros(1).expand(4)
     p.grad = torch.ones(4)
     with pytest.raises(ValueError, match="share memory"):
         optimizer.step()
