@@ -5,7 +5,7 @@ of what was left. Nothing is changed in place.
 
 Parameters are matched by name where the saved groups and the optimizer's have `param_names`, all different;
 otherwise by group and position, as torch does. `torch.distributed.checkpoint` hands over groups whose
-`params` are names, already in the optimizer's order, so those go by position too.
+`params` are names in the optimizer's order, but whose `param_names` and marks are in the saved one.
 
 A group takes its options from the saved group that its parameters were in. One whose parameters were in
 several, or in none, takes them from the saved group of its own index, if there are as many groups and no
@@ -85,12 +85,21 @@ class _Match:
         return [i if source is None and i in free else source for i, source in enumerate(found)]
 
 
+def _aligned(group: dict[str, Any]) -> dict[str, Any]:
+    """A saved group with its names and marks in the order of its keys, where the keys are those names."""
+    keys, names = group["params"], group.get("param_names")
+    if names is None or names == keys or set(names) != set(keys):
+        return group
+    frozen = [keys.index(names[position]) for position in group.get("frozen", ())]
+    return {**group, "param_names": list(keys), "frozen": frozen}
+
+
 def _named(groups: Groups) -> dict[str, _Place] | None:
-    """Places by name; None where a group has no names, names are not unique, or take the place of numbers."""
+    """Places by name; None where a group has no names, or others than its keys, or two have the same."""
     found: dict[str, _Place] = {}
     for i, group in enumerate(groups):
         names, params = group.get("param_names"), group["params"]
-        if names is None or any(isinstance(key, str) for key in params):
+        if names is None or (names != params and any(isinstance(key, str) for key in params)):
             return None
         if len(names) != len(params):
             raise ValueError(f"group {i} has {len(names)} param_names for {len(params)} parameters")
@@ -128,7 +137,7 @@ def load(
     Raises:
         ValueError: another rule, or an option that the rule refuses; if `strict`, anything that does not fit.
     """
-    saved = deepcopy(state_dict["param_groups"])
+    saved = [_aligned(group) for group in deepcopy(state_dict["param_groups"])]
     match = _Match(saved, groups)
     if strict and match.by_name:
         match.check()

@@ -133,18 +133,47 @@ def test_names_that_several_have_name_nobody():
     assert all(torch.equal(fresh.state[p]["exp_avg"], optimizer.state[p]["exp_avg"]) for p in params.values())
 
 
-def test_keys_that_are_names_go_by_position():
-    """As `set_optimizer_state_dict` hands them over: in this order, whatever order the saved names have."""
+class Net(nn.Module):
+    def __init__(self, names):
+        super().__init__()
+        for name in names:
+            self.add_module(name, nn.Linear(3, 3))
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.body(x)))
+
+
+def test_torchs_distributed_checkpoints_of_a_reordered_model():
+    """They bring the keys in this order, but the names and marks in the saved one."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    first, second = Net(["body", "head"]), Net(["head", "body"])
+    a, b = (optgen.AdamW(net.named_parameters(), lr=0.1, backend="numpy") for net in (first, second))
+    train(a, dict(first.named_parameters()), 2)
+    second.load_state_dict(first.state_dict())
+    a.freeze(first.body.weight)
+    set_optimizer_state_dict(second, b, get_optimizer_state_dict(first, a))
+    assert b.param_groups[0]["param_names"] == [name for name, _ in second.named_parameters()]
+    for net, optimizer in ((first, a), (second, b)):
+        train(optimizer, dict(net.named_parameters()), 2, 2)
+    assert_same(dict(first.named_parameters()), dict(second.named_parameters()))
+    assert b.state[second.body.weight]["step"] == 2
+
+
+def test_keys_that_are_other_names_go_by_position():
+    """As when the saved model was wrapped: the keys are in this order, whatever the saved names are."""
     named, optimizer = saved_after()
     saved = copy.deepcopy(optimizer.state_dict())
     order = list(reversed(SHAPES))
     state = {name: saved["state"][i] for i, name in enumerate(SHAPES)}
-    group = {**saved["param_groups"][0], "params": order}  # param_names: still those of SHAPES
+    names = [f"module.{name}" for name in SHAPES]
+    group = {**saved["param_groups"][0], "params": order, "param_names": names}
     other = twin(named, order)
     fresh = adamw(other)
-    fresh.load_state_dict({"state": state, "param_groups": [group]})
+    assert fresh.load_state_dict({"state": state, "param_groups": [group]}) == NOTHING
     for name, p in other.items():
         assert torch.equal(fresh.state[p]["exp_avg"], optimizer.state[named[name]]["exp_avg"])
+    assert fresh.param_groups[0]["param_names"] == order
 
 
 def test_frozen_parameters_are_found_by_name():
