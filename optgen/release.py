@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakSet, ref
+from weakref import WeakSet, finalize, ref
 
 from torch import Tensor
 
@@ -31,30 +31,36 @@ class Release:
 
     def __init__(self, optimizer: Optimizer):
         self._optimizer = optimizer
-        lock = threading.Lock()  # backward has a thread for each device
-        self._handles: list[Any] = [optimizer.register_step_pre_hook(_refuse_scaler)]
+        handles: list[Any] = [optimizer.register_step_pre_hook(_refuse_scaler)]
+        self._end = finalize(optimizer, _remove, handles)  # hooks without an optimizer would keep its state
+        self._end.atexit = False
         # A GradScaler calls step() with its attributes only then, and would not see scaled updates otherwise.
         optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
         _released.add(optimizer)
+        lock = threading.Lock()  # backward has a thread for each device
         for place in optimizer._places():
             p = optimizer.param_groups[place[1]]["params"][place[2]]
             if p.requires_grad:
                 hook = _hook(ref(optimizer), place, optimizer._launcher.apart(), lock)
-                self._handles.append(p.register_post_accumulate_grad_hook(hook))
+                handles.append(p.register_post_accumulate_grad_hook(hook))
 
     def remove(self) -> None:
         """Take the hooks away: gradients stay until `step()` again. A second call does nothing."""
-        if self._handles:
+        if self._end.alive:
+            self._end()
             del self._optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
             _released.discard(self._optimizer)
-        while self._handles:
-            self._handles.pop().remove()
 
     def __enter__(self) -> Release:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 def _hook(

@@ -273,15 +273,22 @@ def test_other_optimizers_and_tensors_are_refused():
     assert p.grad is not None
 
 
-def test_hooks_keep_nothing_alive():
+@pytest.mark.parametrize("model_stays", [True, False])
+def test_hooks_keep_nothing_alive(model_stays):
     model = net()
     optimizer = made(RULES["adamw"], model)
     release.attach(optimizer)
     train(model, optimizer, 1)
-    gone = weakref.ref(optimizer), weakref.ref(model.scale)
+    gone = [weakref.ref(optimizer), weakref.ref(optimizer.state[model.scale]["exp_avg"])]
+    kept = model if model_stays else None
+    if not model_stays:
+        gone.append(weakref.ref(model.scale))
     del model, optimizer
     gc.collect()
-    assert [ref() for ref in gone] == [None, None]
+    assert [ref() for ref in gone] == [None] * len(gone)
+    if kept is not None:
+        loss_of(kept, 0).backward()
+        assert kept.scale.grad is not None
 
 
 @pytest.mark.parametrize("unscaled", [True, False])
