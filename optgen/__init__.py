@@ -19,7 +19,7 @@ _HOME = {
     "chain": "optgen.library",
     "rule": "optgen.library",
 }
-_MODULES = ("config", "schedules", "store", "training", "tree")
+_MODULES = ("config", "release", "schedules", "store", "training", "tree")
 
 
 def __getattr__(name: str) -> Any:

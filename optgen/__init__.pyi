@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optgen import config as config
+from optgen import release as release
 from optgen import schedules as schedules
 from optgen import store as store
 from optgen import training as training

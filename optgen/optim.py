@@ -8,9 +8,7 @@ pickling and torch's distributed checkpoints keep nothing else.
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -32,24 +30,32 @@ from optgen.launch import (
     matching,
     shard_of,
 )
+from optgen.loading import LoadReport, load
+from optgen.memory import check_memory
 from optgen.options import GROUP, checked, complete_group
-from optgen.saved import as_tuple, check_groups, counter_dtype, from_texts, load_entry, part_names, rule_text
+from optgen.saved import as_tuple, counter_dtype, from_texts, part_names, rule_text
 
 # torch wraps this method so that its compiler, if it should meet it, leaves it alone; the wrapper imports
 # that compiler on its first call, which takes a second before the first step.
 _add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+
+Place = tuple[int, int, int]  # a parameter's number, its group's index, its position there
 
 
 class Optimizer(torch.optim.Optimizer):
     """The base of every class that `optgen.optimizer` makes. `program` is the rule."""
 
     program: ClassVar[Program]
+    _constructing = False  # all groups are checked together then
 
     def __init__(self, params: Any, *args: Any, **options: Any):
         given = self._arguments(params, args, options)
         self._configure(given.pop("backend"), given.pop("math"), given.pop("state_dtype"))
         defaults = {name: checked(self.program, name, value) for name, value in given.items()}
+        self._constructing = True
         super().__init__(params, {**defaults, "rule": rule_text(self.program), "frozen": []})
+        self._constructing = False
+        check_memory(self._params())
 
     def _arguments(self, params: Any, args: Any, options: dict[str, Any]) -> dict[str, Any]:
         """The constructor's arguments by name, defaults filled in; torch's own flags are looked at."""
@@ -100,16 +106,20 @@ class Optimizer(torch.optim.Optimizer):
         """Add a group of parameters with its own options, as torch does; a bad one changes nothing.
 
         Raises:
-            ValueError: an option is wrong, or a parameter is in the group twice or in another group.
+            ValueError: an option is wrong, a parameter is in the group twice or in another group, or it
+                overlaps with another in memory.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         group = {**param_group, **self._check_group(param_group), "frozen": []}
-        if not isinstance(group["params"], Tensor | set):  # torch has its own words for a set
-            group["params"] = list(group["params"])
+        if not isinstance(group["params"], set):  # torch has its own words for a set
+            given = group["params"]
+            group["params"] = [given] if isinstance(given, Tensor) else list(given)
             tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
             if len({id(p) for p in tensors}) < len(tensors):  # one launch would step it twice at once
                 raise ValueError("a parameter is twice in a parameter group")
+            if not self._constructing:
+                check_memory([*self._params(), *(p for p in tensors if isinstance(p, Tensor))])
         _add_param_group(self, group)
 
     # Step
@@ -156,6 +166,19 @@ class Optimizer(torch.optim.Optimizer):
         if counters:
             torch._foreach_add_(counters, 1.0)
         return loss
+
+    @torch.no_grad()
+    def _step_parameter(self, place: Place, launcher: Launcher) -> None:
+        """The step of one parameter, whose own launcher keeps its tables; for `optgen.release`."""
+        if not self.param_groups[place[1]].get("train_mode", True):
+            raise RuntimeError(
+                f"group {place[1]} is in evaluation mode: call optimizer.train() before backward()"
+            )
+        work, counters = self._prepare({}, [place])
+        if work:
+            launcher.run(work, self.param_groups)
+        if counters:
+            torch._foreach_add_(counters, 1.0)
 
     def _inputs(self, given: Mapping[str, Any], loss: Any) -> dict[str, Any]:
         """The step's further inputs by name: for each parameter, or one number."""
@@ -209,23 +232,34 @@ class Optimizer(torch.optim.Optimizer):
             found[state.name] = tensor
         return found
 
-    def _prepare(self, handed: Mapping[str, Any]) -> tuple[list[Work], list[Tensor]]:
+    def _params(self) -> Iterator[Tensor]:
+        return (p for group in self.param_groups for p in group["params"])
+
+    def _places(self) -> Iterator[Place]:
+        """The place of every parameter."""
+        number = 0
+        for index, group in enumerate(self.param_groups):
+            for position in range(len(group["params"])):
+                yield number, index, position
+                number += 1
+
+    def _prepare(
+        self, handed: Mapping[str, Any], places: Iterable[Place] | None = None
+    ) -> tuple[list[Work], list[Tensor]]:
         """Describe this step's work, creating missing state, and the counters that it will advance.
 
         Every tensor is checked before any state is created. Empty tensors are counted, not launched.
         """
         moving = []
-        number = -1
-        for index, group in enumerate(self.param_groups):
-            frozen = group["frozen"]
-            for position, p in enumerate(group["params"]):
-                number += 1
-                grad = p.grad
-                if grad is None or (frozen and position in frozen):
-                    continue
-                if grad.layout is not torch.strided or grad.dtype not in CODEC_OF or p.dtype not in CODEC_OF:
-                    self._refuse(p, grad)
-                moving.append((number, index, group, p, grad, self._handed(handed, p) if handed else {}))
+        for number, index, position in self._places() if places is None else places:
+            group = self.param_groups[index]
+            p, frozen = group["params"][position], group["frozen"]
+            grad = p.grad
+            if grad is None or (frozen and position in frozen):
+                continue
+            if grad.layout is not torch.strided or grad.dtype not in CODEC_OF or p.dtype not in CODEC_OF:
+                self._refuse(p, grad)
+            moving.append((number, index, group, p, grad, self._handed(handed, p) if handed else {}))
         work, counters = [], []
         used: dict[tuple[int, int], tuple[Truths, list[State]]] = {}
         for number, index, group, p, grad, inputs in moving:
@@ -382,42 +416,36 @@ class Optimizer(torch.optim.Optimizer):
 
     # Saving and loading
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> LoadReport:  # type: ignore[override]
         """Load what `state_dict` returned, here or by torch.optim for the same rule.
 
-        Every tensor keeps its own dtype and moves to its parameter's device; the dict is not changed and
-        shares nothing with the optimizer afterwards. On an error nothing is loaded.
+        Parameters are matched by name where both sides have names, `AdamW(model.named_parameters())`, so that
+        their order and their groups may differ; otherwise by position. Every tensor keeps its own dtype and
+        moves to its parameter's device; the dict is not changed and shares nothing with the optimizer
+        afterwards. On an error nothing is loaded.
+
+        Args:
+            state_dict: what to load.
+            strict: whether every parameter must be on both sides, and its state fit. If not, what fits is
+                loaded, and other parameters and groups keep the state and the options that they have.
+
+        Returns:
+            What was left; with `strict`, nothing.
 
         Raises:
-            ValueError: another rule, other groups or sizes; the message says which.
+            ValueError: another rule, or an option that the rule refuses; with `strict` also other parameters,
+                groups or sizes. The message says which.
         """
         state_dict = state_dict.copy()
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        saved = deepcopy(state_dict["param_groups"])
-        check_groups(self.program, saved, self.param_groups)
-        params: dict[Any, Tensor] = {}
-        group_of: dict[Any, Any] = {}
-        for group, mine in zip(saved, self.param_groups, strict=True):
-            group_of |= dict.fromkeys(group["params"], group)
-            params |= dict(zip(group["params"], mine["params"], strict=True))
-        groups = []
-        for i, (group, mine) in enumerate(zip(saved, self.param_groups, strict=True)):
-            try:
-                options = self._check_group({k: v for k, v in group.items() if k != "params"})
-            except ValueError as error:
-                raise ValueError(f"group {i} of the state dict: {error}") from error
-            keep = {"rule": mine["rule"], "frozen": list(group.get("frozen", []))}
-            groups.append({**group, **options, **keep, "params": mine["params"]})
-        state: defaultdict[Any, Any] = defaultdict(dict)
-        for key, entry in state_dict["state"].items():
-            if key in params:
-                state[params[key]] = load_entry(self._launcher, key, params[key], entry, group_of[key])
-            else:
-                state[key] = deepcopy(entry)
-        self.__setstate__({"state": state, "param_groups": groups})
+        made, report = load(
+            state_dict, self.param_groups, self.state, self._launcher, self._check_group, strict
+        )
+        self.__setstate__(made)
         for post in self._optimizer_load_state_dict_post_hooks.values():
             post(self)
+        return report
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "settings": self._settings}

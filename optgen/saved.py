@@ -7,7 +7,7 @@ or a `ValueError` that says which group, parameter or rule does not fit. Nothing
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import unified_diff
 from typing import Any
 
@@ -70,8 +70,8 @@ def counter_dtype() -> torch.dtype:
     return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
 
 
-def check_groups(program: Program, saved: list[dict[str, Any]], groups: list[dict[str, Any]]) -> None:
-    """Refuse saved groups of other numbers or sizes, or of another rule."""
+def check_sizes(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse saved groups of other numbers or sizes."""
     if len(saved) != len(groups):
         raise ValueError(f"the state dict has {len(saved)} parameter groups, the optimizer {len(groups)}")
     for i, (group, mine) in enumerate(zip(saved, groups, strict=True)):
@@ -80,10 +80,16 @@ def check_groups(program: Program, saved: list[dict[str, Any]], groups: list[dic
                 f"group {i} of the state dict has {len(group['params'])} parameters, "
                 f"the optimizer's has {len(mine['params'])}"
             )
-        text = group.get("rule", mine["rule"])
-        if text != mine["rule"] and not same_rule(text, program):
+
+
+def check_rules(program: Program, saved: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse saved groups of another rule; those of torch and other packages name none."""
+    mine = rule_text(program)
+    for i, group in enumerate(saved):
+        text = group.get("rule", mine)
+        if text != mine and not same_rule(text, program):
             raise ValueError(
-                f"group {i} of the state dict was made by another rule:\n{_difference(text, mine['rule'])}"
+                f"group {i} of the state dict was made by another rule:\n{_difference(text, mine)}"
             )
 
 

@@ -20,11 +20,15 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_value_
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, StepLR
 
+from optgen import library
+from optgen.optim import Optimizer, optimizer
+
 __all__ = [
     "CosineAnnealingLR",
     "ExponentialLR",
     "LambdaLR",
     "StepLR",
+    "accumulated",
     "clip_grad_norm_",
     "clip_grad_value_",
     "decay_groups",
@@ -62,6 +66,28 @@ def clip_grad_norm_(
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set.
     """
     return float(nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite))
+
+
+def accumulated(source: library.Rule | type[Optimizer], n: int) -> type[Optimizer]:
+    """An optimizer class that steps with the mean of every n gradients: `chain(accum_grad, …)` of a rule.
+
+    Call `step()` and free the gradients after each backward. Of n calls, n-1 add `grad/n` to a state `acc`
+    and change nothing else; the n-th runs the rule with the sum, so that what follows in the chain, such as
+    clipping, sees the mean. The rule's `t` counts its own steps. What was summed is in the state dict, in
+    the parameter's dtype or in `state_dtype`. Each parameter counts the gradients that it has had.
+
+    Args:
+        source: a rule or a chain, as `optgen.optimizer` takes it, or an optgen class.
+        n: the default of the class's hyperparameter `n`.
+
+    Raises:
+        RuleError: the rule keeps a number for all tensors, which has no meaning before the last gradient.
+        ValueError: n is not a whole number from 1.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n is how many gradients make a step, a whole number from 1, not {n!r}")
+    program = source.program if isinstance(source, type) else library.rule(source)
+    return optimizer(library.chain(library.rule("accum_grad", n=n), program))
 
 
 def decay_groups(

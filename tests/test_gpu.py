@@ -167,3 +167,21 @@ def test_one_launch_for_a_thousand_tensors_and_four_groups():
         torch.cuda.synchronize()
     kernels = [e.key for e in profile.events() if "sweep" in e.key]
     assert len(kernels) == 1
+
+
+def test_gradients_are_released_in_the_backward_pass():
+    """With the bits of an ordinary loop, and no gradient left."""
+    nets = []
+    for released in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(33, 65), nn.Tanh(), nn.Linear(65, 7)).cuda()
+        optimizer = optgen.optimizer(optgen.chain("clip_norm", "adamw"))(net.parameters(), lr=0.01)
+        if released:
+            optgen.release.attach(optimizer)
+        for step in range(3):
+            optimizer.zero_grad()
+            net(torch.full((5, 33), float(step), device="cuda")).square().mean().backward()
+            optimizer.step()
+        nets.append(net)
+    assert all(torch.equal(p, q) for p, q in zip(*(net.parameters() for net in nets), strict=True))
+    assert all(p.grad is None for p in nets[1].parameters())

@@ -467,8 +467,9 @@ def test_sparse_and_complex_gradients_are_refused_before_anything_moves():
 
 
 def test_overlapping_memory_is_refused_and_counts_nothing():
-    p = nn.Parameter(torch.zeros(1).expand(4))
+    p = nn.Parameter(torch.zeros(4))
     optimizer = optgen.SGD([p], lr=0.1, momentum=0.9)
+    p.data = torch.zeros(1).expand(4)
     p.grad = torch.ones(4)
     with pytest.raises(ValueError, match="share memory"):
         optimizer.step()
@@ -577,6 +578,22 @@ def test_dtypes_may_mix_in_a_group():
     train(b, copies, 3)
     assert_same(params, copies)
     assert [a.state[p]["step"].item() for p in params] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("backend", ["auto", "numpy"])
+def test_a_device_without_a_back_end_is_refused_before_anything_moves(backend):
+    (p,) = parameters((5,))
+    elsewhere = nn.Parameter(torch.zeros(5, device="meta"))
+    optimizer = optgen.AdamW([p, elsewhere], backend=backend)
+    p.grad, elsewhere.grad = torch.ones(5), torch.ones(5, device="meta")
+    before = p.detach().clone()
+    with pytest.raises(ValueError, match=r"optgen runs on cpu and cuda .* tensors, not on meta"):
+        optimizer.step()
+    assert torch.equal(p, before)
+    assert [optimizer.state[q]["step"].item() for q in (p, elsewhere)] == [0, 0]
+    elsewhere.grad = None
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 1
 
 
 def test_gradients_are_left_alone():

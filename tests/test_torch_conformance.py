@@ -224,3 +224,43 @@ def test_a_failed_constructor_leaves_the_groups_alone():
         optgen.AdamW(groups)
     assert [set(group) for group in groups] == [set(group) for group in given]
     assert groups[0]["lr"] == -1.0
+
+
+@pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
+def test_a_parameter_whose_first_gradient_comes_late(info):
+    """It begins with the first step's corrections, whatever the others have counted."""
+    mine, right = parameters(), parameters()
+    a, b = ours(info)(mine, lr=0.01), info.optim_cls(right, lr=0.01)
+    for optimizer, params in ((a, mine), (b, right)):
+        train(optimizer, params[1:], 50)
+        train(optimizer, params, 3, 50)
+    close(mine, right, 2e-6)
+    assert [a.state[p]["step"].item() for p in mine] == [3, 53, 53, 53]
+
+
+@pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
+def test_gradients_that_lie_otherwise_than_their_parameters(info):
+    """Transposed, channels-last, expanded, of every second column, and of another dtype in one group."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator)
+
+    shapes = (6, 4), (2, 3, 4, 5), (3, 7), (5, 4)
+    start = [*(random(*shape) for shape in shapes), random(9).double()]
+    mine, right = ([nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    a, b = ours(info)(mine, lr=0.01), info.optim_cls(right, lr=0.01)
+    for _ in range(3):
+        grads = [
+            random(4, 6).t(),
+            random(2, 3, 4, 5).to(memory_format=torch.channels_last),
+            random(3, 1).expand(3, 7),
+            random(5, 8)[:, ::2],
+            random(9).double(),
+        ]
+        assert not any(g.is_contiguous() for g in grads[:4])
+        for p, q, g in zip(mine, right, grads, strict=True):
+            p.grad, q.grad = g, g.contiguous()
+        a.step()
+        b.step()
+    close(mine, right, 2e-6)

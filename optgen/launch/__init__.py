@@ -9,6 +9,7 @@ or truth value changes; a moved address only rewrites the address columns.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,12 @@ class Launcher:
         self._lowered: dict[tuple[Truths, str | None], Program] = {}
         self._plans: dict[tuple[Truths, str | None, tuple[str, ...]], Plan] = {}
         self._buckets: dict[str | None, tuple[list[Any], list[Bucket], list[Any]]] = {}
+
+    def apart(self) -> Launcher:
+        """A launcher with the same programs and plans, and buckets of its own."""
+        made = copy(self)
+        made._buckets = {}
+        return made
 
     def truths(
         self, options: Mapping[str, Any], ndim: int = 2, given: Collection[str] | None = None

@@ -1,0 +1,148 @@
+"""Gradient release: a parameter is stepped in the backward pass, and its gradient freed at once.
+
+In: an optimizer. Out: hooks on its parameters, so that at no time more than one of their gradients is kept,
+where an ordinary loop keeps all of them until `step()`. Also called optimizer-in-backward.
+
+A hook does what `step()` does, with the options that the group has then, for one parameter; so parameters,
+state and state dict are those of an ordinary loop, to the bit, and a state dict goes on with or without.
+`optimizer.step()` stays in the loop: it runs its hooks, schedulers see it called, and it steps what got a
+gradient without a hook. What a step needs of all parameters together it cannot have in one hook, so such
+rules are refused.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet, finalize, ref
+
+from torch import Tensor
+
+from optgen.ir import REDUCTIONS, Extent, Program, toposort
+from optgen.launch import Launcher
+from optgen.optim import Optimizer, Place
+
+_released: WeakSet[Optimizer] = WeakSet()
+
+
+class Release:
+    """The hooks of one optimizer, until `remove()`, or until the end of a `with` statement."""
+
+    def __init__(self, optimizer: Optimizer):
+        self._optimizer = optimizer
+        handles: list[Any] = [optimizer.register_step_pre_hook(_refuse_scaler)]
+        self._end = finalize(optimizer, _remove, handles)  # hooks without an optimizer would keep its state
+        self._end.atexit = False
+        # A GradScaler calls step() with its attributes only then, and would not see scaled updates otherwise.
+        optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
+        _released.add(optimizer)
+        lock = threading.Lock()  # backward has a thread for each device
+        for place in optimizer._places():
+            p = optimizer.param_groups[place[1]]["params"][place[2]]
+            if p.requires_grad:
+                hook = _hook(ref(optimizer), place, optimizer._launcher.apart(), lock)
+                handles.append(p.register_post_accumulate_grad_hook(hook))
+
+    def remove(self) -> None:
+        """Take the hooks away: gradients stay until `step()` again. A second call does nothing."""
+        if self._end.alive:
+            self._end()
+            del self._optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
+            _released.discard(self._optimizer)
+
+    def __enter__(self) -> Release:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _hook(
+    owner: ref[Optimizer], place: Place, launcher: Launcher, lock: threading.Lock
+) -> Callable[[Tensor], None]:
+    """A hook that holds no parameter: Python does not see a cycle through a tensor's hooks."""
+
+    def step(p: Tensor) -> None:
+        optimizer = owner()
+        if optimizer is not None:
+            with lock:
+                optimizer._step_parameter(place, launcher)
+                p.grad = None
+
+    return step
+
+
+def attach(optimizer: Optimizer) -> Release:
+    """Step each parameter in the backward pass, when its gradient is complete, and free the gradient.
+
+    The loop stays as it is: `loss.backward()`, `optimizer.step()`, `scheduler.step()`. An lr that changes
+    between two iterations counts from the next backward. A tied parameter is stepped once, with the whole
+    gradient; one that is frozen is not, but its gradient is freed. Parameters that require no gradient now,
+    or are added later, are stepped by `step()`.
+
+    A backward pass is a step. To accumulate over several, use `optgen.training.accumulated`: sums of
+    `p.grad` are impossible. For the same reason gradients cannot be changed between backward and step, and
+    not averaged between processes: `DistributedDataParallel` does that after the hooks. If backward fails,
+    the parameters before the failure have moved.
+
+    Args:
+        optimizer: of an optgen class.
+
+    Returns:
+        The hooks, to be removed.
+
+    Raises:
+        TypeError: it is another optimizer.
+        ValueError: a step of its rule needs all gradients at once, as clipping by the global norm does, or is
+            handed more than gradients; a parameter has a gradient already, or is no leaf; the optimizer is
+            released already. A `GradScaler` is found out in its `step`, which raises a RuntimeError.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"release takes an optgen optimizer, not {type(optimizer).__name__}")
+    if optimizer in _released:
+        raise ValueError(f"this {type(optimizer).__name__} is released already: call remove() first")
+    for part in optimizer.program.parts or (optimizer.program,):
+        _check(part)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if not p.is_leaf:
+                raise ValueError(
+                    f"a tensor of shape {tuple(p.shape)} is no leaf, and torch has no hook for it"
+                )
+            if p.grad is not None:
+                raise ValueError(
+                    f"a parameter of shape {tuple(p.shape)} has a gradient: call optimizer.step() and "
+                    "zero_grad() before gradients are released"
+                )
+    return Release(optimizer)
+
+
+def _check(part: Program) -> None:
+    """Refuse what one parameter's hook cannot compute."""
+    if part.inputs:
+        reason = f"is handed {', '.join(part.inputs)} by step(), which comes after backward"
+    elif any(state.extent is Extent.ALL for state in part.states.values()):
+        reason = "keeps numbers that are one for all parameters"
+    elif any(n.op in REDUCTIONS and n.extent is Extent.ALL for n in toposort(part.roots())):
+        reason = "needs the gradients of all parameters at once"
+        if part.kind == "before":
+            reason += "; to clip, chain clip_norm, clip_value or agc, which take one tensor at a time"
+    else:
+        return
+    raise ValueError(f"gradients cannot be released: '{part.name}' {reason}")
+
+
+def _refuse_scaler(optimizer: Any, *_: object) -> None:
+    """Say that updates were made with scaled gradients, if a GradScaler makes this step."""
+    found = [vars(optimizer).pop(name) for name in ("found_inf", "grad_scale") if name in vars(optimizer)]
+    if found:
+        raise RuntimeError(
+            "gradients cannot be released under a GradScaler: the parameters were stepped with scaled "
+            "gradients; train in bfloat16, or without optgen.release"
+        )
