@@ -282,11 +282,11 @@ def _join(first: Program, then: Program) -> Program:
         then = _modes_with(_at_run_time(then, first.schedules), settings)
     counted = {} if first.count is None else {node(Op.COUNT): first.count}
     if first.kind != "before" and _only_schedules(then):
-        merged = _merge(first, _substitute(then, settings))
+        merged = _merge(first, substituted(then, settings))
         return replace(merged, assigns=first.assigns, update=first.update, skip=first.skip, count=first.count)
     if first.kind == "before":
         inputs = {load("g"): first.assigns["g"], **settings, **counted}
-        merged = _merge(first, _unless(first.skip, _substitute(then, inputs)))
+        merged = _merge(first, _unless(first.skip, substituted(then, inputs)))
         own = {k: n for k, n in first.assigns.items() if k != "g"}
         skip = _either(first.skip, merged.skip)
         return replace(merged, gradient=_gradient(first), assigns={**merged.assigns, **own}, skip=skip)
@@ -300,17 +300,17 @@ def _join(first: Program, then: Program) -> Program:
         )
     if "u" not in then.assigns:
         inputs[load("p")] = first.assigns["p"]
-        after = _unless(first.skip, _substitute(then, inputs))
+        after = _unless(first.skip, substituted(then, inputs))
         assigns = {**first.assigns, **after.assigns}
         return replace(_merge(first, after), assigns=assigns, update=first.update, skip=first.skip)
     if first.update is None:
         raise RuleError(f"'{then.name}' assigns u, but '{first.name}' has no last statement `p = p - X`")
     before, old = first.update
     inputs[load("p")] = before
-    after = _unless(first.skip, _substitute(then, inputs))
+    after = _unless(first.skip, substituted(then, inputs))
     new = after.assigns["u"]
     own = {k: n for k, n in after.assigns.items() if k != "u"}
-    changed = _substitute(first, {node(Op.SUB, before, old): node(Op.SUB, before, new)})
+    changed = substituted(first, {node(Op.SUB, before, old): node(Op.SUB, before, new)})
     assigns = {**changed.assigns, **own}
     return replace(_merge(changed, after), assigns=assigns, update=(before, new), skip=first.skip)
 
@@ -343,7 +343,7 @@ def _gradient(program: Program) -> Node:
     return load("g") if program.gradient is None else program.gradient
 
 
-def _substitute(program: Program, inputs: Mapping[Node, Node]) -> Program:
+def substituted(program: Program, inputs: Mapping[Node, Node]) -> Program:
     """The program with other nodes in its step; first values, modes and conditions are outside it."""
     outer = replace(program, states={}, modes={}, requires=())
     inner = outer.map(inputs.get)
@@ -504,7 +504,7 @@ def with_maximize(program: Program) -> Program:
     g = load("g")
     signed = node(Op.CHOOSE, node(Op.FACT, value=str(ascent)), node(Op.NEG, g), g)
     return replace(
-        _substitute(program, {g: signed}),
+        substituted(program, {g: signed}),
         hypers={**program.hypers, "maximize": Hyper("maximize", False)},
         facts={**program.facts, str(ascent): ascent},
     )

@@ -57,7 +57,8 @@ COMMON = """\
     math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
     state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
     foreach, fused: torch's; they change nothing.
-    capturable, differentiable: torch's; True is refused."""
+    capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+    differentiable: torch's; True is refused."""
 
 
 # The signature

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from optgen import interface, library
 from optgen.compose import complete, with_defaults, with_maximize
+from optgen.counting import advance, check_capture, move_counts, scaling_of
 from optgen.ir import Extent, Program, State
 from optgen.launch import (
     BACKENDS,
@@ -28,12 +29,14 @@ from optgen.launch import (
     like,
     local,
     matching,
+    resolve,
     shard_of,
 )
 from optgen.loading import LoadReport, load
 from optgen.memory import check_memory
 from optgen.options import GROUP, checked, complete_group
 from optgen.saved import as_tuple, counter_dtype, from_texts, part_names, rule_text
+from optgen.scaling import with_scaling
 
 # torch wraps this method so that its compiler, if it should meet it, leaves it alone; the wrapper imports
 # that compiler on its first call, which takes a second before the first step.
@@ -46,11 +49,13 @@ class Optimizer(torch.optim.Optimizer):
     """The base of every class that `optgen.optimizer` makes. `program` is the rule."""
 
     program: ClassVar[Program]
+    _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves `grad_scale` and `found_inf` here then
     _constructing = False  # all groups are checked together then
 
     def __init__(self, params: Any, *args: Any, **options: Any):
         given = self._arguments(params, args, options)
-        self._configure(given.pop("backend"), given.pop("math"), given.pop("state_dtype"))
+        capturable = given.pop("capturable")
+        self._configure(given.pop("backend"), given.pop("math"), given.pop("state_dtype"), capturable)
         defaults = {name: checked(self.program, name, value) for name, value in given.items()}
         self._constructing = True
         super().__init__(params, {**defaults, "rule": rule_text(self.program), "frozen": []})
@@ -62,9 +67,9 @@ class Optimizer(torch.optim.Optimizer):
         name = type(self).__name__
         for flag in ("foreach", "fused"):  # they choose an implementation, and optgen has one
             options.pop(flag, None)
-        for flag in ("capturable", "differentiable"):
-            if options.pop(flag, False):
-                raise ValueError(f"{name} does not support {flag}=True")
+        if options.pop("differentiable", False):
+            raise ValueError(f"{name} does not support differentiable=True: a step is no part of a graph")
+        capturable = bool(options.pop("capturable", False))
         signature: inspect.Signature = self.__signature__  # type: ignore[attr-defined]
         try:
             bound = signature.bind(params, *args, **options)
@@ -72,7 +77,9 @@ class Optimizer(torch.optim.Optimizer):
             known = ", ".join(n for n in signature.parameters if n != "params")
             raise TypeError(f"{name}: {error}; it takes {known}") from None
         bound.apply_defaults()
-        return {n: value for n, value in bound.arguments.items() if n != "params"}
+        return {n: value for n, value in bound.arguments.items() if n != "params"} | {
+            "capturable": capturable
+        }
 
     def __repr__(self) -> str:
         """As torch's: every group with its options, but not the rule's text."""
@@ -83,7 +90,9 @@ class Optimizer(torch.optim.Optimizer):
             lines += [f"    {key}: {group[key]}" for key in sorted(group) if key not in hidden]
         return f"{type(self).__name__} (" + "\n".join(lines) + "\n)"
 
-    def _configure(self, backend: str, math: str, state_dtype: torch.dtype | None) -> None:
+    def _configure(
+        self, backend: str, math: str, state_dtype: torch.dtype | None, capturable: bool = False
+    ) -> None:
         """Keep what is not saved: how to compute, not what."""
         if backend not in BACKENDS:
             raise ValueError(f"backend={backend!r} is not one of {', '.join(BACKENDS)}")
@@ -91,8 +100,11 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(f"math={math!r} is not one of {', '.join(MODES)}")
         if state_dtype is not None and state_dtype not in CODEC_OF:
             raise ValueError(f"state_dtype={state_dtype} is not one of {SUPPORTED}")
-        self._settings: dict[str, Any] = {"backend": backend, "math": math, "state_dtype": state_dtype}
+        self._settings: dict[str, Any] = {
+            "backend": backend, "math": math, "state_dtype": state_dtype, "capturable": capturable
+        }  # fmt: skip
         self._launcher = Launcher(self.program, backend, math)
+        self._scaled: Launcher | None = None
 
     # Options
 
@@ -138,7 +150,8 @@ class Optimizer(torch.optim.Optimizer):
             The closure's result, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse or complex, or the optimizer is in evaluation mode.
+            RuntimeError: a gradient is sparse or complex, the optimizer is in evaluation mode, or a
+                parameter has no gradient while a CUDA graph is captured.
             TypeError: the rule has no such input, or needs one that is missing.
             ValueError: an input has another shape than its parameter, or there is none for a parameter.
         """
@@ -155,17 +168,45 @@ class Optimizer(torch.optim.Optimizer):
                     f"group {index} is in evaluation mode: call optimizer.train() before step()"
                 )
         handed = self._inputs(inputs, loss)
-        work, counters = self._prepare(handed)
+        scaling = scaling_of(self, self._home())
+        stop = None if scaling is None else scaling["found_inf"]
+        on_device = self._settings["capturable"] or (stop is not None and stop.device.type != "cpu")
+        if stop is not None and not on_device and stop.item():
+            return loss
+        if on_device:
+            check_capture(self.param_groups)
+        work, counters = self._prepare(handed, on_device=on_device)
         if work:
-            numbers = self._numbers() | {n: handed[n] for n in handed if n in self._launcher.whole}
-            steps = self.param_groups[0].get("steps", 0) + 1
-            self._launcher.run(work, self.param_groups, None, numbers, steps)
-            if self._launcher.counts:
+            whole = {n: handed[n] for n in handed if n in self._launcher.whole}
+            launcher = self._launcher if scaling is None else self._for_scaled()
+            steps = self._steps(on_device)
+            numbers = self._numbers() | whole | (scaling or {})
+            launcher.run(work, self.param_groups, None, numbers, steps, stop)
+            if isinstance(steps, Tensor):
+                advance([steps], stop)
+            elif launcher.counts:
                 for group in self.param_groups:
-                    group["steps"] = steps
+                    group["steps"] = steps + 1
         if counters:
-            torch._foreach_add_(counters, 1.0)
+            advance(counters, stop)
         return loss
+
+    def _for_scaled(self) -> Launcher:
+        """What runs the program for scaled gradients."""
+        if self._scaled is None:
+            settings = self._settings
+            self._scaled = Launcher(with_scaling(self.program), settings["backend"], settings["math"])
+        return self._scaled
+
+    def _steps(self, on_device: bool) -> float | Tensor:
+        """How many steps the optimizer has made, where a state counts them: one tensor, if on the device."""
+        steps = self.param_groups[0].get("steps", 0)
+        if not (on_device and self._launcher.counts):
+            return float(steps) if isinstance(steps, Tensor) else steps
+        tensor = torch.as_tensor(steps, dtype=torch.float64, device=self._home())
+        for group in self.param_groups:
+            group["steps"] = tensor
+        return tensor
 
     @torch.no_grad()
     def _step_parameter(self, place: Place, launcher: Launcher) -> None:
@@ -174,11 +215,11 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError(
                 f"group {place[1]} is in evaluation mode: call optimizer.train() before backward()"
             )
-        work, counters = self._prepare({}, [place])
+        work, counters = self._prepare({}, [place], self._settings["capturable"])
         if work:
             launcher.run(work, self.param_groups)
         if counters:
-            torch._foreach_add_(counters, 1.0)
+            advance(counters, None)
 
     def _inputs(self, given: Mapping[str, Any], loss: Any) -> dict[str, Any]:
         """The step's further inputs by name: for each parameter, or one number."""
@@ -244,7 +285,7 @@ class Optimizer(torch.optim.Optimizer):
                 number += 1
 
     def _prepare(
-        self, handed: Mapping[str, Any], places: Iterable[Place] | None = None
+        self, handed: Mapping[str, Any], places: Iterable[Place] | None = None, on_device: bool = False
     ) -> tuple[list[Work], list[Tensor]]:
         """Describe this step's work, creating missing state, and the counters that it will advance.
 
@@ -269,14 +310,22 @@ class Optimizer(torch.optim.Optimizer):
                 used[key] = truths, list(self._launcher.lowered(truths).states.values())
             truths, wanted = used[key]
             kept, states = self._states(p, group, wanted)
+            part = local(p)
+            counted = on_device and resolve(self._settings["backend"], part.device) == "triton"
+            if counted:
+                move_counts(kept, states, wanted, part.device)
             counter = kept["step"]
             counters.append(counter)
-            part = local(p)
             shard = shard_of(p) if part is not p else None
             if part.numel() or (shard is not None and p.numel() and self._launcher.reduces):
                 grad = grad if part is p else matching(grad, p)
-                step, owner = counter.item() + 1.0, None if part is p else p
-                work.append(Work(part, grad, states, index, truths, step, inputs, number, shard, owner))
+                made = Work(part, grad, states, index, truths, 0.0, inputs, number, shard)
+                made.owner = None if part is p else p
+                if counted:
+                    made.counter = counter
+                else:
+                    made.step = counter.item() + 1.0
+                work.append(made)
         return work, counters
 
     def _materialise(self) -> None:
@@ -454,7 +503,7 @@ class Optimizer(torch.optim.Optimizer):
         state = dict(state)
         settings = state.pop("settings", None)
         if settings is not None:
-            self._configure(settings["backend"], settings["math"], settings["state_dtype"])
+            self._configure(**settings)
         super().__setstate__(state)
 
     def __reduce__(self) -> Any:

@@ -8,8 +8,9 @@ reference computes, except that `expand` rounds otherwise than a library does (i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 
@@ -216,6 +217,30 @@ def expand(program: Program) -> Program:
     return program.map(write_out)
 
 
+def spelled_out(roots: Sequence[Node]) -> list[Node]:
+    """Values per step with `**`, `tanh`, `atan2` and `%` written out too, for a device that computes them."""
+    rules: dict[Op, Callable[..., Node]] = {Op.TANH: _tanh, Op.ATAN2: _atan2, Op.POW: _pow, Op.MOD: _mod}
+    done: dict[Node, Node] = {}
+    for n in toposort(roots):
+        args = tuple(done[a] for a in n.args)
+        written = rules[n.op](*args) if n.op in rules else rebuild(n, args)
+        settled: dict[Node, Node] = {}
+        for part in toposort([written]):
+            settled[part] = _settled(rebuild(part, tuple(settled[a] for a in part.args)))
+        done[n] = settled[written]
+    return [done[n] for n in roots]
+
+
+def _settled(n: Node) -> Node:
+    """A constant for what is one, and the other side of a truth that decides nothing."""
+    if n.extent is Extent.CONST and n.op not in LEAVES:
+        return const(float(cast(Any, constant(n))), n.dtype)
+    if n.op in (Op.AND, Op.OR) and Op.CONST in (n.args[0].op, n.args[1].op):
+        known, other = n.args if n.args[0].op is Op.CONST else reversed(n.args)
+        return other if bool(known.number) is (n.op is Op.AND) else known
+    return _without(n) or n
+
+
 def fold(program: Program) -> Program:
     """Compute what is constant, in float64, and drop operations that change no value."""
 
@@ -335,6 +360,11 @@ def _polynomial(z: Node, coefficients: tuple[float, ...]) -> Node:
     for c in coefficients[1:]:
         total = node(Op.ADD, node(Op.MUL, total, z), const(c))
     return total
+
+
+def _mod(x: Node, y: Node) -> Node:
+    """x - y*floor(x/y): exact for whole numbers below 2**53."""
+    return node(Op.SUB, x, node(Op.MUL, y, node(Op.FLOOR, node(Op.DIV, x, y))))
 
 
 def _tanh(x: Node) -> Node:

@@ -7,8 +7,9 @@ import pytest
 from buckets import planned
 from optgen import cache, library, settings
 from optgen.backends import Layout
-from optgen.backends.ahead import compile_ahead
-from optgen.backends.triton import interpreting
+from optgen.backends.ahead import compile_ahead, gpu_target
+from optgen.backends.triton import interpreting, prologue
+from optgen.passes import spelled_out
 from sliced import FACTORED
 from test_backends import COMMON, DEVICE_STATE, MIXED, RULES, variants
 
@@ -168,3 +169,30 @@ def test_cannot_compile_while_interpreting(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="unset TRITON_INTERPRET"):
         compile_ahead(Layout(planned("sgd")), None, "sm_90")
+
+
+KINDS = ("*fp64", "*i64", "*i64", "*fp64", "*i64", "*fp32")
+PER_STEP = (
+    "hyper(lr=0.1, power=-0.8)\np = p - lr*cos(t/9)*t**power*tanh(t/7)*(1 if t % 3 == 0 else atan2(t, 2))*g"
+)
+STEPPED = [PER_STEP, "nadam", *(pytest.param(n, marks=pytest.mark.full) for n in library.names())]
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+@pytest.mark.parametrize("rule", STEPPED, ids=lambda rule: rule[:5])
+def test_values_per_step_compile(rule, target):
+    """What the device computes in place of the host: `capturable=True`, and a gradient scaler on a GPU."""
+    import triton
+    import triton.language as tl
+    from triton.compiler import ASTSource
+
+    made = settings.planned(settings.runnable([library.rule(rule)])[0])
+    roots = [*made.scalars, *made.onces]
+    source = prologue.emit(prologue.Values(tuple(spelled_out(roots)), {}), "tl.float32")
+    kernel = cache.load(source, "prologue", "triton").prologue
+    tables = dict(zip(("values", "counters", "states", "stop", "rows", "out"), KINDS, strict=True))
+    constants = {"BLOCK": prologue.BLOCK, "COUNTER": tl.float32}
+    ast = ASTSource(kernel, signature=tables | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+    options = {"enable_fp_fusion": False}
+    built = triton.compile(ast, target=gpu_target(target), options=options)
+    assert built.asm["ptx" if target == "sm_90" else "amdgcn"].count("prologue")

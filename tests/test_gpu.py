@@ -185,3 +185,59 @@ def test_gradients_are_released_in_the_backward_pass():
         nets.append(net)
     assert all(torch.equal(p, q) for p, q in zip(*(net.parameters() for net in nets), strict=True))
     assert all(p.grad is None for p in nets[1].parameters())
+
+
+# Counters on the device
+
+
+def clocked(capturable, shapes=((3, 4), (5,))):
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(s, device="cuda")) for s in shapes]
+    rule = "hyper(lr=0.1)\nstate(mu=1)\nmu = mu*(1 - 0.5*0.96**t)\np = p - lr*minimum(t/4, 1)*mu*g"
+    return optgen.optimizer(rule)(params, capturable=capturable), params
+
+
+def test_a_graph_replays_a_schedule_without_the_host():
+    (graphed, mine), (eager, others) = clocked(True), clocked(False)
+    for p in (*mine, *others):
+        p.grad = torch.ones_like(p)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            graphed.step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        graphed.step()
+    for _ in range(5):
+        graph.replay()
+    for _ in range(8):
+        eager.step()
+    for p, q in zip(mine, others, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+        assert graphed.state[p]["step"].item() == eager.state[q]["step"].item() == 8
+
+
+def test_trap_13_a_parameter_without_gradient_is_no_part_of_a_graph():
+    optimizer, (first, _) = clocked(True)
+    for _ in range(2):
+        first.grad = torch.ones_like(first)
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="has no gradient, so the graph would never step"):
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            optimizer.step()
+
+
+def test_a_scaler_on_the_gpu_skips_a_step_without_asking(monkeypatch):
+    optimizer, params = clocked(False)
+    scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
+    for bad in (False, True, False):
+        optimizer.zero_grad()
+        loss = sum((p * p).sum() for p in params) * (torch.inf if bad else 1)
+        scaler.scale(loss).backward()
+        before = [p.detach().clone() for p in params]
+        scaler.step(optimizer)
+        scaler.update()
+        assert all(map(torch.equal, before, params)) is bad
+    assert [s["step"].item() for s in optimizer.state.values()] == [2.0, 2.0]
+    assert all(s["step"].is_cuda for s in optimizer.state.values())

@@ -71,7 +71,8 @@ def compile_ahead(layout: Layout, module: ModuleType, target: str, math_mode: st
     return reports
 
 
-def _gpu_target(target: str) -> Any:
+def gpu_target(target: str) -> Any:
+    """Triton's own description of a target, such as `sm_90` or `gfx942`."""
     from triton.backends.compiler import GPUTarget
 
     if match := re.fullmatch(r"sm_(\d+)a?", target):
@@ -89,7 +90,7 @@ def _compile(
     import triton
     from triton.compiler import ASTSource
 
-    gpu, name, planned = _gpu_target(target), spec.name, spec.planned
+    gpu, name, planned = gpu_target(target), spec.name, spec.planned
     constants = spec.constants
     signature = {**tables, **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(getattr(module, name), signature=signature, constexprs=dict(constants))

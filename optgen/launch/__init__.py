@@ -140,20 +140,27 @@ class Launcher:
         groups: Sequence[Mapping[str, Any]],
         mode: str | None = None,
         numbers: Mapping[str, Any] | None = None,
-        steps: float = 0.0,
+        steps: float | Tensor = 0.0,
+        stop: Tensor | None = None,
     ) -> None:
         """One step, or one mode, over all parameters in `work`; no empty tensors but parts of others.
 
         `numbers` are the states and inputs that are one for the whole optimizer, as 0-d tensors, of which
-        states are updated; `steps` counts the optimizer's own steps.
+        states are updated; `steps` is how many steps were made before, a tensor where the device counts.
+        Where `stop`, a tensor, is not 0, states that follow from counters on the device stay what they are.
         """
         buckets = self._find_buckets(work, mode)
         runners: list[Launch | Interpreted] = []
         for bucket in buckets:
-            values, rows = self._scalars(bucket, work, groups)
+            if bucket.counted:
+                values, rows = np.empty((0, 0)), np.arange(len(bucket.members))
+            else:
+                values, rows = self._scalars(bucket, work, groups)
             runners.append(
                 (Launch if bucket.kernel is not None else Interpreted)(bucket, work, values, rows, groups)
             )
+            if bucket.counted:
+                bucket.count(work, groups, stop)
         if any(r.plan.numbers for r in runners):
             self._fill(runners, groups, numbers or {}, steps)
         advance(runners)
@@ -178,27 +185,29 @@ class Launcher:
         runners: Sequence[Launch | Interpreted],
         groups: Sequence[Mapping[str, Any]],
         numbers: Mapping[str, Any],
-        steps: float,
+        steps: float | Tensor,
     ) -> None:
-        """What totals are made of: states and inputs, and what the host computes once for all groups."""
+        """What totals are made of: states and inputs, and what is computed once for all groups."""
         for r in runners:
-            values = [
-                evaluate(r.plan.onces, lambda n, o=options: step_leaf(n, o, steps, {}))  # type: ignore[misc]
-                for options in groups
-            ]
             given: dict[str, float | Tensor] = {}
-            for i, n in enumerate(r.plan.onces):
-                found = {float(v[n]) for v in values}
-                if len(found) > 1 and not any(x != x for x in found):
-                    names = sorted({x.value or "" for x in toposort([n]) if x.op is Op.HYPER})
-                    raise ValueError(
-                        f"{self.program.name} has a value that is one for the whole optimizer and depends on "
-                        f"{', '.join(names)}, so every group needs the same; they have {n!r} = "
-                        f"{', '.join(f'{float(v[n]):g}' for v in values)}"
-                    )
-                given[f"@once{i}"] = float(values[0][n])
+            if r.plan.onces:
+                self._check_alike(r.plan.onces, groups)
+                given = r.bucket.once(groups[0], steps)
             given |= {name: numbers[name] for name in r.plan.numbers if not name.startswith("@")}
             r.fill(given)
+
+    def _check_alike(self, onces: Sequence[Node], groups: Sequence[Mapping[str, Any]]) -> None:
+        """Every group must have the same options for what is one for the whole optimizer."""
+        for n in onces:
+            names = sorted({x.value or "" for x in toposort([n]) if x.op is Op.HYPER})
+            values = {name: [lookup(group, name) for group in groups] for name in names}
+            for name, found in values.items():
+                if any(x is not found[0] and x != found[0] for x in found[1:]):
+                    raise ValueError(
+                        f"{self.program.name} has a value that is one for the whole optimizer and depends on "
+                        f"{name}, so every group needs the same; they have {name} = "
+                        f"{', '.join(f'{float(x):g}' for x in found)}"
+                    )
 
     def _find_buckets(self, work: Sequence[Work], mode: str | None) -> list[Bucket]:
         """The buckets of this work, from the last step where nothing but addresses changed."""
@@ -215,14 +224,15 @@ class Launcher:
             codecs = tuple(CODEC_OF[t.dtype] for t in tensors)
             backend = resolve(self.backend, w.param.device)
             sharded = w.shard is not None
-            key = (w.param.device, w.truths, codecs, len(shape.sizes), sharded)
+            counted = w.counter is not None
+            key = (w.param.device, w.truths, codecs, len(shape.sizes), sharded, counted)
             if key not in found:
                 made = self.plan(w.truths, codecs, mode)
                 layout = Layout(made, len(shape.sizes), sharded and made.random)
                 kernel = None
                 if backend != "numpy":
                     kernel = cache.kernel(made, backend, self.math_mode, layout.dims, layout.sharded)
-                found[key] = Bucket(w.param.device, made, layout, kernel, [], [])
+                found[key] = Bucket(w.param.device, made, layout, kernel, [], [], counted)
             found[key].members.append(i)
             found[key].geometries.append(shape)
         buckets = list(found.values())
@@ -260,7 +270,7 @@ class Launcher:
     @staticmethod
     def _store_host_states(runners: Sequence[Launch | Interpreted], work: Sequence[Work]) -> None:
         for r in runners:
-            for name, n in r.plan.host.items():
+            for name, n in () if r.bucket.counted else r.plan.host.items():
                 for m, row in zip(r.bucket.members, r.rows, strict=True):
                     value = n.number if n.op is Op.CONST else r.values[row, int(n.value or 0)]
                     work[m].states[name].fill_(float(value))

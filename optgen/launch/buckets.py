@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -15,8 +15,12 @@ from optgen.backends import PLACE, SLICES, Kernel, Layout, Tables, View, across
 from optgen.ir import Extent, Op, toposort
 from optgen.launch.geometry import Geometry
 from optgen.launch.sharding import EVERY, Share
-from optgen.launch.work import Work
+from optgen.launch.work import Work, fact_of, step_leaf
 from optgen.plan import Plan
+from optgen.semantics import evaluate
+
+if TYPE_CHECKING:
+    from optgen.launch.clock import Clock  # needs Triton
 
 NOWHERE = (EVERY, 0, EVERY, 0, 0)  # the place of a tensor that is no part of another
 
@@ -31,9 +35,13 @@ class Bucket:
     kernel: Kernel | None
     members: list[int]  # indices into the step's work
     geometries: list[Geometry]
+    counted: bool = False  # whether the counters lie on the device, which computes what follows from them
     tables: Tables = field(init=False)
     host: np.ndarray = field(init=False)  # the host's copy of tables.tensors
     sent: np.ndarray | None = field(init=False, default=None)  # what the device has of it
+    pinned: list[torch.Tensor] = field(init=False, default_factory=list)  # what a CUDA graph copies again
+    clock: Clock | None = field(init=False, default=None)  # where the device has the counters,
+    once_clock: Clock | None = field(init=False, default=None)  # and for what is one for the whole optimizer
     reads: tuple[str, ...] = field(init=False)  # host states and shape facts that the scalars depend on
 
     def __post_init__(self) -> None:
@@ -126,7 +134,11 @@ class Bucket:
         """An array where the kernel reads it."""
         if self.numpy_tables:
             return np.ascontiguousarray(array)
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            tensor = tensor.pin_memory()
+            self.pinned.append(tensor)
+        return tensor.to(self.device, non_blocking=True)
 
     def empty(self, *sizes: int) -> Any:
         """A float64 table of zeros where the kernel reads it, never an empty one."""
@@ -158,12 +170,54 @@ class Bucket:
         table[:, columns["@row"]] = rows
         if self.plan.random:
             table[:, columns["@param"]] = [w.index for w in members]
-            table[:, columns["@step"]] = [int(w.step) for w in members]
+            table[:, columns["@step"]] = 0 if self.counted else [int(w.step) for w in members]
             table[:, columns["@seed"]] = seeds
         if self.sent is None or not np.array_equal(self.sent, table):
             self.tables.tensors = self.put(table)
             self.sent = table.copy()
         return spills
+
+    def count(
+        self,
+        work: Sequence[Work],
+        groups: Sequence[Mapping[str, Any]],
+        stop: Tensor | None,
+    ) -> None:
+        """Fill the scalars, and the steps that random numbers follow from, on the device."""
+        members = [work[m] for m in self.members]
+        counters = [cast(Tensor, w.counter) for w in members]
+        if self.clock is None:
+            from optgen.launch.clock import Clock
+
+            scalars, host = self.plan.scalars, self.plan.host.items()
+            states = {k: n if n.op is Op.CONST else scalars[int(n.value or 0)] for k, n in host}
+            self.clock = Clock(scalars, states, self.plan.real, self.device, self.put)
+        if stop is None:
+            stop = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.tables.scalars = self.clock.run(
+            counters,
+            [w.states for w in members],
+            [groups[w.group] for w in members],
+            lambda row, name: fact_of(members[row], name),
+            stop.to(self.device),
+        )
+        if self.plan.random:
+            steps = torch.stack(counters).to(torch.float64) + 1
+            self.tables.tensors[:, self.layout.columns["@step"]] = steps.to(torch.int64)
+
+    def once(self, options: Mapping[str, Any], steps: float | Tensor) -> dict[str, float | Tensor]:
+        """The values that are one for the whole optimizer, which has made so many steps (0-d float64)."""
+        onces = self.plan.onces
+        if not isinstance(steps, Tensor):
+            values = evaluate(onces, lambda n: step_leaf(n, options, steps + 1, {}))
+            return {f"@once{i}": float(values[n]) for i, n in enumerate(onces)}
+        if self.once_clock is None:
+            from optgen.launch.clock import Clock
+
+            self.once_clock = Clock(onces, {}, "fp64", self.device, self.put)
+        stop = torch.zeros((), dtype=torch.float64, device=self.device)
+        found = self.once_clock.run([steps.to(self.device)], [{}], [options], lambda row, name: 0.0, stop)
+        return {f"@once{i}": found[0, i] for i in range(len(onces))}
 
     def shares(self, work: Sequence[Work], slots: Sequence[int]) -> list[Share]:
         """The places of what these slots have for parts of tensors, of which other processes have more."""

@@ -93,9 +93,10 @@ class Launch(_Runner):
     ):
         super().__init__(bucket, work, values, rows, groups)
         self.work = work
-        real = np.float64 if self.plan.real == "fp64" else np.float32
-        with np.errstate(over="ignore"):
-            bucket.tables.scalars = bucket.put(values.astype(real))
+        if not bucket.counted:
+            real = np.float64 if self.plan.real == "fp64" else np.float32
+            with np.errstate(over="ignore"):
+                bucket.tables.scalars = bucket.put(values.astype(real))
         self.keep = bucket.point(work, rows, self.seeds)
 
     def run(self, act: Act) -> None:

@@ -42,6 +42,7 @@ class Work:
     index: int = 0
     shard: Shard | None = None
     owner: Tensor | None = None
+    counter: Tensor | None = None  # on the device, where `step` is not known
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,7 +80,7 @@ def signature_of(w: Work) -> tuple[Any, ...]:
         more = tuple((name, x.stride(), x.dtype) for name, x in w.inputs.items())
         return (*signature_of(replace(w, inputs={})), more)
     states = tuple(map(id, w.states.values()))  # alive as long as the signature is kept
-    own = p.shape, p.stride(), p.dtype, p.device, w.truths, states, w.shard
+    own = p.shape, p.stride(), p.dtype, p.device, w.truths, states, w.shard, w.counter is None
     return own if g is None else (*own, g.stride(), g.dtype)
 
 

@@ -198,7 +198,7 @@ def _launch(moves: list[Move], given: Mapping[str, Any]) -> None:
                     Work(target, move.grad, states, group, truths, step, move.inputs, move.leaf.index)
                 )
         if work:
-            launcher.run(work, [rule.values for rule in groups], None, numbers, engine.steps + 1)
+            launcher.run(work, [rule.values for rule in groups], None, numbers, engine.steps)
         engine.steps += 1
         for move in mine:
             move.leaf.state["step"] += 1

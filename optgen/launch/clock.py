@@ -1,0 +1,111 @@
+"""Values per step where the device alone knows which step it is: in a CUDA graph, or under a gradient scaler.
+
+In: a bucket whose parameters have their counters on the device. Out: its table of scalars, filled there by
+one launch (`backends.triton.prologue`) from counters, states and a table of hyperparameters, which is sent
+only when one has changed. A hyperparameter that is a tensor on the device is read there in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optgen import cache
+from optgen.backends.triton import prologue
+from optgen.ir import Node, Op
+from optgen.launch.work import lookup
+from optgen.passes import spelled_out
+
+Put = Callable[[np.ndarray], Tensor]
+Fact = Callable[[int, str], float]  # of a row: a fact about its shape
+
+
+class Clock:
+    """Computes the same values for the same rows in every step."""
+
+    def __init__(
+        self, roots: Sequence[Node], results: Mapping[str, Node], real: str, device: torch.device, put: Put
+    ):
+        done = spelled_out([*roots, *results.values()])
+        self.values = prologue.Values(
+            tuple(done[: len(roots)]), dict(zip(results, done[len(roots) :], strict=True))
+        )
+        self.leaves, self.kept = self.values.leaves, self.values.kept
+        source = prologue.emit(self.values, f"tl.{'float64' if real == 'fp64' else 'float32'}")
+        self.module: ModuleType = cache.load(source, "prologue", "triton")
+        self.real = torch.float64 if real == "fp64" else torch.float32
+        self.device, self.put = device, put
+        self.sent: dict[str, tuple[np.ndarray, Tensor]] = {}
+
+    def run(
+        self,
+        counters: Sequence[Tensor],
+        states: Sequence[Mapping[str, Tensor]],
+        options: Sequence[Mapping[str, Any]],
+        fact: Fact,
+        stop: Tensor,
+    ) -> Tensor:
+        """The values of every row, `real` [rows, roots]; states are updated unless `stop` is not 0.
+
+        Args:
+            counters: of each row how many steps it has made, 0-d, float32 or float64, on the device.
+            states: of each row its states, 0-d, float64, on the device.
+            options: of each row its hyperparameters.
+            fact: what a fact about a row's shape is.
+            stop: 0-d float64, on the device.
+        """
+        count = len(counters)
+        places = np.array([c.data_ptr() for c in counters], np.int64)
+        kept = np.array([[s[name].data_ptr() for name in self.kept] for s in states], np.int64)
+        out = torch.empty(count, max(1, len(self.values.roots)), dtype=self.real, device=self.device)
+        tables = (
+            self._given(options, fact),
+            self._table("counters", places),
+            self._table("states", kept.reshape(count, -1)),
+            stop,
+            self._table("rows", np.array([count], np.int64)),
+            out,
+        )
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            prologue.run(self.module, tables, count, counters[0].dtype is torch.float64)
+        return out
+
+    def _given(self, options: Sequence[Mapping[str, Any]], fact: Fact) -> Tensor:
+        """The table of hyperparameters and facts; what lies on the device is copied there."""
+        table = np.zeros((len(options), max(1, len(self.leaves))))
+        live: dict[int, list[tuple[int, int, Tensor]]] = {}
+        for column, n in enumerate(self.leaves):
+            path = n.value or ""
+            for row, group in enumerate(options):
+                if n.op is Op.SHAPE:
+                    table[row, column] = fact(row, path)
+                    continue
+                value = lookup(group, path)
+                if isinstance(value, Tensor):
+                    spans = live.setdefault(column, [])
+                    if spans and spans[-1][2] is value:
+                        spans[-1] = (spans[-1][0], row + 1, value)
+                    else:
+                        spans.append((row, row + 1, value))
+                elif value is None:
+                    raise ValueError(f"hyperparameter '{path}' is None, but the rule needs a number here")
+                else:
+                    table[row, column] = float(value)
+        sent = self._table("values", table)
+        for column, spans in live.items():
+            for start, end, value in spans:
+                sent[start:end, column] = value.to(self.device, torch.float64)
+        return sent
+
+    def _table(self, name: str, table: np.ndarray) -> Tensor:
+        """A table on the device, sent if it is not the one that lies there."""
+        known = self.sent.get(name)
+        if known is None or not np.array_equal(known[0], table):
+            known = self.sent[name] = (table, self.put(table.copy() if table.size else np.zeros(1, np.int64)))
+        return known[1]
