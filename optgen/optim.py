@@ -20,6 +20,7 @@ from optgen import library
 from optgen.compose import complete, with_defaults, with_maximize
 from optgen.ir import Extent, Program, State
 from optgen.launch import BACKENDS, CODEC_OF, MODES, SUPPORTED, Launcher, Truths, Work
+from optgen.opaque import opaque
 from optgen.options import GROUP, checked, complete_group
 from optgen.saved import as_tuple, check_groups, counter_dtype, from_texts, load_entry, part_names, rule_text
 
@@ -102,6 +103,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # Step
 
+    @opaque
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, **inputs: Any) -> Any:
         """One step for every parameter that has a gradient and is not frozen.
@@ -281,6 +283,7 @@ class Optimizer(torch.optim.Optimizer):
         """Run the rule's `eval()` program on every parameter that has state; nothing without one."""
         self._enter(False)
 
+    @opaque
     @torch.no_grad()
     def _enter(self, training: bool) -> None:
         if not self.program.modes:

@@ -62,6 +62,7 @@ MODULES = [
     "launch",
     "options",
     "saved",
+    "opaque",
     "optim",
     "training",
     "tree.nodes",
