@@ -75,6 +75,22 @@ def test_only_what_is_around_a_step_is_compiled(recorder):
     assert torch.equal(p, parameter() - 0.5 * p.grad)
 
 
+def test_a_closure_may_call_what_is_compiled(recorder):
+    p = parameter()
+    opt = optgen.SGD([p], lr=0.5, backend="numpy")
+    loss = torch.compile(lambda x: (x * 2).sum(), backend=recorder)
+
+    def closure():
+        opt.zero_grad()
+        value = loss(p)
+        value.backward()
+        return value
+
+    assert opt.step(closure).item() == 0
+    assert [len(graph) for graph in recorder.graphs] == [2]
+    assert torch.equal(p, parameter() - 1)
+
+
 def test_modes_are_not_traced_either(recorder):
     p = parameter()
     opt = optgen.AdamWScheduleFree([p], lr=0.1, backend="numpy")
