@@ -196,3 +196,35 @@ def test_a_compiled_module(fit, same_bits):
     compiled, eager = fit(Classifier, optgen, "AdamW", compiled=True), fit(Classifier, optgen, "AdamW")
     assert compiled.losses == eager.losses
     same_bits(compiled.parameters(), eager.parameters())
+
+
+def test_fabric_saves_and_loads(perceptron, examples, same_bits, tmp_path):
+    loader = torch.utils.data.DataLoader(examples, batch_size=BATCH)
+
+    def run(library, first, last, resume=None, save=None):
+        fabric = lightning.Fabric(accelerator="cpu", devices=1, precision="32-true")
+        net = perceptron()
+        opt = library.AdamW(net.parameters(), **SETTINGS["AdamW"])
+        net, opt = fabric.setup(net, opt)
+        held, losses = {"net": net, "opt": opt}, []
+        if resume:
+            fabric.load(resume, held)
+        for epoch in range(first, last):
+            torch.manual_seed(epoch)
+            for features, labels in fabric.setup_dataloaders(loader):
+                loss = cross_entropy(net(features), labels)
+                losses.append(loss.item())
+                fabric.backward(loss)
+                fabric.clip_gradients(net, opt, max_norm=CLIP)
+                opt.step()
+                opt.zero_grad()
+        if save:
+            fabric.save(save, held)
+        return losses, net.parameters()
+
+    losses, whole = run(optgen, 0, EPOCHS)
+    assert losses == pytest.approx(run(torch.optim, 0, EPOCHS)[0], rel=1e-6)
+    run(optgen, 0, HALF, save=tmp_path / "half.ckpt")
+    rest, resumed = run(optgen, HALF, EPOCHS, resume=tmp_path / "half.ckpt")
+    assert rest == losses[len(losses) // 2 :]
+    same_bits(resumed, whole)

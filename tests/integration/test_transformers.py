@@ -189,14 +189,10 @@ def test_the_trainer_switches_a_schedule_free_rule_between_its_two_points(train)
 
 
 def test_an_optimizer_and_a_scheduler_of_ones_own(train, same_bits):
-    """Hand-made groups and a hand-made schedule give the bits of those that the Trainer makes."""
+    """optgen's groups and a schedule by hand give the bits of those that the Trainer makes."""
 
     def make(trained):
-        groups = [
-            {"params": [p for p in trained.parameters() if p.ndim == 2], "weight_decay": 0.1},
-            {"params": [p for p in trained.parameters() if p.ndim == 1], "weight_decay": 0.0},
-        ]
-        opt = optgen.AdamW(groups, **SETTINGS["AdamW"])
+        opt = optgen.AdamW(optgen.training.decay_groups(trained, 0.1), **SETTINGS["AdamW"])
         slope = torch.optim.lr_scheduler.LambdaLR(
             opt, lambda i: float(i) / WARMUP if i < WARMUP else float(STEPS - i) / (STEPS - WARMUP)
         )
