@@ -9,7 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 FEATURES, CLASSES = 8, 4
-
 
 # Every other warning is an error, as in the rest of the suite.
 OF_THE_CLIENTS = [
@@ -49,10 +48,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
+def seeded() -> None:
     """The same random numbers in every test, whatever ran before it."""
-    torch.manual_seed(0)
-    yield
     torch.manual_seed(0)
 
 
@@ -89,7 +86,7 @@ def perceptron() -> Callable[[], torch.nn.Module]:
 
 @pytest.fixture
 def examples() -> torch.utils.data.Dataset:
-    """96 points of the plane's FEATURES dimensions, labelled by a random linear map."""
+    """96 points of FEATURES dimensions, labelled by a random linear map."""
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(96, FEATURES, generator=generator)
     y = (x @ torch.randn(FEATURES, CLASSES, generator=generator)).argmax(1)
