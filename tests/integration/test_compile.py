@@ -91,7 +91,7 @@ def test_autograd_compiled_ahead_of_time(train, same_bits):
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
 def test_inductor(train):
-    """Its kernels for the model round in another way, so that these are compared with torch.optim's."""
+    """Its kernels for the model need not round as eager ones do: compared with torch.optim, to rounding."""
     losses, weights = train(optgen, "SGD", compiler("inductor"))
     assert counters["stats"]["unique_graphs"] == 2
     assert counters["inductor"]

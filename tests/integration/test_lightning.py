@@ -121,7 +121,7 @@ def keep(tmp_path):
 
 @pytest.mark.parametrize("precision", [32, "bf16-mixed"])
 def test_the_losses_are_those_of_torch(fit, precision):
-    """In float32 to one bit; autocast to bfloat16 can make an ulp of a weight an ulp of bfloat16."""
+    """To rounding; under autocast a float32 ulp of a weight may become one of bfloat16."""
     ours = fit(Classifier, optgen, "AdamW", precision=precision)
     theirs = fit(Classifier, torch.optim, "AdamW", precision=precision)
     assert len(ours.losses) == STEPS * ACCUMULATED
