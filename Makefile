@@ -8,6 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 # Compiled kernels stay inside the checkout, and so do the caches of what compiles them.
 export OPTGEN_CACHE_DIR ?= $(CURDIR)/.cache/optgen
 export TRITON_CACHE_DIR ?= $(CURDIR)/.cache/triton
+export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
 
 # Two threads a test process, whatever the machine, so that the parallel path is tested; they sleep
@@ -17,14 +18,16 @@ PYTEST := $(THREADS) $(BIN)/python -m pytest -n $(WORKERS)
 # Triton reads TRITON_INTERPRET when it decorates a kernel: one process cannot both compile and interpret.
 INTERPRET := TRITON_INTERPRET=1
 INTERPRETER_TESTS := tests/test_interpreter*.py
-OTHER_TESTS := tests --ignore-glob='*test_interpreter*'
+# The trainers are slow to import and are a run of their own.
+INTEGRATION_TESTS := tests/integration
+OTHER_TESTS := tests --ignore-glob='*test_interpreter*' --ignore=$(INTEGRATION_TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-all test-gpu lint format docs bench clean distclean
+.PHONY: help .venv demo test test-all test-integration test-gpu lint format docs bench clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z.-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -n 's/^\([a-z.-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 26
 
 .venv: .venv/installed  ## set up the environment, as constraints.txt pins it
 
@@ -35,7 +38,7 @@ help:  ## list the targets
 	    echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
 	    echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it needs the package python3-venv." >&2; exit 1; }
-	$(PIP_INSTALL) -c constraints.txt -e '.[cpu,demo,docs,test,lint]'
+	$(PIP_INSTALL) -c constraints.txt -e '.[cpu,demo,docs,test,integration,lint]'
 	@touch $@
 
 demo: .venv/installed  ## show what optgen does, in a terminal
@@ -49,8 +52,11 @@ test-all: .venv/installed  ## run the full matrix of rules, dtypes, shapes and o
 	$(PYTEST) $(OTHER_TESTS) -m "full and not gpu"
 	$(INTERPRET) $(PYTEST) $(INTERPRETER_TESTS) -m full
 
+test-integration: .venv/installed  ## train with Hugging Face, Lightning, Accelerate and torch.compile
+	$(PYTEST) $(INTEGRATION_TESTS)
+
 test-gpu: .venv/installed  ## run the tests that need a GPU
-	$(BIN)/python -m pytest tests -m gpu
+	$(BIN)/python -m pytest tests --ignore=$(INTEGRATION_TESTS) -m gpu
 
 lint: .venv/installed  ## check style and types
 	$(BIN)/ruff check

@@ -146,7 +146,8 @@ class ADOPT(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -203,7 +204,8 @@ class AMSGrad(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -262,7 +264,8 @@ class ASGD(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -334,7 +337,8 @@ class AdEMAMix(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -397,7 +401,8 @@ class AdaBelief(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -464,7 +469,8 @@ class AdaBound(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -535,7 +541,8 @@ class AdaHessian(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -600,7 +607,8 @@ class AdaMod(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -660,7 +668,8 @@ class AdaNorm(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -729,7 +738,8 @@ class AdaPNM(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -788,7 +798,8 @@ class Adadelta(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -862,7 +873,8 @@ class Adafactor(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -921,7 +933,8 @@ class Adagrad(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -988,7 +1001,8 @@ class Adai(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -1056,7 +1070,8 @@ class Adam(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -1120,7 +1135,8 @@ class AdamAtan2(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -1189,7 +1205,8 @@ class AdamC(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -1256,7 +1273,8 @@ class AdamMini(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -1331,7 +1349,8 @@ class AdamP(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -1396,7 +1415,8 @@ class AdamW(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -1472,7 +1492,8 @@ class AdamWScheduleFree(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -1536,7 +1557,8 @@ class Adamax(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -1604,7 +1626,8 @@ class Adan(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -1663,7 +1686,8 @@ class AggMo(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -1719,7 +1743,8 @@ class AliG(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -1781,7 +1806,8 @@ class AvaGrad(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -1856,7 +1882,8 @@ class CAME(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -1936,7 +1963,8 @@ class DAdaptAdam(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2008,7 +2036,8 @@ class DAdaptLion(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2073,7 +2102,8 @@ class DAdaptSGD(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2125,7 +2155,8 @@ class Descent(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2178,7 +2209,8 @@ class DiffGrad(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2235,7 +2267,8 @@ class DoG(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2289,7 +2322,8 @@ class DoWG(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2339,7 +2373,8 @@ class EMAMomentum(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2393,7 +2428,8 @@ class FTRL(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2444,7 +2480,8 @@ class Fromage(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2491,7 +2528,8 @@ class GradientDescent(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2545,7 +2583,8 @@ class Grams(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2599,7 +2638,8 @@ class Gravity(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2649,7 +2689,8 @@ class HeavyBall(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2709,7 +2750,8 @@ class LAMB(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2766,7 +2808,8 @@ class LARS(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2821,7 +2864,8 @@ class LDoG(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2880,7 +2924,8 @@ class LaProp(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2934,7 +2979,8 @@ class Lion(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -2988,7 +3034,8 @@ class MADGRAD(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3056,7 +3103,8 @@ class MARS(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3125,7 +3173,8 @@ class MoMo(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3183,7 +3232,8 @@ class Momentum(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3246,7 +3296,8 @@ class NAdam(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3302,7 +3353,8 @@ class Nesterov(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3351,7 +3403,8 @@ class NoisySGD(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3406,7 +3459,8 @@ class NovoGrad(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3464,7 +3518,8 @@ class OAdam(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3522,7 +3577,8 @@ class OptimisersAdaBelief(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3572,7 +3628,8 @@ class OptimisersAdaGrad(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3625,7 +3682,8 @@ class OptimisersAdaMax(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3683,7 +3741,8 @@ class OptimisersAdamW(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3739,7 +3798,8 @@ class OptimisersLion(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3794,7 +3854,8 @@ class OptimisersNAdam(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3854,7 +3915,8 @@ class OptimisersRAdam(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3911,7 +3973,8 @@ class OptimisersRMSProp(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -3973,7 +4036,8 @@ class OptimisersRprop(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4033,7 +4097,8 @@ class PID(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4095,7 +4160,8 @@ class PSGLD(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4154,7 +4220,8 @@ class Padam(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4209,7 +4276,8 @@ class PolyakSGD(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4286,7 +4354,8 @@ class Prodigy(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4357,7 +4426,8 @@ class QHAdam(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4410,7 +4480,8 @@ class QHM(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4475,7 +4546,8 @@ class RAdam(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4555,7 +4627,8 @@ class RAdamScheduleFree(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4625,7 +4698,8 @@ class RMSprop(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4694,7 +4768,8 @@ class RMSpropTF(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4749,7 +4824,8 @@ class RowWiseAdagrad(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4803,7 +4879,8 @@ class Rprop(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4863,7 +4940,8 @@ class SGD(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4935,7 +5013,8 @@ class SGDP(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -4998,7 +5077,8 @@ class SGDSaI(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -5067,7 +5147,8 @@ class SGDScheduleFree(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -5132,7 +5213,8 @@ class SGDW(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -5189,7 +5271,8 @@ class SGHMC(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -5241,7 +5324,8 @@ class SGLD(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -5314,7 +5398,8 @@ class SM3(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -5372,7 +5457,8 @@ class Signum(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -5431,7 +5517,8 @@ class Sophia(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -5498,7 +5585,8 @@ class StableAdamW(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -5552,7 +5640,8 @@ class Tiger(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.
@@ -5612,7 +5701,8 @@ class Yogi(Optimizer):
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
         foreach, fused: torch's; they change nothing.
-        capturable, differentiable: torch's; True is refused.
+        capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
+        differentiable: torch's; True is refused.
 
     State:
         step: the number of this parameter's steps, float32, or float64 where that is torch's default.

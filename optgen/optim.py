@@ -34,6 +34,7 @@ from optgen.launch import (
 )
 from optgen.loading import LoadReport, load
 from optgen.memory import check_memory
+from optgen.opaque import opaque
 from optgen.options import GROUP, checked, complete_group
 from optgen.saved import as_tuple, counter_dtype, from_texts, part_names, rule_text
 from optgen.scaling import with_scaling
@@ -136,6 +137,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # Step
 
+    @opaque
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, **inputs: Any) -> Any:
         """One step for every parameter that has a gradient and is not frozen.
@@ -392,6 +394,7 @@ class Optimizer(torch.optim.Optimizer):
         """Run the rule's `eval()` program on every parameter that has state; nothing without one."""
         self._enter(False)
 
+    @opaque
     @torch.no_grad()
     def _enter(self, training: bool) -> None:
         if not self.program.modes:

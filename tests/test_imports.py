@@ -70,6 +70,7 @@ MODULES = [
     "loading",
     "memory",
     "interface",
+    "opaque",
     "optim",
     "release",
     "stubs",
