@@ -145,7 +145,8 @@ class ADOPT(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -203,7 +204,8 @@ class AMSGrad(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -263,7 +265,8 @@ class ASGD(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -336,7 +339,8 @@ class AdEMAMix(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -400,7 +404,8 @@ class AdaBelief(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -468,7 +473,8 @@ class AdaBound(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -540,7 +546,8 @@ class AdaHessian(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -606,7 +613,8 @@ class AdaMod(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -667,7 +675,8 @@ class AdaNorm(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -737,7 +746,8 @@ class AdaPNM(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -797,7 +807,8 @@ class Adadelta(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -872,7 +883,8 @@ class Adafactor(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -932,7 +944,8 @@ class Adagrad(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1000,7 +1013,8 @@ class Adai(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1069,7 +1083,8 @@ class Adam(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1134,7 +1149,8 @@ class AdamAtan2(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1204,7 +1220,8 @@ class AdamC(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1272,7 +1289,8 @@ class AdamMini(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1348,7 +1366,8 @@ class AdamP(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1414,7 +1433,8 @@ class AdamW(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1491,7 +1511,8 @@ class AdamWScheduleFree(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1556,7 +1577,8 @@ class Adamax(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1625,7 +1647,8 @@ class Adan(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1685,7 +1708,8 @@ class AggMo(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1742,7 +1766,8 @@ class AliG(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1805,7 +1830,8 @@ class AvaGrad(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1881,7 +1907,8 @@ class CAME(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -1962,7 +1989,8 @@ class DAdaptAdam(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2035,7 +2063,8 @@ class DAdaptLion(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2101,7 +2130,8 @@ class DAdaptSGD(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2154,7 +2184,8 @@ class Descent(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2208,7 +2239,8 @@ class DiffGrad(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2266,7 +2298,8 @@ class DoG(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2321,7 +2354,8 @@ class DoWG(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2372,7 +2406,8 @@ class EMAMomentum(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2427,7 +2462,8 @@ class FTRL(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2479,7 +2515,8 @@ class Fromage(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2527,7 +2564,8 @@ class GradientDescent(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2582,7 +2620,8 @@ class Grams(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2637,7 +2676,8 @@ class Gravity(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2688,7 +2728,8 @@ class HeavyBall(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2749,7 +2790,8 @@ class LAMB(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2807,7 +2849,8 @@ class LARS(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2863,7 +2906,8 @@ class LDoG(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2923,7 +2967,8 @@ class LaProp(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -2978,7 +3023,8 @@ class Lion(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3033,7 +3079,8 @@ class MADGRAD(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3102,7 +3149,8 @@ class MARS(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3172,7 +3220,8 @@ class MoMo(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3231,7 +3280,8 @@ class Momentum(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3295,7 +3345,8 @@ class NAdam(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3352,7 +3403,8 @@ class Nesterov(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3402,7 +3454,8 @@ class NoisySGD(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3458,7 +3511,8 @@ class NovoGrad(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3517,7 +3571,8 @@ class OAdam(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3576,7 +3631,8 @@ class OptimisersAdaBelief(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3627,7 +3683,8 @@ class OptimisersAdaGrad(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3681,7 +3738,8 @@ class OptimisersAdaMax(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3740,7 +3798,8 @@ class OptimisersAdamW(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3797,7 +3856,8 @@ class OptimisersLion(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3853,7 +3913,8 @@ class OptimisersNAdam(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3914,7 +3975,8 @@ class OptimisersRAdam(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -3972,7 +4034,8 @@ class OptimisersRMSProp(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4035,7 +4098,8 @@ class OptimisersRprop(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4096,7 +4160,8 @@ class PID(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4159,7 +4224,8 @@ class PSGLD(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4219,7 +4285,8 @@ class Padam(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4275,7 +4342,8 @@ class PolyakSGD(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4353,7 +4421,8 @@ class Prodigy(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4425,7 +4494,8 @@ class QHAdam(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4479,7 +4549,8 @@ class QHM(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4545,7 +4616,8 @@ class RAdam(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4626,7 +4698,8 @@ class RAdamScheduleFree(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4697,7 +4770,8 @@ class RMSprop(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4767,7 +4841,8 @@ class RMSpropTF(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4823,7 +4898,8 @@ class RowWiseAdagrad(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4878,7 +4954,8 @@ class Rprop(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -4939,7 +5016,8 @@ class SGD(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -5012,7 +5090,8 @@ class SGDP(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -5076,7 +5155,8 @@ class SGDSaI(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -5146,7 +5226,8 @@ class SGDScheduleFree(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -5212,7 +5293,8 @@ class SGDW(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -5270,7 +5352,8 @@ class SGHMC(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -5323,7 +5406,8 @@ class SGLD(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -5397,7 +5481,8 @@ class SM3(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -5456,7 +5541,8 @@ class Signum(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -5516,7 +5602,8 @@ class Sophia(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -5584,7 +5671,8 @@ class StableAdamW(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -5639,7 +5727,8 @@ class Tiger(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 
@@ -5700,7 +5789,8 @@ class Yogi(Optimizer):
         backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
         math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
         state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-        foreach, fused: torch's; they change nothing.
+        foreach: torch's; it changes nothing.
+        fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
         capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
         differentiable: torch's; True is refused.
 

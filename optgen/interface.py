@@ -56,7 +56,8 @@ COMMON = """\
     backend (str): "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy"; default "auto".
     math (str): "exact" (the same bits on every back end) or "fast"; default "exact".
     state_dtype (dtype | None): of new state with a value per element; default None, each parameter's own.
-    foreach, fused: torch's; they change nothing.
+    foreach: torch's; it changes nothing.
+    fused (bool | None): let a `GradScaler` leave scale and infinities to the step; default None, False.
     capturable (bool): keep step counts on the GPU, so that a CUDA graph can replay steps; default False.
     differentiable: torch's; True is refused."""
 

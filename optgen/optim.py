@@ -50,13 +50,12 @@ class Optimizer(torch.optim.Optimizer):
     """The base of every class that `optgen.optimizer` makes. `program` is the rule."""
 
     program: ClassVar[Program]
-    _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves `grad_scale` and `found_inf` here then
     _constructing = False  # all groups are checked together then
 
     def __init__(self, params: Any, *args: Any, **options: Any):
         given = self._arguments(params, args, options)
-        capturable = given.pop("capturable")
-        self._configure(given.pop("backend"), given.pop("math"), given.pop("state_dtype"), capturable)
+        settings = ("backend", "math", "state_dtype", "capturable", "fused")
+        self._configure(**{name: given.pop(name) for name in settings})
         defaults = {name: checked(self.program, name, value) for name, value in given.items()}
         self._constructing = True
         super().__init__(params, {**defaults, "rule": rule_text(self.program), "frozen": []})
@@ -66,11 +65,10 @@ class Optimizer(torch.optim.Optimizer):
     def _arguments(self, params: Any, args: Any, options: dict[str, Any]) -> dict[str, Any]:
         """The constructor's arguments by name, defaults filled in; torch's own flags are looked at."""
         name = type(self).__name__
-        for flag in ("foreach", "fused"):  # they choose an implementation, and optgen has one
-            options.pop(flag, None)
+        options.pop("foreach", None)  # it chooses an implementation, and optgen has one
         if options.pop("differentiable", False):
             raise ValueError(f"{name} does not support differentiable=True: a step is no part of a graph")
-        capturable = bool(options.pop("capturable", False))
+        flags = {flag: bool(options.pop(flag, False)) for flag in ("capturable", "fused")}
         signature: inspect.Signature = self.__signature__  # type: ignore[attr-defined]
         try:
             bound = signature.bind(params, *args, **options)
@@ -78,9 +76,7 @@ class Optimizer(torch.optim.Optimizer):
             known = ", ".join(n for n in signature.parameters if n != "params")
             raise TypeError(f"{name}: {error}; it takes {known}") from None
         bound.apply_defaults()
-        return {n: value for n, value in bound.arguments.items() if n != "params"} | {
-            "capturable": capturable
-        }
+        return {n: value for n, value in bound.arguments.items() if n != "params"} | flags
 
     def __repr__(self) -> str:
         """As torch's: every group with its options, but not the rule's text."""
@@ -92,7 +88,12 @@ class Optimizer(torch.optim.Optimizer):
         return f"{type(self).__name__} (" + "\n".join(lines) + "\n)"
 
     def _configure(
-        self, backend: str, math: str, state_dtype: torch.dtype | None, capturable: bool = False
+        self,
+        backend: str,
+        math: str,
+        state_dtype: torch.dtype | None,
+        capturable: bool = False,
+        fused: bool = False,
     ) -> None:
         """Keep what is not saved: how to compute, not what."""
         if backend not in BACKENDS:
@@ -102,8 +103,12 @@ class Optimizer(torch.optim.Optimizer):
         if state_dtype is not None and state_dtype not in CODEC_OF:
             raise ValueError(f"state_dtype={state_dtype} is not one of {SUPPORTED}")
         self._settings: dict[str, Any] = {
-            "backend": backend, "math": math, "state_dtype": state_dtype, "capturable": capturable
+            "backend": backend, "math": math, "state_dtype": state_dtype,
+            "capturable": capturable, "fused": fused,
         }  # fmt: skip
+        # As in torch: only then does a GradScaler leave the division and the decision to the step. Trainers
+        # that clip gradients themselves refuse such an optimizer.
+        self._step_supports_amp_scaling = fused
         self._launcher = Launcher(self.program, backend, math)
         self._scaled: Launcher | None = None
 

@@ -34,6 +34,8 @@ class Release:
         handles: list[Any] = [optimizer.register_step_pre_hook(_refuse_scaler)]
         self._end = finalize(optimizer, _remove, handles)  # hooks without an optimizer would keep its state
         self._end.atexit = False
+        # A GradScaler calls step() with its attributes only then, and would not see scaled updates otherwise.
+        self._scaling, optimizer._step_supports_amp_scaling = optimizer._step_supports_amp_scaling, True
         _released.add(optimizer)
         lock = threading.Lock()  # backward has a thread for each device
         for place in optimizer._places():
@@ -46,6 +48,7 @@ class Release:
         """Take the hooks away: gradients stay until `step()` again. A second call does nothing."""
         if self._end.alive:
             self._end()
+            self._optimizer._step_supports_amp_scaling = self._scaling
             _released.discard(self._optimizer)
 
     def __enter__(self) -> Release:

@@ -194,7 +194,7 @@ def clocked(capturable, shapes=((3, 4), (5,))):
     torch.manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(s, device="cuda")) for s in shapes]
     rule = "hyper(lr=0.1)\nstate(mu=1)\nmu = mu*(1 - 0.5*0.96**t)\np = p - lr*minimum(t/4, 1)*mu*g"
-    return optgen.optimizer(rule)(params, capturable=capturable), params
+    return optgen.optimizer(rule)(params, capturable=capturable, fused=True), params
 
 
 def test_a_graph_replays_a_schedule_without_the_host():

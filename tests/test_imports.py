@@ -122,7 +122,7 @@ OUTSIDE = {
     "torch": AFTER_LAUNCH | {"backends.cpu"},  # which asks torch for its number of threads
     "numba": AFTER_LAUNCH | {"backends.cpu.runtime", "cache"},  # whose version is part of a kernel's name
     "llvmlite": {"backends.cpu", "backends.cpu.runtime"},
-    "triton": AFTER_LAUNCH | {"backends.triton", "backends.ahead", "cache"},
+    "triton": AFTER_LAUNCH | {"backends.triton", "backends.triton.prologue", "backends.ahead", "cache"},
     "sympy": {"algebra.proof"},
     "mpmath": {"algebra.proof"},  # sympy's own arithmetic
     "rich": {"demo", "tables", "cli"},

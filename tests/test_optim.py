@@ -423,7 +423,6 @@ def test_freeze_takes_groups_and_refuses_strangers():
         ({"backend": "cuda"}, "backend='cuda' is not one of auto, triton, cpu, numpy"),
         ({"math": "sloppy"}, "math='sloppy' is not one of exact, fast"),
         ({"state_dtype": torch.int8}, "state_dtype"),
-        ({"capturable": True}, "does not support capturable=True"),
     ],
 )
 def test_bad_options_are_refused(options, message):

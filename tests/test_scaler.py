@@ -42,7 +42,7 @@ def scaler_of(**options):
 def test_scaled_training_is_the_same_to_the_bit(cls, backend):
     """The scale is a power of two, so dividing by it is exact."""
     plain, scaled = models()
-    a, b = cls(plain.parameters(), backend=backend), cls(scaled.parameters(), backend=backend)
+    a, b = cls(plain.parameters(), backend=backend), cls(scaled.parameters(), backend=backend, fused=True)
     scaler = scaler_of()
     for k in range(4):
         a.zero_grad()
@@ -60,7 +60,7 @@ def test_scaled_training_is_the_same_to_the_bit(cls, backend):
 def test_trap_11_an_infinity_is_no_step(cls):
     """Nothing moves, the step count included; the next step is the one that would have come."""
     plain, scaled = models()
-    a, b = cls(plain.parameters(), backend="numpy"), cls(scaled.parameters(), backend="numpy")
+    a, b = cls(plain.parameters(), backend="numpy"), cls(scaled.parameters(), backend="numpy", fused=True)
     scaler = scaler_of()
     for k in range(3):
         a.zero_grad()
@@ -83,7 +83,7 @@ def test_trap_11_an_infinity_is_no_step(cls):
 
 def test_an_infinity_in_the_first_step_makes_no_state():
     model, _ = models()
-    optimizer, scaler = optgen.AdamW(model.parameters(), backend="numpy"), scaler_of()
+    optimizer, scaler = optgen.AdamW(model.parameters(), backend="numpy", fused=True), scaler_of()
     scaler.scale(loss_of(model, 0, bad=True)).backward()
     scaler.step(optimizer)
     assert not optimizer.state
@@ -92,7 +92,7 @@ def test_an_infinity_in_the_first_step_makes_no_state():
 def test_gradients_unscaled_and_clipped_by_hand_are_not_divided_again():
     plain, scaled = models()
     a = optgen.AdamW(plain.parameters(), backend="numpy")
-    b = optgen.AdamW(scaled.parameters(), backend="numpy")
+    b = optgen.AdamW(scaled.parameters(), backend="numpy", fused=True)
     scaler = scaler_of()
     for k in range(3):
         a.zero_grad()
@@ -113,7 +113,7 @@ def test_clipping_in_the_step_sees_the_unscaled_gradients():
     plain, scaled = models()
     a = torch.optim.SGD(plain.parameters(), lr=0.1)
     b = optgen.optimizer(optgen.chain("clip_global_norm", "sgd"))(
-        scaled.parameters(), lr=0.1, max_norm=0.5, backend="numpy"
+        scaled.parameters(), lr=0.1, max_norm=0.5, backend="numpy", fused=True
     )
     scaler = scaler_of()
     for k in range(3):
@@ -129,9 +129,10 @@ def test_clipping_in_the_step_sees_the_unscaled_gradients():
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-def test_two_optimizers_and_one_scaler():
+@pytest.mark.parametrize("fused", [True, False])
+def test_two_optimizers_and_one_scaler(fused):
     first, second = models()
-    a, b = (optgen.AdamW(m.parameters(), backend="numpy") for m in (first, second))
+    a, b = (optgen.AdamW(m.parameters(), backend="numpy", fused=fused) for m in (first, second))
     scaler = scaler_of()
     scaler.scale(loss_of(first, 0, bad=True) + loss_of(second, 0)).backward()
     scaler.step(a)
@@ -143,7 +144,7 @@ def test_two_optimizers_and_one_scaler():
 
 def test_a_step_without_a_scaler_afterwards():
     model, _ = models()
-    optimizer, scaler = optgen.AdamW(model.parameters(), backend="cpu"), scaler_of()
+    optimizer, scaler = optgen.AdamW(model.parameters(), backend="cpu", fused=True), scaler_of()
     for scaled in (True, False, True, False):
         optimizer.zero_grad()
         loss = loss_of(model, 0)
@@ -166,3 +167,24 @@ def test_capturable_changes_nothing_on_the_cpu():
             optimizer.step()
         assert copy.deepcopy(optimizer)._settings["capturable"] is capturable
     assert all(map(torch.equal, one.parameters(), two.parameters()))
+
+
+def test_without_fused_the_scaler_does_it_all():
+    """As with torch's own: trainers that clip gradients look for the flag."""
+    plain, scaled = models()
+    a, b = (optgen.AdamW(m.parameters(), backend="numpy") for m in (plain, scaled))
+    assert not b._step_supports_amp_scaling
+    assert optgen.AdamW(plain.parameters(), fused=True)._step_supports_amp_scaling
+    assert copy.deepcopy(optgen.AdamW(plain.parameters(), fused=True))._step_supports_amp_scaling
+    scaler = scaler_of()
+    for k in range(3):
+        a.zero_grad()
+        loss_of(plain, k).backward()
+        a.step()
+        for bad in (True, False):
+            b.zero_grad()
+            scaler.scale(loss_of(scaled, k, bad)).backward()
+            scaler.step(b)
+            scaler.update()
+    assert all(map(torch.equal, plain.parameters(), scaled.parameters()))
+    assert [s["step"].item() for s in b.state.values()] == [3.0] * 4
