@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from optgen import interface, library
 from optgen.compose import complete, with_defaults, with_maximize
 from optgen.counting import advance, check_capture, move_counts, scaling_of
+from optgen.freezing import mark
+from optgen.handing import for_parameter, handed_to
 from optgen.ir import Extent, Program, State
 from optgen.launch import (
     BACKENDS,
@@ -174,7 +176,7 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuntimeError(
                     f"group {index} is in evaluation mode: call optimizer.train() before step()"
                 )
-        handed = self._inputs(inputs, loss)
+        handed = handed_to(self, self.program, inputs, loss, self._home())
         scaling = scaling_of(self, self._home())
         stop = None if scaling is None else scaling["found_inf"]
         on_device = self._settings["capturable"] or (stop is not None and stop.device.type != "cpu")
@@ -227,32 +229,6 @@ class Optimizer(torch.optim.Optimizer):
             launcher.run(work, self.param_groups)
         if counters:
             advance(counters, None)
-
-    def _inputs(self, given: Mapping[str, Any], loss: Any) -> dict[str, Any]:
-        """The step's further inputs by name: for each parameter, or one number."""
-        declared, name = self.program.inputs, type(self).__name__
-        for key in given:
-            if key not in declared:
-                known = ", ".join(declared) or "none"
-                raise TypeError(f"{name}.step() has no input '{key}'; the rule has: {known}")
-        handed: dict[str, Any] = {}
-        for key, made in declared.items():
-            value = given.get(key)
-            if made.extent is Extent.ALL:
-                value = loss if value is None else value
-                if value is not None:
-                    value = torch.as_tensor(value).detach().to(self._home(), torch.float64).reshape(())
-            elif value is not None and not isinstance(value, Mapping):
-                params = [p for group in self.param_groups for p in group["params"]]
-                if isinstance(value, Tensor) or len(value) != len(params):
-                    raise ValueError(f"input '{key}' needs a tensor for each of {len(params)} parameters")
-                value = dict(zip(params, value, strict=True))
-            if value is not None:
-                handed[key] = value
-            elif made.default is None:
-                hint = f"step(closure), or step({key}=…)" if made.extent is Extent.ALL else f"step({key}=…)"
-                raise TypeError(f"{name}.step() needs the input '{key}': call {hint}")
-        return handed
 
     def _home(self) -> torch.device:
         """Where the numbers lie that are one for the whole optimizer."""
@@ -307,7 +283,7 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             if grad.layout is not torch.strided or grad.dtype not in CODEC_OF or p.dtype not in CODEC_OF:
                 self._refuse(p, grad)
-            moving.append((number, index, group, p, grad, self._handed(handed, p) if handed else {}))
+            moving.append((number, index, group, p, grad, for_parameter(handed, p) if handed else {}))
         work, counters = [], []
         used: dict[tuple[int, int], tuple[Truths, list[State]]] = {}
         for number, index, group, p, grad, inputs in moving:
@@ -343,23 +319,6 @@ class Optimizer(torch.optim.Optimizer):
                     truths = self._launcher.truths(group, p.dim())
                     self._states(p, group, self._launcher.lowered(truths).states.values())
         self._numbers()
-
-    @staticmethod
-    def _handed(handed: Mapping[str, Any], p: Tensor) -> dict[str, Tensor]:
-        """The further inputs of one parameter."""
-        found = {}
-        for name, values in handed.items():
-            if isinstance(values, Tensor):  # one number for all
-                continue
-            value = values.get(p)
-            if not isinstance(value, Tensor) or value.shape != p.shape or value.dtype not in CODEC_OF:
-                what = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "none"
-                raise ValueError(
-                    f"input '{name}' needs a tensor of {SUPPORTED} for the parameter of shape "
-                    f"{tuple(p.shape)}, and has {what}"
-                )
-            found[name] = matching(value.detach(), p).to(p.device)
-        return found
 
     def _states(
         self, p: Tensor, group: Mapping[str, Any], wanted: Iterable[State]
@@ -432,44 +391,11 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ValueError: a parameter is not one of this optimizer's.
         """
-        self._mark(target, True)
+        mark(self.param_groups, target, True)
 
     def thaw(self, target: nn.Module | Tensor | Mapping[str, Any] | int | Iterable[Tensor]) -> None:
         """Let frozen parameters move again; takes what `freeze` takes."""
-        self._mark(target, False)
-
-    def _mark(self, target: Any, frozen: bool) -> None:
-        places = [self._place(p) for p in self._parameters_of(target)]
-        for group, position in places:
-            marks = set(group["frozen"]) | {position} if frozen else set(group["frozen"]) - {position}
-            group["frozen"] = sorted(marks)
-
-    def _parameters_of(self, target: Any) -> list[Tensor]:
-        if isinstance(target, nn.Module):
-            mine = {id(p) for group in self.param_groups for p in group["params"]}
-            found: list[Tensor] = [p for p in target.parameters() if id(p) in mine]
-            if not found:
-                raise ValueError(f"no parameter of this {type(target).__name__} belongs to the optimizer")
-            return found
-        if isinstance(target, Tensor):
-            return [target]
-        if isinstance(target, int) and not isinstance(target, bool):
-            if not -len(self.param_groups) <= target < len(self.param_groups):
-                raise ValueError(f"there is no group {target}: the optimizer has {len(self.param_groups)}")
-            return list(self.param_groups[target]["params"])
-        if isinstance(target, Mapping):
-            return list(target["params"])
-        found = list(target)
-        if not all(isinstance(p, Tensor) for p in found):
-            raise ValueError("freeze and thaw take a parameter, several, a module, a group or its index")
-        return found
-
-    def _place(self, param: Tensor) -> tuple[dict[str, Any], int]:
-        for group in self.param_groups:
-            for position, p in enumerate(group["params"]):
-                if p is param:
-                    return group, position
-        raise ValueError(f"a tensor of shape {tuple(param.shape)} is not one of the optimizer's parameters")
+        mark(self.param_groups, target, False)
 
     # Saving and loading
 

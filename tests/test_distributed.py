@@ -41,7 +41,7 @@ def test_elementwise_rules_are_equal_to_the_bit(two, three):
 
 
 @pytest.mark.parametrize("divided", [(0,), (1,)], ids=["rows", "columns"])
-def test_reductions_are_completed_over_all_parts(two, three, divided):
+def test_trap_10_reductions_are_completed_over_all_parts(two, three, divided):
     for processes in (two, three):
         for backend in ("numpy", "cpu"):
             found = processes.run(do.agree, REDUCING, divided, backend)
@@ -76,8 +76,8 @@ def test_meshes_of_two_dimensions():
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "adafactor", "clipped", "rprop"])
-def test_fsdp2_trains_like_one_process(two, three, name):
-    """torch's own Rprop and Adafactor fail here."""
+def test_trap_09_and_27_fsdp2_trains_like_one_process(two, three, name):
+    """With uneven parts and empty ones; torch's own Rprop and Adafactor fail here."""
     for processes in (two, three):
         found = processes.run(do.fsdp_agrees, [name], "cpu")
         assert found[name] < TOLERANCE

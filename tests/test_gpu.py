@@ -241,3 +241,11 @@ def test_a_scaler_on_the_gpu_skips_a_step_without_asking(monkeypatch):
         assert all(map(torch.equal, before, params)) is bad
     assert [s["step"].item() for s in optimizer.state.values()] == [2.0, 2.0]
     assert all(s["step"].is_cuda for s in optimizer.state.values())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_trap_22_tensors_on_another_device_than_the_current_one():
+    p = torch.nn.Parameter(torch.ones(1000, device="cuda:1"))
+    p.grad = torch.ones_like(p)
+    optgen.SGD([p], lr=0.5).step()
+    assert torch.equal(p.detach(), torch.full_like(p, 0.5))

@@ -65,6 +65,8 @@ MODULES = [
     "launch.runners",
     "launch",
     "counting",
+    "freezing",
+    "handing",
     "options",
     "saved",
     "loading",

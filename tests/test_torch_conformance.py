@@ -130,10 +130,11 @@ def test_flags(info):
     for flag in ("foreach", "fused"):
         for value in (True, False, None):
             ours(info)(parameters(), **{flag: value})
-    for flag in ("capturable", "differentiable"):
-        ours(info)(parameters(), **{flag: False})
-        with pytest.raises(ValueError, match=f"does not support {flag}=True"):
-            ours(info)(parameters(), **{flag: True})
+    for value in (True, False):
+        ours(info)(parameters(), capturable=value)
+    ours(info)(parameters(), differentiable=False)
+    with pytest.raises(ValueError, match="does not support differentiable=True"):
+        ours(info)(parameters(), differentiable=True)
 
 
 @pytest.mark.parametrize(("info", "schedulers"), SCHEDULERS, ids=named(SCHEDULERS))

@@ -1,14 +1,15 @@
 """Traps that other optimizer libraries fell into, by their numbers in the project's list.
 
-Waiting, because what they are about is not here yet: 1 and 12 (compensated and 8-bit storage), 4, 9, 10
-and 24 (sharded parameters and distributed checkpoints), 11 (a gradient scaler inside the kernel), 13 (graph
-capture), and of 27 the part about DTensor. 22 needs two GPUs.
+4, 9, 10, 24 and a part of 27, on distributed tensors, are in `test_distributed.py`, 11 in `test_scaler.py`,
+13 and a part of 22 in `test_gpu.py`. 1 and 12 wait for what they are about, compensated and 8-bit storage.
 """
 
+import contextlib
 import copy
 import io
 import json
 import pickle
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from torch import nn
 import optgen
 from optgen import cache, library
 from optgen.backends import Layout
+from optgen.launch.runners import Act, Launch
 from optgen.settings import planned
 from test_backends import check_far
 
@@ -293,3 +295,28 @@ def test_trap_30_what_a_comparison_with_itself_misses():
     mine[0].grad = torch.sparse_coo_tensor([[0]], [1.0], (7,), check_invariants=True)
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step()
+
+
+def test_trap_22_a_launch_is_on_the_device_of_its_tensors(monkeypatch):
+    """Whatever the current device is; `test_gpu.py` runs it where there are two."""
+    entered = []
+
+    class Device(contextlib.AbstractContextManager):
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            entered.append(self.device)
+
+        def __exit__(self, *_):
+            entered.append(None)
+
+    class Kernel:
+        def sweep(self, phase, tables):
+            assert entered == [torch.device("cuda", 1)]
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    launch = Launch.__new__(Launch)
+    launch.bucket = Mock(device=torch.device("cuda", 1), kernel=Kernel())
+    launch.run(Act("sweep", 0))
+    assert entered == [torch.device("cuda", 1), None]
