@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -56,3 +57,11 @@ def save(question: str, figures: Any) -> Path:
     path = RESULTS / f"{question}-{slug()}.json"
     path.write_text(json.dumps({"machine": describe(), **figures}, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def note_load() -> float:
+    """The system's load over the last minute; where others work too, a line on standard error says so."""
+    load = os.getloadavg()[0]
+    if load > 1:
+        print(f"note: the load is {load:.1f} before the first measurement; ratios suffer", file=sys.stderr)
+    return round(load, 2)
