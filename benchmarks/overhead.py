@@ -16,6 +16,7 @@ import torch
 import optgen
 from machine import note_load
 from report import Row, finish
+from shapes import tensors
 from turns import Times, alternate, milliseconds, ratio
 
 TENSORS, ELEMENTS = 1000, 8
@@ -43,8 +44,8 @@ def main() -> None:
 def measure(groups: int, turns: int) -> Times:
     """Seconds of `step()` of both; with several groups, a scheduler changes lr before every turn."""
     optimizers = {
-        "optgen": optgen.AdamW(tensors(groups), lr=1e-3),
-        "torch fused": torch.optim.AdamW(tensors(groups), lr=1e-3, fused=True),
+        "optgen": optgen.AdamW(in_groups(groups), lr=1e-3),
+        "torch fused": torch.optim.AdamW(in_groups(groups), lr=1e-3, fused=True),
     }
     schedulers = []
     if groups > 1:
@@ -66,12 +67,9 @@ def measure(groups: int, turns: int) -> Times:
     return times
 
 
-def tensors(groups: int) -> list[dict[str, list[torch.nn.Parameter]]]:
+def in_groups(groups: int) -> list[dict[str, list[torch.nn.Parameter]]]:
     """The parameters, with gradients, in groups of the same size."""
-    torch.manual_seed(0)
-    params = [torch.nn.Parameter(torch.randn(ELEMENTS)) for _ in range(TENSORS)]
-    for p in params:
-        p.grad = torch.randn_like(p)
+    params = tensors(TENSORS * [(ELEMENTS,)])
     return [{"params": params[k::groups]} for k in range(groups)]
 
 

@@ -13,6 +13,7 @@ from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 WARMUP = 2  # turns that are run and not counted
+FEWEST = 5  # turns that are counted whatever the time
 Times = dict[str, list[float]]
 
 
@@ -47,11 +48,18 @@ def alternate(
     turns: int,
     before: Callable[[], Any] | None = None,
     clock: Callable[[Callable[[], Any]], float] = seconds,
+    limit: float = float("inf"),
 ) -> Times:
-    """Seconds of each contestant in each turn; `before` is run, untimed, at the start of every turn."""
+    """Seconds of each contestant in each turn; `before` is run, untimed, at the start of every turn.
+
+    Past `limit` seconds no further turn begins, once there are a few.
+    """
     order, dice = list(contestants), random.Random(0)
     times: Times = {name: [] for name in contestants}
+    start = time.perf_counter()
     for turn in range(WARMUP + turns):
+        if turn >= WARMUP + FEWEST and time.perf_counter() - start > limit:
+            break
         if before is not None:
             before()
         dice.shuffle(order)
