@@ -120,7 +120,7 @@ def main() -> None:
     shapes = gpt2_small(options.scale)
     elements = sum(torch.Size(shape).numel() for shape in shapes)
     print(f"{len(shapes)} tensors, {elements / 1e6:.1f} M elements, {torch.get_num_threads()} threads")
-    triad = Triad()
+    triad = Triad(scale=options.scale)
     rows, figures = [], {}
     for case in chosen:
         print(f"{case.name} ...", file=sys.stderr)

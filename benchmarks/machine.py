@@ -1,11 +1,10 @@
 """The machine that a figure was measured on, in general terms, and where its results go.
 
-Out: `describe()` for people and JSON, `slug()` for file names, `save()` for both.
+Out: `describe()` for people and JSON, `slug()` for file names, and a note where others use it too.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -45,18 +44,9 @@ def describe() -> dict[str, Any]:
     return found
 
 
-def slug() -> str:
-    """The machine in a file name: processor and cores."""
-    words = re.sub(r"[^a-z0-9]+", "-", cpu().lower()).strip("-")
-    return f"{words}-{cores()}-cores"
-
-
-def save(question: str, figures: Any) -> Path:
-    """Write a benchmark's figures, with the machine, to `results/<question>-<machine>.json`."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{question}-{slug()}.json"
-    path.write_text(json.dumps({"machine": describe(), **figures}, indent=2) + "\n", encoding="utf-8")
-    return path
+def slug(name: str | None = None) -> str:
+    """A name for files: that of a device, or by default processor and cores."""
+    return re.sub(r"[^a-z0-9]+", "-", (name or f"{cpu()} {cores()} cores").lower()).strip("-")
 
 
 def note_load() -> float:

@@ -76,15 +76,15 @@ def finish(script: str, rows: Sequence[Row], figures: Mapping[str, Any], keep: b
     for row in rows:
         print(row)
     if keep:
-        path = save(script, rows, figures)
+        path = save(f"{script}-{slug()}", rows, figures)
         draw(path.with_suffix(".png"), rows, f"{script}.py on {describe()['cpu']}")
         print(f"\nwritten to {os.path.relpath(path)} and {path.with_suffix('.png').name}")
 
 
-def save(script: str, rows: Sequence[Row], figures: Mapping[str, Any], name: str | None = None) -> Path:
-    """Write rows and figures, with the machine, to `results/<script>-<machine>.json`."""
+def save(name: str, rows: Sequence[Row], figures: Mapping[str, Any]) -> Path:
+    """Write rows and figures, with the machine, to `results/<name>.json`."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{script}-{name or slug()}.json"
+    path = RESULTS / f"{name}.json"
     written = {"machine": describe(), "rows": [row.record() for row in rows], **figures}
     path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return path

@@ -61,13 +61,13 @@ def _in_place(a, b, c, s):  # type: ignore[no-untyped-def]
 
 
 class Triad:
-    """a = b + s*c over arrays that together are three times the last cache at least."""
+    """a = b + s*c over arrays that together are three times the last cache at least; `scale` is for tests."""
 
     bytes_per_element = 12
     kernel = staticmethod(_triad)
 
-    def __init__(self, arrays: tuple[np.ndarray, ...] | None = None):
-        size = max(LEAST, last_cache()) // 4
+    def __init__(self, arrays: tuple[np.ndarray, ...] | None = None, scale: float = 1.0):
+        size = int(scale * max(LEAST, last_cache())) // 4
         self.arrays = arrays or tuple(np.full(size, x, np.float32) for x in (1.0, 2.0, 3.0))
         self.bytes = self.bytes_per_element * len(self.arrays[0])
         threads, count = torch.get_num_threads(), len(self.arrays[0])

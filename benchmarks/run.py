@@ -45,7 +45,7 @@ def main() -> int:
         else:
             rows += rows_of(script)
     if rows:
-        path = save("summary", rows, {"seconds": taken})
+        path = save(f"summary-{slug()}", rows, {"seconds": taken})
         draw(path.with_suffix(".png"), rows, f"{describe()['cpu']}, {describe()['cores']} cores")
     print(f"\n{describe()['cpu']}, {describe()['cores']} cores, {time.perf_counter() - start:.0f} s")
     for row in rows:
