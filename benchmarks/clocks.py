@@ -123,6 +123,6 @@ def launches(step: Step) -> dict[str, int] | None:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         step()
         torch.cuda.synchronize()
-    names = [event.name for event in profiler.events() if event.device_type is DeviceType.CUDA]
+    names = [event.name for event in profiler.events() if event.device_type == DeviceType.CUDA]
     copies = sum(name.startswith(("Memcpy", "Memset")) for name in names)
     return {"kernels": len(names) - copies, "copies": copies} if names else None

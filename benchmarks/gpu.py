@@ -23,6 +23,7 @@ import random
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from itertools import product
 from statistics import median
@@ -82,13 +83,13 @@ def cases(sizes: list[int], many: int) -> list[Case]:
 def main() -> int:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--minutes", type=float, default=7.5, help="that the whole may take (7.5)")
     parser.add_argument("--only", nargs="+", choices=[*OURS], help="measure these rules")
     parser.add_argument("--dry", action="store_true", help="small tensors, nothing written")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         print("gpu.py needs a GPU, and torch sees none; try it with --device cpu --dry", file=sys.stderr)
         return 2
     if options.device == "cpu" and not options.dry:
@@ -100,26 +101,20 @@ def main() -> int:
         return 0
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     run = Run(device, clock, time.perf_counter() + 60 * options.minutes - COMPILE_RESERVE)
-    sizes, many = (
-        ([MILLION // 8], 4) if options.dry else ([100 * MILLION, 1000 * MILLION, 10 * MILLION], 1000)
-    )
+    sizes, many = ([MILLION // 8], 4) if options.dry else (SIZES, 1000)
     wanted = [case for case in cases(sizes, many) if not options.only or case.rule in options.only]
     print(f"{name}: copies at {run.bandwidth / 1e12:.2f} TB/s; absent: {', '.join(UNAVAILABLE) or 'none'}\n")
     run.measure(wanted)
     if device.type == "cuda":
         run.compile(sizes[0])
     rows = run.rows(min(sizes[0], 100 * MILLION), many)
-    print()
-    for row in rows:
-        print(row)
-    for what, reason in run.left_out.items():
-        print(f"left out: {what}: {reason}")
+    run.summarise(rows)
     if not options.dry:
         figures = {"gpu": name, "copy_bandwidth": run.bandwidth, "absent": UNAVAILABLE, **run.figures()}
         path = save(slug(name), rows, figures)
         draw(path.with_suffix(".png"), rows, f"gpu.py on {name}")
         print(f"\nwritten to {path}")
-    return 0
+    return 1 if run.failed else 0
 
 
 class Run:
@@ -130,6 +125,7 @@ class Run:
         self.bandwidth = clock.bandwidth() if isinstance(clock, CudaClock) else copy_bandwidth()
         self.records: list[dict[str, Any]] = []
         self.left_out: dict[str, str] = {}
+        self.failed: list[str] = []
 
     def measure(self, wanted: list[Case]) -> None:
         """Measure cases in order, and print a line each; those past the deadline are left out."""
@@ -141,6 +137,10 @@ class Run:
                 record = measure(case, self.device, self.clock)
             except torch.OutOfMemoryError:
                 self.left_out[str(case)] = "no memory"
+                continue
+            except Exception:  # the other cases are worth having, and `main` ends with an error
+                traceback.print_exc()
+                self.failed.append(str(case))
                 continue
             finally:
                 release(self.device)
@@ -169,15 +169,28 @@ class Run:
             except subprocess.TimeoutExpired:
                 self.left_out[f"torch.compile of {case}"] = f"not done in {COMPILE_LIMIT:.0f} s"
                 continue
+            except subprocess.CalledProcessError as error:
+                self.left_out[f"torch.compile of {case}"] = f"it failed, with exit code {error.returncode}"
+                continue
             mine["seconds"]["torch.compile"] = json.loads(done.stdout.splitlines()[-1])
+
+    def summarise(self, rows: list[Row]) -> None:
+        """Print the rows, and what is not in them."""
+        print()
+        for row in rows:
+            print(row)
+        for what, reason in self.left_out.items():
+            print(f"left out: {what}: {reason}")
+        for what in self.failed:
+            print(f"FAILED: {what}: its error is above", file=sys.stderr)
 
     def figures(self) -> dict[str, Any]:
         """Everything measured, for JSON."""
-        return {"cases": self.records, "left_out": self.left_out}
+        return {"cases": self.records, "left_out": self.left_out, "failed": self.failed}
 
     def rows(self, least: int, many: int) -> list[Row]:
         """What was asked: bandwidth from `least` elements up, small tensors, and torch's fused optimizers."""
-        return [*self._bandwidths(least), *self._small(many), *self._fused()]
+        return [*self._bandwidths(least), *self._small(many), *self._fused(), *self._others(least)]
 
     def _bandwidths(self, least: int) -> Iterator[Row]:
         """Of each rule and storage, the worst of the large cases."""
@@ -214,6 +227,15 @@ class Run:
                 if ratios:
                     figure, where = max(ratios)
                     yield Row(f"{rule}, {storage}: the worst time / torch fused", figure, 1.0, note=where)
+
+    def _others(self, elements: int) -> Iterator[Row]:
+        """The device's time beside every other contestant's, for one tensor of some size."""
+        for r in self.records:
+            case, found = Case(*r["case"]), r["seconds"]
+            if case.elements == elements and case.count == 1 and case.storage != "bf16+fp32":
+                for name in sorted(found.keys() - {"optgen", "torch fused"}):
+                    figure = found["optgen"]["device"] / found[name]["device"]
+                    yield Row(f"{case}: time / {name}", figure)
 
 
 def measure(case: Case, device: torch.device, clock: Clock) -> dict[str, Any]:

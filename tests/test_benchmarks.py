@@ -20,7 +20,7 @@ import optgen
 from optgen import library
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-NAMES = ("memory", "report", "roof", "shapes", "static", "turns")
+NAMES = ("clocks", "memory", "report", "roof", "shapes", "static", "turns")
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +185,44 @@ def test_gpu_runs_on_the_cpu():
         "SGD, fp32",
         "SGD, bf16",
     ]
+
+
+class FakeEvent:
+    """An event of a device on which the first step takes 1 ms, the second 2 ms, and so on."""
+
+    recorded = 0
+
+    def __init__(self, enable_timing):
+        self.time = None
+
+    def record(self):
+        count, odd = divmod(FakeEvent.recorded, 2)
+        self.time = 100 * count + (count + 1) * odd
+        FakeEvent.recorded += 1
+
+    def elapsed_time(self, other):
+        return other.time - self.time
+
+
+@pytest.mark.parametrize(("moved", "flushed"), [(4095, True), (4096, False)])
+def test_the_clock_of_a_device(bench, monkeypatch, moved, flushed):
+    """Steps are queued behind a wait, and the cache is overwritten where what they move would stay in it."""
+    slept, steps = [], []
+    properties = type("Properties", (), {"L2_cache_size": 1024})
+    for name, fake in {
+        "Event": FakeEvent, "_sleep": slept.append, "synchronize": lambda device=None: None,
+        "get_device_properties": lambda device: properties,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(FakeEvent, "recorded", 0)
+    clock = bench.clocks.CudaClock(torch.device("cpu"))
+    clock.flush.fill_(7)
+    assert clock.device(lambda: steps.append(1), moved) == pytest.approx(3e-3)
+    assert (clock.flush == 0).all().item() is flushed
+    assert len(steps) == 2 * clock.repeat  # half of them to see how long the host takes
+    assert len(slept) == 1
+    assert 0 < slept[0] <= clock.longest * clock.hertz
+    assert clock.wall(lambda: None) < 0.1
 
 
 @pytest.mark.full
