@@ -25,7 +25,7 @@ import optgen
 from machine import note_load
 from report import Row, finish
 from roof import InPlace, Triad, planned_bytes
-from shapes import gpt2_small, tensors
+from shapes import copies, gpt2_small, tensors
 from turns import Times, alternate, milliseconds, ratio, seconds
 
 ROOF = 0.85  # of the triad's bandwidth, at the least
@@ -120,11 +120,11 @@ def main() -> None:
     shapes = gpt2_small(options.scale)
     elements = sum(torch.Size(shape).numel() for shape in shapes)
     print(f"{len(shapes)} tensors, {elements / 1e6:.1f} M elements, {torch.get_num_threads()} threads")
-    triad = Triad(scale=options.scale)
+    triad, params = Triad(scale=options.scale), tensors(shapes)
     rows, figures = [], {}
     for case in chosen:
         print(f"{case.name} ...", file=sys.stderr)
-        made = Measured(case, shapes, triad, options)
+        made = Measured(case, params, triad, options)
         rows += made.rows()
         figures[case.name] = made.figures()
         del made
@@ -137,18 +137,18 @@ def main() -> None:
 class Measured:
     """A case with its times."""
 
-    def __init__(self, case: Case, shapes: list[tuple[int, ...]], triad: Triad, options: argparse.Namespace):
+    def __init__(self, case: Case, params: Params, triad: Triad, options: argparse.Namespace):
         self.case, self.triad, in_place = case, triad, InPlace(triad.arrays)
-        self.params = {"optgen": tensors(shapes)}
+        self.params = {"optgen": copies(params)}
         mine = case.ours(self.params["optgen"])
         steps: dict[str, Step] = {"optgen": mine.step}
         for name, make in case.peers.items():
             if name != "torch.compile" or not options.no_compile:
-                self.params[name] = tensors(shapes)
+                self.params[name] = copies(params)
                 steps[name] = make(self.params[name])
         halves = None
         if case.name == "AdamW":
-            halves = optgen.AdamW(tensors(shapes, torch.bfloat16), state_dtype=torch.float32)
+            halves = optgen.AdamW(copies(params, torch.bfloat16), state_dtype=torch.float32)
             steps["bf16"] = halves.step
         self.first = {name: seconds(step) for name, step in steps.items()}  # kernels are made here
         self.bytes = planned_bytes(mine)
