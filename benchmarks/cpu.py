@@ -22,7 +22,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 import optgen
-from machine import note_load
+from machine import Others
 from report import Row, finish
 from roof import InPlace, Triad, planned_bytes
 from shapes import copies, gpt2_small, tensors
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-save", action="store_true", help="write no JSON and no picture")
     options = parser.parse_args()
-    load = note_load()
+    others = Others()
     chosen = [c for c in CASES if not options.only or c.name.startswith(tuple(options.only))]
     if not chosen:
         parser.error(f"no case begins with {' or '.join(options.only)}: there are {[c.name for c in CASES]}")
@@ -129,9 +129,8 @@ def main() -> None:
         figures[case.name] = made.figures()
         del made
         gc.collect()
-    finish(
-        "cpu", rows, {"load": load, "threads": torch.get_num_threads(), "cases": figures}, not options.no_save
-    )
+    found = {"threads": torch.get_num_threads(), "cases": figures}
+    finish("cpu", rows, found, others, not options.no_save)
 
 
 class Measured:

@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from machine import describe, note_load
+from machine import Others, describe
 from report import Row, finish
 from shapes import SETS, tensors
 
@@ -60,14 +60,14 @@ def main() -> None:
         return
     if options.quick:
         options.runs, options.limit = QUICK["runs"], QUICK["limit"]
-    load, measured = note_load(), []
+    others, measured = Others(), []
     for what in [options.only] if options.only else WHAT:
         runs, limit = (options.runs, None) if what == "optgen" else (1, options.limit)
         for count in options.tensors:
             measured += run(what, count, runs, options.lazy, limit)
     print(f"\n{table(sorted(measured, key=lambda row: row['tensors']))}")
     name = "latency-lazy" if options.lazy else "latency"
-    finish(name, rows(measured), {"load": load, "seconds": measured}, not options.no_save)
+    finish(name, rows(measured), {"seconds": measured}, others, not options.no_save)
 
 
 def rows(measured: list[dict[str, Any]]) -> list[Row]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,38 @@ def slug(name: str | None = None) -> str:
     return re.sub(r"[^a-z0-9]+", "-", (name or f"{cpu()} {cores()} cores").lower()).strip("-")
 
 
-def note_load() -> float:
-    """The system's load over the last minute; where others work too, a line on standard error says so."""
-    load = os.getloadavg()[0]
-    if load > 1:
-        print(f"note: the load is {load:.1f} before the first measurement; ratios suffer", file=sys.stderr)
-    return round(load, 2)
+class Others:
+    """How much of the processors others use from now on: other processes, and other guests of the host.
+
+    Where threads wait for each other a little of that costs much: OpenMP's spin until the last one has
+    arrived, so that torch's fused AdamW has been seen to take twenty times as long, and ours three times.
+    """
+
+    NOTED = 0.1
+
+    def __init__(self) -> None:
+        self.start = _busy(), _own(), time.perf_counter()
+
+    def share(self) -> float | None:
+        """The part of all processors' time since the start; None where the system does not say."""
+        busy, own, now = _busy(), _own(), time.perf_counter()
+        if busy is None or self.start[0] is None:
+            return None
+        theirs = busy - self.start[0] - (own - self.start[1])
+        return round(max(0.0, theirs / (now - self.start[2]) / (os.cpu_count() or 1)), 3)
+
+
+def _busy() -> float | None:
+    """Seconds that the processors have been busy with anything, or were given to other guests."""
+    try:
+        first = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0]
+    except OSError:
+        return None
+    user, nice, system, _, _, irq, softirq, steal = map(int, first.split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own() -> float:
+    """Seconds of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from machine import cores, note_load
+from machine import Others, cores
 from report import Row, finish
 
 SHAPES = ((2048, 2048), (1 << 20,))
@@ -51,8 +51,8 @@ def main() -> None:
     known = library.names()
     if unknown := sorted(set(options.only or ()) - {*known}):
         parser.error(f"there is no rule {', '.join(unknown)}")
-    load, found = note_load(), in_children(options.only or known)
-    finish("memory", rows(found), {"load": load, "rules": found}, not options.no_save)
+    others, found = Others(), in_children(options.only or known)
+    finish("memory", rows(found), {"rules": found}, others, not options.no_save)
 
 
 def rows(found: list[dict[str, Any]]) -> list[Row]:

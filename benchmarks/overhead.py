@@ -14,7 +14,7 @@ import gc
 import torch
 
 import optgen
-from machine import note_load
+from machine import Others
 from report import Row, finish
 from shapes import tensors
 from turns import Times, alternate, milliseconds, ratio
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=300, help="turns that are measured (300)")
     parser.add_argument("--no-save", action="store_true", help="write no JSON and no picture")
     options = parser.parse_args()
-    load = note_load()
+    others = Others()
     rows, figures = [], {}
     for groups, target in ((1, 1 / 4), (4, 1 / 3)):
         times = measure(groups, options.turns)
@@ -38,7 +38,7 @@ def main() -> None:
         figures[f"{groups} groups"] = milliseconds(times)
         note = ", ".join(f"{name} {t['median']:.2f} ms" for name, t in figures[f"{groups} groups"].items())
         rows.append(Row(question, found.median, target, quartiles=found.quartiles, note=note))
-    finish("overhead", rows, {"load": load, "milliseconds": figures}, not options.no_save)
+    finish("overhead", rows, {"milliseconds": figures}, others, not options.no_save)
 
 
 def measure(groups: int, turns: int) -> Times:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import RESULTS, describe, slug
+from machine import RESULTS, Others, describe, slug
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,21 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def finish(script: str, rows: Sequence[Row], figures: Mapping[str, Any], keep: bool = True) -> None:
-    """Print the rows; with `keep`, write them, the further figures and a picture to `results/`."""
+def finish(
+    script: str, rows: Sequence[Row], figures: Mapping[str, Any], others: Others, keep: bool = True
+) -> None:
+    """Print the rows; with `keep`, write them, the further figures and a picture to `results/`.
+
+    `others` began with the first measurement. What it says is kept too, and said where it is much.
+    """
+    used = others.share()
     print()
     for row in rows:
         print(row)
+    if (used or 0.0) > Others.NOTED:
+        print(f"\nothers used {used:.0%} of the processors meanwhile: figures not to be quoted")
     if keep:
-        path = save(f"{script}-{slug()}", rows, figures)
+        path = save(f"{script}-{slug()}", rows, {"used_by_others": used, **figures})
         draw(path.with_suffix(".png"), rows, f"{script}.py on {describe()['cpu']}")
         print(f"\nwritten to {os.path.relpath(path)} and {path.with_suffix('.png').name}")
 

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from machine import RESULTS, describe, slug
+from machine import RESULTS, Others, describe, slug
 from report import Row, draw, save
 
 HERE = Path(__file__).resolve().parent
@@ -33,8 +33,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--only", nargs="+", choices=[*SCRIPTS], help="run these scripts")
     options = parser.parse_args()
-    start, rows, failed = time.perf_counter(), [], []
-    taken = {}
+    others, start = Others(), time.perf_counter()
+    rows, failed, taken = [], [], {}
     for script in options.only or SCRIPTS:
         print(f"\n{script}.py {' '.join(SCRIPTS[script])}", flush=True)
         began = time.perf_counter()
@@ -44,12 +44,15 @@ def main() -> int:
             failed.append(script)
         else:
             rows += rows_of(script)
+    used = others.share()
     if rows:
-        path = save(f"summary-{slug()}", rows, {"seconds": taken})
+        path = save(f"summary-{slug()}", rows, {"used_by_others": used, "seconds": taken})
         draw(path.with_suffix(".png"), rows, f"{describe()['cpu']}, {describe()['cores']} cores")
     print(f"\n{describe()['cpu']}, {describe()['cores']} cores, {time.perf_counter() - start:.0f} s")
     for row in rows:
         print(row)
+    if (used or 0.0) > Others.NOTED:
+        print(f"others used {used:.0%} of the processors meanwhile: figures not to be quoted")
     for script in failed:
         print(f"{script}.py FAILED: its error is above", file=sys.stderr)
     return 1 if failed else 0

@@ -20,7 +20,7 @@ import optgen
 from optgen import library
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-NAMES = ("clocks", "memory", "report", "roof", "shapes", "static", "turns")
+NAMES = ("clocks", "machine", "memory", "report", "roof", "shapes", "static", "turns")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,33 @@ def test_a_ratio_is_the_median_of_those_within_a_turn(bench):
     ratios = [2 * 1 / 2, 2 * 20 / 10, 2 * 3 / 1, 2 * 1 / 2]
     assert found.median == median(ratios) == 2.5
     assert found.quartiles == (1.0, 4.5)
+
+
+# The machine
+
+
+def test_what_others_use_is_what_is_not_ours(bench, monkeypatch):
+    machine = bench.machine
+    readings = iter([(100.0, 7.0, 50.0), (105.0, 8.0, 52.0)])  # busy, own, now
+    values = {}
+
+    def read():
+        values["busy"], values["own"], values["now"] = next(readings)
+
+    monkeypatch.setattr(machine, "_busy", lambda: (read(), values["busy"])[1])
+    monkeypatch.setattr(machine, "_own", lambda: values["own"])
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: values["now"])
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 4)
+    assert machine.Others().share() == pytest.approx((5 - 1) / 2 / 4)
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="not Linux")
+def test_a_process_is_among_the_others(bench):
+    others = bench.machine.Others()
+    before = bench.machine._own()
+    while bench.machine._own() - before < 0.1:
+        pass
+    assert 0 <= others.share() <= 1
 
 
 # Bytes and memory
