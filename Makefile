@@ -8,6 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 # Compiled kernels stay inside the checkout, and so do the caches of what compiles them.
 export OPTGEN_CACHE_DIR ?= $(CURDIR)/.cache/optgen
 export TRITON_CACHE_DIR ?= $(CURDIR)/.cache/triton
+export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
 
 # Two threads a test process, whatever the machine, so that the parallel path is tested; they sleep
