@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-save", action="store_true", help="write no JSON and no picture")
     options = parser.parse_args()
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # its workers would count among the others
     others = Others()
     chosen = [c for c in CASES if not options.only or c.name.startswith(tuple(options.only))]
     if not chosen:
