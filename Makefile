@@ -70,9 +70,8 @@ format: .venv/installed  ## rewrite the source in style
 docs: .venv/installed  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: .venv/installed  ## measure latency and speed on this machine
-	$(BIN)/python benchmarks/latency.py
-	$(BIN)/python benchmarks/step.py
+bench: .venv/installed  ## measure speed, latency and memory on this machine
+	$(BIN)/python benchmarks/run.py
 
 clean:  ## remove what builds and tests leave behind
 	rm -rf .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site demo.png

@@ -1,14 +1,14 @@
 """The machine that a figure was measured on, in general terms, and where its results go.
 
-Out: `describe()` for people and JSON, `slug()` for file names, `save()` for both.
+Out: `describe()` for people and JSON, `slug()` for file names, and a note where others use it too.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,43 @@ def describe() -> dict[str, Any]:
     return found
 
 
-def slug() -> str:
-    """The machine in a file name: processor and cores."""
-    words = re.sub(r"[^a-z0-9]+", "-", cpu().lower()).strip("-")
-    return f"{words}-{cores()}-cores"
+def slug(name: str | None = None) -> str:
+    """A name for files: that of a device, or by default processor and cores."""
+    return re.sub(r"[^a-z0-9]+", "-", (name or f"{cpu()} {cores()} cores").lower()).strip("-")
 
 
-def save(question: str, figures: Any) -> Path:
-    """Write a benchmark's figures, with the machine, to `results/<question>-<machine>.json`."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{question}-{slug()}.json"
-    path.write_text(json.dumps({"machine": describe(), **figures}, indent=2) + "\n", encoding="utf-8")
-    return path
+class Others:
+    """How much of the processors others use from now on: other processes, and other guests of the host.
+
+    Where threads wait for each other a little of that costs much: OpenMP's spin until the last one has
+    arrived, so that torch's fused AdamW has been seen to take twenty times as long, and ours three times.
+    """
+
+    NOTED = 0.1
+
+    def __init__(self) -> None:
+        self.start = _busy(), _own(), time.perf_counter()
+
+    def share(self) -> float | None:
+        """The part of all processors' time since the start; None where the system does not say."""
+        busy, own, now = _busy(), _own(), time.perf_counter()
+        if busy is None or self.start[0] is None:
+            return None
+        theirs = busy - self.start[0] - (own - self.start[1])
+        return round(max(0.0, theirs / (now - self.start[2]) / (os.cpu_count() or 1)), 3)
+
+
+def _busy() -> float | None:
+    """Seconds that the processors have been busy with anything, or were given to other guests."""
+    try:
+        first = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0]
+    except OSError:
+        return None
+    user, nice, system, _, _, irq, softirq, steal = map(int, first.split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own() -> float:
+    """Seconds of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

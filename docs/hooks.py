@@ -28,8 +28,9 @@ log = get_plugin_logger("gallery")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the README, a page and a figure for each rule, and the gallery; and name the rules in the menu."""
+    """Add the README, the pages of the rules, the gallery and the kernels; and name the rules in the menu."""
     with _importable():
+        import kernels
         import pages
 
         from optgen import library
@@ -37,8 +38,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         names = library.names()
         for name in sorted(set(names) - pages.oracles().keys()):
             log.warning("rules/ORACLES.md has no row for '%s'", name)
+        if set(names) != kernels.known():
+            log.warning("benchmarks/results/static.json has other rules: run python benchmarks/static.py")
         made = {page.uri: page for page in _built(pages.drawn, names)}
-        found = [*made.values(), pages.gallery(names)]
+        found = [*made.values(), pages.gallery(names), kernels.page()]
         classes = pages.in_classes(names)
     for page in found:
         files.append(File.generated(config, page.uri, content=page.text))

@@ -27,11 +27,13 @@ def docs():
     sys.path.insert(0, str(DOCS))
     try:
         import formulas
+        import kernels
         import pages
         import trajectories
     finally:
         sys.path.remove(str(DOCS))
-    return type("Docs", (), {"formulas": formulas, "pages": pages, "trajectories": trajectories})
+    modules = {"formulas": formulas, "kernels": kernels, "pages": pages, "trajectories": trajectories}
+    return type("Docs", (), modules)
 
 
 def section(text, title):
@@ -79,6 +81,17 @@ def test_a_page_in_words(docs):
     assert "| `m` | `exp_avg` | element | `0` |" in text
     assert "| 0 | `p` `g` `m` `v` | `p` `m` `v` | – | 28 | 22 |" in text
     assert "torch.optim.AdamW" in section(text, "Oracle")
+
+
+def test_the_kernels_of_every_rule_are_listed(docs):
+    assert docs.kernels.known() == set(library.names())
+    made = docs.kernels.page()
+    assert made.uri == "kernels.md"
+    for title in docs.kernels.STORAGE.values():
+        table = section(made.text, title[0].upper() + title[1:])
+        assert len(re.findall(r"^\| \[\w+\]\(rules/\w+\.md\) ", table, re.M)) == len(library.names())
+    assert "| [LAMB](rules/lamb.md) | 2 | 40 | 40 | 128 |" in made.text
+    assert "| [LAMB](rules/lamb.md) | 2 | 32 | 32 | 64, 128 |" in made.text
 
 
 def test_a_transform_is_shown_beside_a_rule(docs):

@@ -1,0 +1,220 @@
+"""How long a step takes on the CPU, beside torch's optimizers and beside the bytes that it must move.
+
+The tensors are those of a small GPT-2: 52, with 44.5 million elements. Every contestant has its own copy of
+them. They take turns, one step each in random order, with a STREAM triad among them; a ratio is the median
+of those within a turn. Planned bytes are those of the plans that the launcher makes.
+
+    python benchmarks/cpu.py                    some five minutes, two of them torch.compile's
+    python benchmarks/cpu.py --only AdamW LAMB
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+import optgen
+from machine import Others
+from report import Row, finish
+from roof import InPlace, Triad, planned_bytes
+from shapes import copies, gpt2_small, tensors
+from turns import Times, alternate, milliseconds, ratio, seconds
+
+ROOF = 0.85  # of the triad's bandwidth, at the least
+MAX_NORM = 1.0
+Params = list[torch.nn.Parameter]
+Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One of our optimizers and those that it is measured against.
+
+    `targets` are the most that the time may be of each peer's; peers that are not in it are only reported,
+    the fastest of them. With `agree` all of them must end with the same parameters.
+    """
+
+    name: str
+    ours: Callable[[Params], optgen.Optimizer]
+    peers: dict[str, Callable[[Params], Step]] = field(default_factory=dict)
+    targets: dict[str, float] = field(default_factory=dict)
+    agree: bool = True
+
+
+def torch_steps(name: str, compiled: bool = False, fused: bool = False, **options: Any) -> dict[str, Any]:
+    """A torch optimizer's implementations by name, each as a function from parameters to its `step`."""
+    make = getattr(torch.optim, name)
+    kinds: dict[str, dict[str, bool]] = {"fused": {"fused": True}} if fused else {}
+    kinds |= {"foreach": {"foreach": True}, "loop": {"foreach": False}}
+    found = {
+        f"torch {kind}": lambda params, flags=flags: make(params, **options, **flags).step
+        for kind, flags in kinds.items()
+    }
+    if compiled:
+        found["torch.compile"] = lambda params: torch.compile(make(params, **options).step)
+    return found
+
+
+def against_torch(
+    name: str, fused: bool = False, compiled: bool = False, title: str = "", **options: Any
+) -> Case:
+    """A class of ours beside the one that torch has under the same name."""
+    targets = {"torch fused": 1.0} if fused else {}
+    targets |= {"torch.compile": 1.0} if compiled else {}
+    peers = torch_steps(name, compiled, fused, **options)
+    return Case(title or name, partial(getattr(optgen, name), **options), peers, targets)
+
+
+def clip_and_step(params: Params) -> Step:
+    """torch's way to clip by the global norm and step: one pass for the norm, one to scale, one to step."""
+    step = torch.optim.AdamW(params, fused=True).step
+
+    def both() -> None:
+        clip_grad_norm_(params, MAX_NORM)
+        step()
+
+    return both
+
+
+def chained(params: Params) -> optgen.Optimizer:
+    clip = optgen.rule("clip_global_norm", max_norm=MAX_NORM)
+    return optgen.optimizer(optgen.chain(clip, "adamw"), "ClippedAdamW")(params)
+
+
+CLIPPED = {"torch clip + fused AdamW": clip_and_step}
+CASES = [
+    against_torch("AdamW", fused=True, compiled=True),
+    against_torch("SGD", fused=True, title="SGD with momentum", lr=1e-3, momentum=0.9),
+    against_torch("Adagrad", fused=True),
+    against_torch("RMSprop", compiled=True),
+    against_torch("NAdam", compiled=True),
+    *(against_torch(name) for name in ("Adadelta", "Adamax", "RAdam", "Rprop", "ASGD", "Adafactor")),
+    Case("LAMB", optgen.LAMB, CLIPPED, {"torch clip + fused AdamW": 1.0}, agree=False),
+    Case("AdamW clipped by the global norm", chained, CLIPPED, {"torch clip + fused AdamW": 1.0}),
+]
+HALVES = "AdamW, bf16 parameters and gradients, fp32 state"
+
+
+def main() -> None:
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    parser.add_argument("--turns", type=int, default=15, help="turns that are measured (15)")
+    parser.add_argument("--seconds", type=float, default=60, help="at most, for the turns of a case (60)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="cases whose names begin with one of these")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the tensors' width, for tests (1)")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-save", action="store_true", help="write no JSON and no picture")
+    options = parser.parse_args()
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # its workers would count among the others
+    others = Others()
+    chosen = [c for c in CASES if not options.only or c.name.startswith(tuple(options.only))]
+    if not chosen:
+        parser.error(f"no case begins with {' or '.join(options.only)}: there are {[c.name for c in CASES]}")
+    shapes = gpt2_small(options.scale)
+    elements = sum(torch.Size(shape).numel() for shape in shapes)
+    print(f"{len(shapes)} tensors, {elements / 1e6:.1f} M elements, {torch.get_num_threads()} threads")
+    triad, params = Triad(scale=options.scale), tensors(shapes)
+    rows, figures = [], {}
+    for case in chosen:
+        print(f"{case.name} ...", file=sys.stderr)
+        made = Measured(case, params, triad, options)
+        rows += made.rows()
+        figures[case.name] = made.figures()
+        del made
+        gc.collect()
+    found = {"threads": torch.get_num_threads(), "cases": figures}
+    finish("cpu", rows, found, others, not options.no_save)
+
+
+class Measured:
+    """A case with its times."""
+
+    def __init__(self, case: Case, params: Params, triad: Triad, options: argparse.Namespace):
+        self.case, self.triad, in_place = case, triad, InPlace(triad.arrays)
+        self.params = {"optgen": copies(params)}
+        mine = case.ours(self.params["optgen"])
+        steps: dict[str, Step] = {"optgen": mine.step}
+        for name, make in case.peers.items():
+            if name != "torch.compile" or not options.no_compile:
+                self.params[name] = copies(params)
+                steps[name] = make(self.params[name])
+        halves = None
+        if case.name == "AdamW":
+            halves = optgen.AdamW(copies(params, torch.bfloat16), state_dtype=torch.float32)
+            steps["bf16"] = halves.step
+        self.first = {name: seconds(step) for name, step in steps.items()}  # kernels are made here
+        self.bytes = planned_bytes(mine)
+        self.half_bytes = planned_bytes(halves) if halves else 0
+        self.times: Times = alternate(
+            {**steps, "triad": triad, "in place": in_place}, options.turns, limit=options.seconds
+        )
+        if case.agree:
+            self.check()
+
+    def check(self) -> None:
+        """All must have done the same: a fast wrong step is worth nothing."""
+        for name, theirs in self.params.items():
+            for a, b in zip(self.params["optgen"], theirs, strict=True):
+                error = ((a - b).abs().max() / b.abs().max()).item()
+                assert error < 1e-4, f"{self.case.name}: optgen and {name} differ by {error:.1e}"
+
+    def rows(self) -> list[Row]:
+        """What the case says about each question."""
+        case, times = self.case, self.times
+        rows = []
+        for peer, target in case.targets.items():
+            if peer in times:
+                found = ratio(times, "optgen", peer)
+                title = f"{case.name}: time / {peer}"
+                rows.append(Row(title, found.median, target, quartiles=found.quartiles))
+        planned = ratio(times, "optgen", "triad", scale=self.triad.bytes / self.bytes)
+        note = f"{self.roof('in place'):.2f} at that of a += s*b"
+        others = [name for name in case.peers if name in ("torch foreach", "torch loop")]
+        if others and "torch fused" not in case.targets:
+            better = ratio(times, "optgen", *others)
+            note += f"; {better.median:.2f} of the better of foreach and loop"
+        title = f"{case.name}: time / that of its planned bytes at triad bandwidth"
+        rows.append(Row(title, planned.median, 1 / ROOF, quartiles=planned.quartiles, note=note))
+        if "bf16" in times:
+            rows += self.rates()
+        return rows
+
+    def roof(self, which: str) -> float:
+        """The time over that of the planned bytes at one of the two bandwidths."""
+        return ratio(self.times, "optgen", which, scale=self.triad.bytes / self.bytes).median
+
+    def rates(self) -> list[Row]:
+        """Bytes per second, over the triad's and over a += s*b, and those of bfloat16 over float32's."""
+        rows = []
+        for roof, title in (("triad", "the triad's"), ("in place", "those of a += s*b")):
+            found = ratio(self.times, roof, "optgen", scale=self.bytes / self.triad.bytes)
+            rows.append(
+                Row(f"AdamW: bytes per second / {title}", found.median, ROOF, True, quartiles=found.quartiles)
+            )
+        found = ratio(self.times, "optgen", "bf16", scale=self.half_bytes / self.bytes)
+        title = f"{HALVES}: bytes per second / those of fp32"
+        rows.append(Row(title, found.median, 0.9, True, quartiles=found.quartiles))
+        return rows
+
+    def figures(self) -> dict[str, Any]:
+        """Everything measured, for JSON."""
+        return {
+            "milliseconds": milliseconds(self.times),
+            "first_step_seconds": {name: round(found, 2) for name, found in self.first.items()},
+            "turns": len(self.times["optgen"]),
+            "planned_bytes": self.bytes,
+            "triad_bytes": self.triad.bytes,
+        }
+
+
+if __name__ == "__main__":
+    main()
