@@ -132,7 +132,7 @@ def instructions(rule, math_mode, target="sm_90"):
     import triton
     from triton.compiler import ASTSource
 
-    from optgen.backends.ahead import _gpu_target
+    from optgen.backends.ahead import gpu_target
     from optgen.backends.triton import BLOCK, BLOCKS, THREADS
 
     made = planned(rule)
@@ -144,7 +144,7 @@ def instructions(rule, math_mode, target="sm_90"):
         constexprs={"BLOCK": BLOCK, "BLOCKS": BLOCKS},
     )
     options = {"num_warps": THREADS // 32, "enable_fp_fusion": math_mode == "fast"}
-    return triton.compile(source, target=_gpu_target(target), options=options).asm["ptx"]
+    return triton.compile(source, target=gpu_target(target), options=options).asm["ptx"]
 
 
 def test_exact_code_is_ieee():
