@@ -40,6 +40,7 @@ from optgen.opaque import opaque
 from optgen.options import GROUP, checked, complete_group
 from optgen.saved import as_tuple, counter_dtype, from_texts, part_names, rule_text
 from optgen.scaling import with_scaling
+from optgen.steady import Steady
 
 # torch wraps this method so that its compiler, if it should meet it, leaves it alone; the wrapper imports
 # that compiler on its first call, which takes a second before the first step.
@@ -113,6 +114,7 @@ class Optimizer(torch.optim.Optimizer):
         self._step_supports_amp_scaling = fused
         self._launcher = Launcher(self.program, backend, math)
         self._scaled: Launcher | None = None
+        self._steady: Steady | None = None  # the step before, where the next one may be like it
 
     # Options
 
@@ -176,6 +178,11 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuntimeError(
                     f"group {index} is in evaluation mode: call optimizer.train() before step()"
                 )
+        plain = not (inputs or self._settings["capturable"] or "found_inf" in vars(self))
+        steady, self._steady = self._steady, None
+        if plain and steady is not None and steady.repeat(self.param_groups, self.state):
+            self._steady = steady
+            return loss
         handed = handed_to(self, self.program, inputs, loss, self._home())
         scaling = scaling_of(self, self._home())
         stop = None if scaling is None else scaling["found_inf"]
@@ -190,7 +197,7 @@ class Optimizer(torch.optim.Optimizer):
             launcher = self._launcher if scaling is None else self._for_scaled()
             steps = self._steps(on_device)
             numbers = self._numbers() | whole | (scaling or {})
-            launcher.run(work, self.param_groups, None, numbers, steps, stop)
+            runners = launcher.run(work, self.param_groups, None, numbers, steps, stop)
             if isinstance(steps, Tensor):
                 advance([steps], stop)
             elif launcher.counts:
@@ -198,6 +205,8 @@ class Optimizer(torch.optim.Optimizer):
                     group["steps"] = steps + 1
         if counters:
             advance(counters, stop)
+        if plain and work:
+            self._steady = Steady.of(launcher, runners, work, counters, self.param_groups, self.state)
         return loss
 
     def _for_scaled(self) -> Launcher:

@@ -67,6 +67,7 @@ MODULES = [
     "counting",
     "freezing",
     "handing",
+    "steady",
     "options",
     "saved",
     "loading",

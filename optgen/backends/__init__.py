@@ -192,6 +192,7 @@ class Tables:
     column_parts: Any = None
     numbers: Any = None
     size: Any = None  # int64 [1], how many tensors there are
+    elements: int = 0  # of all tensors together
     slices: dict[Extent, Any] = field(default_factory=dict)
 
     def arguments(self, layout: Layout) -> tuple[Any, ...]:

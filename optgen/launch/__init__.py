@@ -35,10 +35,12 @@ __all__ = [
     "SUPPORTED",
     "Bucket",
     "Geometry",
+    "Launch",
     "Launcher",
     "Shard",
     "Truths",
     "Work",
+    "advance",
     "brought",
     "geometry",
     "like",
@@ -142,12 +144,13 @@ class Launcher:
         numbers: Mapping[str, Any] | None = None,
         steps: float | Tensor = 0.0,
         stop: Tensor | None = None,
-    ) -> None:
+    ) -> list[Launch | Interpreted]:
         """One step, or one mode, over all parameters in `work`; no empty tensors but parts of others.
 
         `numbers` are the states and inputs that are one for the whole optimizer, as 0-d tensors, of which
         states are updated; `steps` is how many steps were made before, a tensor where the device counts.
         Where `stop`, a tensor, is not 0, states that follow from counters on the device stay what they are.
+        Returns what was run, bucket by bucket.
         """
         buckets = self._find_buckets(work, mode)
         runners: list[Launch | Interpreted] = []
@@ -179,6 +182,7 @@ class Launcher:
             + [w.owner for w in work if w.owner is not None]
             + [s for w in work for s in w.states.values()]
         )
+        return runners
 
     def _fill(
         self,

@@ -74,6 +74,7 @@ class Bucket:
         slots = self.plan.slots
         self.tables = Tables(
             tensors=None,
+            elements=int(numels.sum()),
             chunks=self.put(chunks),
             scalars=None,
             partials=self.empty(len(chunks), slots),
@@ -163,19 +164,35 @@ class Bucket:
             else:
                 addresses = [w.tensor(name).data_ptr() for w in members]
             table[:, columns[name]] = addresses
-        element = [columns[n] for n in self.layout.pointers if n not in self.plan.tensor_states]
-        table[:, columns["@aligned"]] = (table[:, element] % 16 == 0).all(axis=1)
-        if self.layout.tiled:  # a line must begin at such an address too
-            table[:, columns["@aligned"]] &= table[:, columns["@columns"]] % 16 == 0
+        self._align()
         table[:, columns["@row"]] = rows
         if self.plan.random:
             table[:, columns["@param"]] = [w.index for w in members]
             table[:, columns["@step"]] = 0 if self.counted else [int(w.step) for w in members]
             table[:, columns["@seed"]] = seeds
-        if self.sent is None or not np.array_equal(self.sent, table):
-            self.tables.tensors = self.put(table)
-            self.sent = table.copy()
+        self._send()
         return spills
+
+    def _align(self) -> None:
+        """Say of which tensors every address is a multiple of 16."""
+        columns, table = self.layout.columns, self.host
+        element = [columns[n] for n in self.layout.pointers if n not in self.plan.tensor_states]
+        table[:, columns["@aligned"]] = (table[:, element] % 16 == 0).all(axis=1)
+        if self.layout.tiled:  # a line must begin at such an address too
+            table[:, columns["@aligned"]] &= table[:, columns["@columns"]] % 16 == 0
+
+    def _send(self) -> None:
+        if self.sent is None or not np.array_equal(self.sent, self.host):
+            self.tables.tensors = self.put(self.host)
+            self.sent = self.host.copy()
+
+    def point_again(self, name: str, addresses: Sequence[int]) -> None:
+        """Fill one column of addresses anew; the rest is as it was."""
+        column = self.host[:, self.layout.columns[name]]
+        if not np.array_equal(column, addresses):
+            column[:] = addresses
+            self._align()
+            self._send()
 
     def count(
         self,

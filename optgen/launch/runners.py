@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from optgen.backends import numpy as reference
 from optgen.ir import Op
 from optgen.launch.buckets import Bucket
 from optgen.launch.sharding import Share, complete
-from optgen.launch.work import Work, as_array
+from optgen.launch.work import Work, as_array, step_leaf
 from optgen.plan import Plan, Reduction, Round
+from optgen.semantics import evaluate
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,40 @@ class Launch(_Runner):
         super().__init__(bucket, work, values, rows, groups)
         self.work = work
         if not bucket.counted:
-            real = np.float64 if self.plan.real == "fp64" else np.float32
-            with np.errstate(over="ignore"):
-                bucket.tables.scalars = bucket.put(values.astype(real))
+            self._send()
         self.keep = bucket.point(work, rows, self.seeds)
 
     def run(self, act: Act) -> None:
         """Launch what an act names."""
         with _on(self.bucket.device):
             getattr(self.bucket.kernel, act.name)(act.what, self.bucket.tables)
+
+    def again(self, grads: Sequence[Tensor], groups: Sequence[Mapping[str, Any]], step: float) -> None:
+        """Be ready for the next step of the same tensors, all of them at the same step.
+
+        `grads` are those of all tensors of the step.
+        """
+        self.done = 0
+        values = np.empty_like(self.values)
+        for row, group in enumerate(self.groups):
+            found = evaluate(self.plan.scalars, lambda n, o=groups[group]: step_leaf(n, o, step, {}))  # type: ignore[misc]
+            values[row] = [float(found[n]) for n in self.plan.scalars]
+        if not np.array_equal(values, self.values):
+            self.values = values
+            self._send()
+        if "g" in self.bucket.layout.pointers:
+            self.bucket.point_again("g", [grads[m].data_ptr() for m in self.bucket.members])
+
+    def _send(self) -> None:
+        real = np.float64 if self.plan.real == "fp64" else np.float32
+        with np.errstate(over="ignore"):
+            self.bucket.tables.scalars = self.bucket.put(self.values.astype(real))
+
+    @cached_property
+    def groups(self) -> list[int]:
+        """The group that each row of the scalars is for."""
+        found = dict(zip(self.rows.tolist(), (w.group for w in self.members), strict=True))
+        return [found[row] for row in range(len(self.values))]
 
     def shares(self, act: Act) -> list[Share]:
         """What an act has left of which other processes have more."""

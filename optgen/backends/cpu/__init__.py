@@ -90,7 +90,8 @@ class CpuKernel:
     chunk = CHUNK
     tile = TILE
     numpy_tables = True
-    share = 4  # a thread gets no fewer chunks than this: they take about as long as handing them over
+    share = 4 * CHUNK  # a thread gets no fewer elements: they take about as long as handing them over
+    price = 16  # elements that take as long as finding a chunk
 
     def __init__(self, layout: Layout, module: ModuleType):
         self.layout, self.module = layout, module
@@ -102,7 +103,8 @@ class CpuKernel:
         run = getattr(self.module, f"sweep{phase}")
         arguments = tables.arguments(self.layout)
         count = len(tables.chunks)
-        threads = max(1, min(torch.get_num_threads(), count // self.share))
+        effort = tables.elements + count * self.price
+        threads = max(1, min(torch.get_num_threads(), count, effort // self.share))
         parts = list(pairwise(count * k // threads for k in range(threads + 1)))
         others = [_pool().submit(run, *part, *arguments) for part in parts[1:]]
         run(*parts[0], *arguments)

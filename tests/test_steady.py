@@ -1,0 +1,267 @@
+"""Steps that repeat the one before: the same bits as ordinary ones, whatever changes in between."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import optgen
+from optgen.backends.triton import interpreting
+from optgen.steady import Steady
+
+pytestmark = pytest.mark.skipif(interpreting(), reason="runs other back ends")
+
+
+def parameters():
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(s, generator=generator)) for s in ((3, 3), (5,), (2, 4), ())]
+
+
+def fill(params, k):
+    generator = torch.Generator().manual_seed(k)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+
+
+def groups_of(params):
+    return [{"params": params[:2]}, {"params": params[2:], "lr": 0.01}]
+
+
+@pytest.fixture
+def repeated(monkeypatch):
+    """How many steps were repeated."""
+    found = []
+    original = Steady.repeat
+
+    def repeat(self, *args):
+        done = original(self, *args)
+        found.append(done)
+        return done
+
+    monkeypatch.setattr(Steady, "repeat", repeat)
+    return found
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "LAMB", "Lion"])
+def test_a_steady_step_has_the_bits_of_an_ordinary_one(monkeypatch, repeated, name, backend):
+    runs = []
+    for steady in (True, False):
+        if not steady:
+            monkeypatch.setattr(Steady, "of", lambda *args: None)
+        params = parameters()
+        optimizer = getattr(optgen, name)(groups_of(params), lr=0.1, backend=backend)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        for k in range(6):
+            fill(params, k)
+            optimizer.step()
+            scheduler.step()
+        runs.append([*params, *(v for p in params for v in optimizer.state[p].values())])
+    assert all(map(torch.equal, *runs))
+    assert repeated == ([True] * 5 if backend == "cpu" else [])
+
+
+def lr(optimizer, params):
+    optimizer.param_groups[1]["lr"] = 0.5
+    return True
+
+
+def lr_tensor(optimizer, params):
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.02)
+    return True
+
+
+def option(optimizer, params):
+    optimizer.param_groups[0]["amsgrad"] = True
+
+
+def grad_elsewhere(optimizer, params):
+    params[0].grad = params[0].grad.clone()
+    return True
+
+
+def grad_transposed(optimizer, params):
+    params[0].grad = params[0].grad.t()
+
+
+def no_grad(optimizer, params):
+    params[1].grad = None
+
+
+def freeze(optimizer, params):
+    optimizer.freeze(params[2])
+
+
+def data_elsewhere(optimizer, params):
+    params[0].data = params[0].data.clone()
+
+
+def data_transposed(optimizer, params):
+    params[0].data = params[0].data.t()
+
+
+def data_of_float64(optimizer, params):
+    params[1].data = params[1].data.double()
+    params[1].grad = torch.ones(5, dtype=torch.float64)
+
+
+def grad_of_bfloat16(optimizer, params):
+    params[1].grad.data = params[1].grad.data.bfloat16()
+
+
+def state_replaced(optimizer, params):
+    optimizer.state[params[0]]["exp_avg"] = torch.ones(3, 3)
+
+
+def state_moved(optimizer, params):
+    kept = optimizer.state[params[0]]["exp_avg"]
+    kept.data = kept.data.clone() + 1
+
+
+def state_filled(optimizer, params):
+    optimizer.state[params[0]]["exp_avg"].fill_(2.0)
+    return True
+
+
+def state_gone(optimizer, params):
+    del optimizer.state[params[3]]
+
+
+def counter_changed(optimizer, params):
+    optimizer.state[params[1]]["step"].fill_(40.0)
+
+
+def counter_replaced(optimizer, params):
+    optimizer.state[params[1]]["step"] = torch.tensor(40.0)
+
+
+def all_counters_changed(optimizer, params):
+    for p in params:
+        optimizer.state[p]["step"].fill_(40.0)
+    return True
+
+
+def loaded(optimizer, params):
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def group_added(optimizer, params):
+    late = nn.Parameter(torch.ones(4))
+    late.grad = torch.ones(4)
+    optimizer.add_param_group({"params": [late]})
+
+
+def parameter_replaced(optimizer, params):
+    params[3] = optimizer.param_groups[1]["params"][1] = nn.Parameter(torch.tensor(2.0))
+    params[3].grad = torch.tensor(1.0)
+
+
+CHANGES = [
+    *(lr, lr_tensor, option, grad_elsewhere, grad_transposed, no_grad, freeze, data_elsewhere),
+    *(data_transposed, data_of_float64, grad_of_bfloat16, state_replaced, state_moved, state_filled),
+    *(state_gone, counter_changed, counter_replaced, all_counters_changed, loaded, group_added),
+    parameter_replaced,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_change_is_noticed(monkeypatch, repeated, change):
+    """Whether the step is repeated or not, it does what an ordinary one does."""
+    runs = []
+    for steady in (True, False):
+        if not steady:
+            monkeypatch.setattr(Steady, "of", lambda *args: None)
+        params = parameters()
+        optimizer = optgen.AdamW(groups_of(params), lr=0.1, backend="cpu")
+        for k in range(7):
+            fill(params, k)
+            if k == 3:
+                same = bool(change(optimizer, params))
+                repeated.clear()
+            optimizer.step()
+            if k == 3 and steady:
+                assert repeated == [same]
+        kept = [p for group in optimizer.param_groups for p in group["params"]]
+        runs.append([*kept, *(v for p in kept for v in optimizer.state[p].values())])
+    assert len(runs[0]) == len(runs[1])
+    assert all(map(torch.equal, *runs))
+
+
+def test_addresses_that_come_back():
+    """Gradients in two buffers by turns, with an ordinary step between them."""
+    params, others = parameters(), parameters()
+    a, b = (optgen.AdamW(p, lr=0.1, backend=k) for p, k in ((params, "cpu"), (others, "numpy")))
+    buffers = [[torch.randn_like(p) for p in params] for _ in range(2)]
+    for k in range(9):
+        for p, q, g in zip(params, others, buffers[k % 2], strict=True):
+            p.grad, q.grad = g, g.clone()
+        if k == 4:
+            params[0].grad = others[0].grad = None
+        a.step()
+        b.step()
+    assert all(map(torch.equal, params, others))
+
+
+def test_no_gradient_is_kept_alive():
+    params = parameters()
+    optimizer = optgen.AdamW(params, backend="cpu")
+    for k in range(3):
+        fill(params, k)
+        optimizer.step()
+    grads = [weakref.ref(p.grad) for p in params]
+    optimizer.zero_grad()
+    gc.collect()
+    assert [grad() for grad in grads] == [None] * 4
+
+
+def test_sparse_gradients_are_refused_as_ever(repeated):
+    weight = nn.Parameter(torch.randn(6, 3))
+    optimizer = optgen.AdamW([weight], backend="cpu")
+    for k in range(2):
+        fill([weight], k)
+        optimizer.step()
+    weight.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 3), (6, 3), check_invariants=True)
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+
+
+def test_what_is_never_repeated(repeated):
+    for name in ("NAdam", "SGLD", "Adafactor", "Prodigy"):  # host state, noise, slices, numbers for all
+        params = parameters()
+        optimizer = getattr(optgen, name)(params, backend="cpu")
+        for k in range(3):
+            fill(params, k)
+            optimizer.step()
+    assert repeated == []
+
+
+def test_versions_and_hooks():
+    params, seen = parameters(), []
+    optimizer = optgen.AdamW(params, backend="cpu")
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    for k in range(3):
+        fill(params, k)
+        before = [p._version for p in params]
+        assert optimizer.step(lambda: 7.0) == 7.0
+        assert all(p._version > old for p, old in zip(params, before, strict=True))
+    assert seen == ["before", "after"] * 3
+
+
+def test_copies_have_their_own():
+    params = parameters()
+    optimizer = optgen.AdamW(params, backend="cpu")
+    for k in range(2):
+        fill(params, k)
+        optimizer.step()
+    twin = copy.deepcopy(optimizer)
+    others = [p for group in twin.param_groups for p in group["params"]]
+    for k in range(2, 5):
+        fill(params, k)
+        fill(others, k)
+        optimizer.step()
+        twin.step()
+    assert all(map(torch.equal, params, others))
