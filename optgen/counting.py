@@ -72,13 +72,17 @@ def check_capture(groups: Sequence[Mapping[str, Any]]) -> None:
                 )
 
 
+MANY = 100  # counters for which it pays to compile what reads them, in a fraction of a second
+
+
 class Count:
     """The step counts of many parameters on the host, read and advanced in one call where Numba is there."""
 
     def __init__(self, counters: Sequence[Tensor]):
         self.counters = list(counters)
         self.dtypes = {counter.dtype for counter in counters}
-        self.module = _compiled(next(iter(self.dtypes))) if len(self.dtypes) == 1 else None
+        worth = len(self.dtypes) == 1 and len(self.counters) >= MANY
+        self.module = _compiled(next(iter(self.dtypes))) if worth else None
         self.places: list[int] = []
         self.table = np.empty(0, np.int64)
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import optgen
+from optgen import counting
 from optgen.backends.triton import interpreting
 from optgen.steady import Steady
 
@@ -265,3 +266,30 @@ def test_copies_have_their_own():
         optimizer.step()
         twin.step()
     assert all(map(torch.equal, params, others))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_counters_are_read_and_advanced_in_one_call(dtype):
+    counters = [torch.tensor(3.0, dtype=dtype) for _ in range(counting.MANY)]
+    count = counting.Count(counters)
+    assert count.module is not None
+    assert count.common() == 3.0
+    count.advance()
+    assert [c.item() for c in counters] == [4.0] * counting.MANY
+    counters[7].fill_(9.0)
+    assert count.common() is None
+    counters[7].data = torch.tensor(4.0, dtype=dtype)
+    assert count.common() == 4.0
+
+
+def test_many_parameters(repeated):
+    one, two = ([nn.Parameter(torch.full((3,), float(i))) for i in range(counting.MANY)] for _ in range(2))
+    a, b = optgen.AdamW(one, lr=0.1, backend="cpu"), optgen.AdamW(two, lr=0.1, backend="numpy")
+    for k in range(4):
+        fill(one, k)
+        fill(two, k)
+        a.step()
+        b.step()
+    assert all(map(torch.equal, one, two))
+    assert [s["step"].item() for s in a.state.values()] == [4.0] * counting.MANY
+    assert repeated == [True] * 3

@@ -2,9 +2,9 @@
 
 In: a layout. Out: the source of a module (`emit`), and a `Kernel` that runs it (`CpuKernel`). A phase is
 `update<k>`, the arithmetic of one element, and `sweep<k>`, which applies it to a range of chunks. Sums add
-into 16 float64 lanes, whole rows of lanes first, so that the compiler vectorises them and the order is
-fixed: LAMB's first phase takes 0.9 ns an element in cache, and 3.6 with one loop that is bounded by what
-is left.
+into 64 float64 lanes, whole rows of lanes first, so that the compiler vectorises them and the order is
+fixed. Lanes lie in memory, and an addition waits for the one before it in its lane: a step of AdamW clipped
+by the global norm takes 54 ms with 16 lanes, 30 with 64 and 31 with 256 (32 M elements, 2 cores).
 
 Threads are Python's, each in a call that holds no lock of the interpreter. A parallel Numba function
 would take 1.0 to 1.4 s to compile for each phase, besides 0.6 s for the phase itself, would abort the

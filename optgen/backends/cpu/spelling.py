@@ -19,7 +19,7 @@ from optgen.ir import ATOM, DType, Extent, Node, Op, Spelling
 
 CHUNK = 1 << 14
 TILE = (64, 512)  # lines and columns
-LANES = 16
+LANES = 64
 TYPES = {"fp64": "f64", "fp32": "f32", "bf16": "u16", "fp16": "u16"}
 RUNTIME = ("bits_of", "float_of", "maximum", "minimum", "pointer", "where")
 GLOBALS = {"math", "np", "carray", "njit", "f32", "f64", "u16", "u32", "u64", "inline", "compiled", *RUNTIME}
