@@ -39,6 +39,8 @@ CHAINS = {
 
 def make(name):
     """An optimizer class: a shipped one, or of a chain."""
+    if name == "unscaled":
+        return optgen.optimizer("hyper(lr=0.1)\np = 0.9*p - lr*sign(g) - 0.01")
     if name in CHAINS:
         return optgen.optimizer(optgen.chain(*CHAINS[name]))
     return optgen.optimizer(runnable([library.rule(name)])[0])

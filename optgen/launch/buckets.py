@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,6 +40,7 @@ class Bucket:
     host: np.ndarray = field(init=False)  # the host's copy of tables.tensors
     sent: np.ndarray | None = field(init=False, default=None)  # what the device has of it
     pinned: list[torch.Tensor] = field(init=False, default_factory=list)  # what a CUDA graph copies again
+    shared: dict[int, list[Share]] = field(init=False, default_factory=dict)  # by slot, see `shares`
     clock: Clock | None = field(init=False, default=None)  # where the device has the counters,
     once_clock: Clock | None = field(init=False, default=None)  # and for what is one for the whole optimizer
     reads: tuple[str, ...] = field(init=False)  # host states and shape facts that the scalars depend on
@@ -238,20 +239,23 @@ class Bucket:
 
     def shares(self, work: Sequence[Work], slots: Sequence[int]) -> list[Share]:
         """The places of what these slots have for parts of tensors, of which other processes have more."""
-        found = []
         for slot in slots:
-            reduction, by_mesh = self.plan.reductions[slot], defaultdict[tuple[Any, ...], list[int]](list)
-            for i, m in enumerate(self.members):
-                shard = work[m].shard
-                if shard is not None and shard.apart(reduction):
-                    by_mesh[shard.mesh, shard.apart(reduction)].append(i)
-            for (mesh, dims), rows in by_mesh.items():
-                at, keys, empty = self._places(work, slot, rows)
-                values = self.tables.lines if reduction.extent.sliced else self.tables.slots
-                flat = (torch.from_numpy(values) if self.numpy_tables else values).view(-1)
-                where = torch.from_numpy(at).to(flat.device)
-                found.append(Share(flat, where, keys, empty, reduction.op, mesh, dims))
-        return found
+            if slot not in self.shared:
+                self.shared[slot] = list(self._shares(work, slot))
+        return [share for slot in slots for share in self.shared[slot]]
+
+    def _shares(self, work: Sequence[Work], slot: int) -> Iterator[Share]:
+        reduction, by_mesh = self.plan.reductions[slot], defaultdict[tuple[Any, ...], list[int]](list)
+        for i, m in enumerate(self.members):
+            shard = work[m].shard
+            if shard is not None and shard.apart(reduction):
+                by_mesh[shard.mesh, shard.apart(reduction)].append(i)
+        for (mesh, dims), rows in by_mesh.items():
+            at, keys, empty = self._places(work, slot, rows)
+            values = self.tables.lines if reduction.extent.sliced else self.tables.slots
+            flat = (torch.from_numpy(values) if self.numpy_tables else values).view(-1)
+            where = torch.from_numpy(at).to(flat.device)
+            yield Share(flat, where, keys, empty, reduction.op, mesh, dims)
 
     def _places(
         self, work: Sequence[Work], slot: int, rows: Sequence[int]
