@@ -45,6 +45,7 @@ class Steady:
         self.truths = {w.group: w.truths for w in work}
         moving = {id(w.param) for w in work}
         self.moving = [w.param for w in work]
+        moving |= {id(group["params"][at]) for group in groups for at in group["frozen"]}
         self.still = [p for p in self.params if id(p) not in moving]
         self.sizes = [p.numel() for p in self.moving]
         self.dtypes = [w.grad.dtype for w in work if w.grad is not None]

@@ -191,6 +191,18 @@ def test_a_change_is_noticed(monkeypatch, repeated, change):
     assert all(map(torch.equal, *runs))
 
 
+def test_frozen_parameters_with_gradients_hold_up_nothing(repeated):
+    params = parameters()
+    optimizer = optgen.AdamW(params, backend="cpu")
+    optimizer.freeze(params[1])
+    before = params[1].detach().clone()
+    for k in range(4):
+        fill(params, k)
+        optimizer.step()
+    assert repeated == [True] * 3
+    assert torch.equal(params[1], before)
+
+
 def test_addresses_that_come_back():
     """Gradients in two buffers by turns, with an ordinary step between them."""
     params, others = parameters(), parameters()
