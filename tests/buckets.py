@@ -202,7 +202,8 @@ class Bucket:
         slots = max(1, self.plan.slots)
         arrays = [table, np.array(chunks, np.int64), rows, np.zeros((len(chunks), slots))]
         arrays.append(np.full((len(tensors), slots), np.nan))
-        return Tables(*(a if kernel.numpy_tables else torch.from_numpy(a) for a in arrays))
+        elements = int(table[:, columns["@numel"]].sum())
+        return Tables(*(a if kernel.numpy_tables else torch.from_numpy(a) for a in arrays), elements=elements)
 
     def run(self, backend, math_mode="exact"):
         """What a back end leaves in the stores and in the tensor states, and its slots."""
