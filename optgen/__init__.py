@@ -8,6 +8,7 @@ makes one from a rule of your own, `chain` joins rules and transforms, `rule` re
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 __version__ = "0.1.0"
@@ -39,7 +40,8 @@ def __getattr__(name: str) -> Any:
         if own and library.rule(own).kind == "rule":
             globals()[name] = made = import_module("optgen.optim").optimizer(own, name)
             return made
-        hint = library.suggestion(name, (*_HOME, *_MODULES))
+        if find_spec(f"optgen.{name}") is None:  # an import of a module asks here first
+            hint = library.suggestion(name, (*_HOME, *_MODULES))
     raise AttributeError(f"module 'optgen' has no attribute '{name}'{hint}")
 
 

@@ -261,3 +261,15 @@ def test_a_misspelt_name_says_which_is_near(name, hint):
         getattr(optgen, name)
     assert str(caught.value) == f"module 'optgen' has no attribute '{name}'{hint}"
     assert not hasattr(optgen, name)
+
+
+def test_an_optimizer_is_made_without_reading_every_rule():
+    """The hint after a misspelt name needs them all; an import of a module of ours is no misspelt name."""
+    code = """
+import optgen
+optgen.optimizer("adamw")
+from optgen import library
+print(library.optimizers.cache_info().currsize)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0", done.stderr
