@@ -26,6 +26,7 @@ from optgen.ir import Extent, Op
 from optgen.launch.geometry import kept_dims
 from optgen.plan import Reduction
 
+PLAIN = (Tensor, torch.nn.Parameter)  # most tensors are no more than that
 EVERY = 1 << 62  # more elements than there are: nothing is skipped
 
 
@@ -173,6 +174,8 @@ def brought(value: Tensor, home: Tensor, device: torch.device) -> Tensor:
 
 def _distributed(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor; that module need not be imported for it."""
+    if type(tensor) in PLAIN:
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
