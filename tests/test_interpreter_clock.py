@@ -74,7 +74,7 @@ def computed(name, t):
     clock = Clock(roots, {}, "fp64", torch.device("cpu"), put)
     counter = torch.tensor(t - 1.0, dtype=torch.float64)
     stop = torch.zeros((), dtype=torch.float64)
-    found = clock.run([counter], [states], [options], lambda row, what: facts.get(what, 4.0), stop)
+    found = clock.run([counter], [states], [options], [0], lambda row, what: facts.get(what, 4.0), stop)
     return roots, found[0].numpy()[: len(roots)], np.array([float(right[n]) for n in roots])
 
 

@@ -37,6 +37,19 @@ def scaler_of(**options):
     return torch.amp.GradScaler("cpu", init_scale=1024.0, **options)
 
 
+def plain_step(model, optimizer, k):
+    optimizer.zero_grad()
+    loss_of(model, k).backward()
+    optimizer.step()
+
+
+def scaled_step(scaler, model, optimizer, k, bad=False):
+    optimizer.zero_grad()
+    scaler.scale(loss_of(model, k, bad)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
 def test_scaled_training_is_the_same_to_the_bit(cls, backend):
@@ -45,13 +58,8 @@ def test_scaled_training_is_the_same_to_the_bit(cls, backend):
     a, b = cls(plain.parameters(), backend=backend), cls(scaled.parameters(), backend=backend, fused=True)
     scaler = scaler_of()
     for k in range(4):
-        a.zero_grad()
-        loss_of(plain, k).backward()
-        a.step()
-        b.zero_grad()
-        scaler.scale(loss_of(scaled, k)).backward()
-        scaler.step(b)
-        scaler.update()
+        plain_step(plain, a, k)
+        scaled_step(scaler, scaled, b, k)
     assert all(map(torch.equal, plain.parameters(), scaled.parameters()))
     assert not {"grad_scale", "found_inf"} & vars(b).keys()
 
@@ -63,9 +71,7 @@ def test_trap_11_an_infinity_is_no_step(cls):
     a, b = cls(plain.parameters(), backend="numpy"), cls(scaled.parameters(), backend="numpy", fused=True)
     scaler = scaler_of()
     for k in range(3):
-        a.zero_grad()
-        loss_of(plain, k).backward()
-        a.step()
+        plain_step(plain, a, k)
         for bad in (True, False) if k == 1 else (False,):
             b.zero_grad()
             scaler.scale(loss_of(scaled, k, bad)).backward()
@@ -121,10 +127,7 @@ def test_clipping_in_the_step_sees_the_unscaled_gradients():
         loss_of(plain, k).backward()
         nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
         a.step()
-        b.zero_grad()
-        scaler.scale(loss_of(scaled, k)).backward()
-        scaler.step(b)
-        scaler.update()
+        scaled_step(scaler, scaled, b, k)
     for p, q in zip(plain.parameters(), scaled.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
@@ -178,13 +181,8 @@ def test_without_fused_the_scaler_does_it_all():
     assert copy.deepcopy(optgen.AdamW(plain.parameters(), fused=True))._step_supports_amp_scaling
     scaler = scaler_of()
     for k in range(3):
-        a.zero_grad()
-        loss_of(plain, k).backward()
-        a.step()
+        plain_step(plain, a, k)
         for bad in (True, False):
-            b.zero_grad()
-            scaler.scale(loss_of(scaled, k, bad)).backward()
-            scaler.step(b)
-            scaler.update()
+            scaled_step(scaler, scaled, b, k, bad)
     assert all(map(torch.equal, plain.parameters(), scaled.parameters()))
     assert [s["step"].item() for s in b.state.values()] == [3.0] * 4

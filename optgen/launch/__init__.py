@@ -23,7 +23,17 @@ from optgen.launch.buckets import Bucket
 from optgen.launch.geometry import Geometry, geometry, slice_shape
 from optgen.launch.runners import Interpreted, Launch, advance
 from optgen.launch.sharding import Shard, brought, like, local, matching, shard_of
-from optgen.launch.work import CODEC_OF, SUPPORTED, Truths, Work, fact_of, lookup, signature_of, step_leaf
+from optgen.launch.work import (
+    CODEC_OF,
+    SUPPORTED,
+    Truths,
+    Work,
+    fact_of,
+    lookup,
+    scalar_row,
+    signature_of,
+    step_leaf,
+)
 from optgen.passes import holds, lower, shaped
 from optgen.plan import Plan, element_stores, plan
 from optgen.semantics import evaluate
@@ -262,12 +272,7 @@ class Launcher:
             if row is None:
                 row = index[key] = len(table)
                 facts = dict(zip(bucket.reads, key[2:], strict=True))
-                options = groups[w.group]
-                values = evaluate(
-                    scalars,
-                    lambda n, o=options, t=w.step, f=facts: step_leaf(n, o, t, f),  # type: ignore[misc]
-                )
-                table.append([float(values[n]) for n in scalars])
+                table.append(scalar_row(scalars, groups[w.group], w.step, facts))
             rows[i] = row
         return np.array(table, np.float64).reshape(len(table), len(scalars)), rows
 

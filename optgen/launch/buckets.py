@@ -15,9 +15,8 @@ from optgen.backends import PLACE, SLICES, Kernel, Layout, Tables, View, across
 from optgen.ir import Extent, Op, toposort
 from optgen.launch.geometry import Geometry
 from optgen.launch.sharding import EVERY, Share
-from optgen.launch.work import Work, fact_of, step_leaf
+from optgen.launch.work import Work, fact_of, scalar_row
 from optgen.plan import Plan
-from optgen.semantics import evaluate
 
 if TYPE_CHECKING:
     from optgen.launch.clock import Clock  # needs Triton
@@ -215,7 +214,8 @@ class Bucket:
         self.tables.scalars = self.clock.run(
             counters,
             [w.states for w in members],
-            [groups[w.group] for w in members],
+            groups,
+            [w.group for w in members],
             lambda row, name: fact_of(members[row], name),
             stop.to(self.device),
         )
@@ -227,14 +227,15 @@ class Bucket:
         """The values that are one for the whole optimizer, which has made so many steps (0-d float64)."""
         onces = self.plan.onces
         if not isinstance(steps, Tensor):
-            values = evaluate(onces, lambda n: step_leaf(n, options, steps + 1, {}))
-            return {f"@once{i}": float(values[n]) for i, n in enumerate(onces)}
+            return {f"@once{i}": x for i, x in enumerate(scalar_row(onces, options, steps + 1, {}))}
         if self.once_clock is None:
             from optgen.launch.clock import Clock
 
             self.once_clock = Clock(onces, {}, "fp64", self.device, self.put)
         stop = torch.zeros((), dtype=torch.float64, device=self.device)
-        found = self.once_clock.run([steps.to(self.device)], [{}], [options], lambda row, name: 0.0, stop)
+        found = self.once_clock.run(
+            [steps.to(self.device)], [{}], [options], [0], lambda row, name: 0.0, stop
+        )
         return {f"@once{i}": found[0, i] for i in range(len(onces))}
 
     def shares(self, work: Sequence[Work], slots: Sequence[int]) -> list[Share]:

@@ -42,12 +42,14 @@ class Clock:
         self.real = torch.float64 if real == "fp64" else torch.float32
         self.device, self.put = device, put
         self.sent: dict[str, tuple[np.ndarray, Tensor]] = {}
+        self.facts: dict[str, np.ndarray] = {}
 
     def run(
         self,
         counters: Sequence[Tensor],
         states: Sequence[Mapping[str, Tensor]],
-        options: Sequence[Mapping[str, Any]],
+        groups: Sequence[Mapping[str, Any]],
+        rows: Sequence[int],
         fact: Fact,
         stop: Tensor,
     ) -> Tensor:
@@ -56,8 +58,9 @@ class Clock:
         Args:
             counters: of each row how many steps it has made, 0-d, float32 or float64, on the device.
             states: of each row its states, 0-d, float64, on the device.
-            options: of each row its hyperparameters.
-            fact: what a fact about a row's shape is.
+            groups: hyperparameters.
+            rows: of each row its group.
+            fact: what a fact about a row's shape is; asked for once.
             stop: 0-d float64, on the device.
         """
         count = len(counters)
@@ -65,7 +68,7 @@ class Clock:
         kept = np.array([[s[name].data_ptr() for name in self.kept] for s in states], np.int64)
         out = torch.empty(count, max(1, len(self.values.roots)), dtype=self.real, device=self.device)
         tables = (
-            self._given(options, fact),
+            self._given(groups, np.array(rows), fact),
             self._table("counters", places),
             self._table("states", kept.reshape(count, -1)),
             stop,
@@ -76,31 +79,29 @@ class Clock:
             prologue.run(self.module, tables, count, counters[0].dtype is torch.float64)
         return out
 
-    def _given(self, options: Sequence[Mapping[str, Any]], fact: Fact) -> Tensor:
+    def _given(self, groups: Sequence[Mapping[str, Any]], rows: np.ndarray, fact: Fact) -> Tensor:
         """The table of hyperparameters and facts; what lies on the device is copied there."""
-        table = np.zeros((len(options), max(1, len(self.leaves))))
-        live: dict[int, list[tuple[int, int, Tensor]]] = {}
+        table = np.zeros((len(rows), max(1, len(self.leaves))))
+        live: list[tuple[int, int, Tensor]] = []
         for column, n in enumerate(self.leaves):
             path = n.value or ""
-            for row, group in enumerate(options):
-                if n.op is Op.SHAPE:
-                    table[row, column] = fact(row, path)
-                    continue
-                value = lookup(group, path)
-                if isinstance(value, Tensor):
-                    spans = live.setdefault(column, [])
-                    if spans and spans[-1][2] is value:
-                        spans[-1] = (spans[-1][0], row + 1, value)
-                    else:
-                        spans.append((row, row + 1, value))
-                elif value is None:
+            if n.op is Op.SHAPE:
+                if path not in self.facts:
+                    self.facts[path] = np.array([fact(row, path) for row in range(len(rows))])
+                table[:, column] = self.facts[path]
+                continue
+            for group in np.unique(rows):
+                value = lookup(groups[group], path)
+                if value is None:
                     raise ValueError(f"hyperparameter '{path}' is None, but the rule needs a number here")
+                if isinstance(value, Tensor):
+                    live.append((column, int(group), value))
                 else:
-                    table[row, column] = float(value)
+                    table[rows == group, column] = float(value)
         sent = self._table("values", table)
-        for column, spans in live.items():
-            for start, end, value in spans:
-                sent[start:end, column] = value.to(self.device, torch.float64)
+        for column, group, value in live:
+            where = self._table(f"rows of {group}", np.flatnonzero(rows == group))
+            sent[where, column] = value.to(self.device, torch.float64)
         return sent
 
     def _table(self, name: str, table: np.ndarray) -> Tensor:

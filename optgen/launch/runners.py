@@ -20,9 +20,8 @@ from optgen.backends import numpy as reference
 from optgen.ir import Op
 from optgen.launch.buckets import Bucket
 from optgen.launch.sharding import Share, complete
-from optgen.launch.work import Work, as_array, step_leaf
+from optgen.launch.work import Work, as_array, scalar_row
 from optgen.plan import Plan, Reduction, Round
-from optgen.semantics import evaluate
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,7 @@ class Launch(_Runner):
         self.done = 0
         values = np.empty_like(self.values)
         for row, group in enumerate(self.groups):
-            found = evaluate(self.plan.scalars, lambda n, o=groups[group]: step_leaf(n, o, step, {}))  # type: ignore[misc]
-            values[row] = [float(found[n]) for n in self.plan.scalars]
+            values[row] = scalar_row(self.plan.scalars, groups[group], step, {})
         if not np.array_equal(values, self.values):
             self.values = values
             self._send()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optgen.ir import Extent, Node, Op, State
 from optgen.launch.sharding import Shard
+from optgen.semantics import evaluate
 
 CODEC_OF = {
     torch.float64: "fp64",
@@ -112,6 +113,14 @@ def step_leaf(n: Node, options: Mapping[str, Any], step: float, facts: Mapping[s
     if n.op is Op.COUNT:
         return np.float64(step)
     return np.float64(facts[n.value or ""])
+
+
+def scalar_row(
+    scalars: Sequence[Node], options: Mapping[str, Any], step: float, facts: Mapping[str, float]
+) -> list[float]:
+    """The values per step of one group at one step, as the host computes them."""
+    values = evaluate(scalars, lambda n: step_leaf(n, options, step, facts))
+    return [float(values[n]) for n in scalars]
 
 
 def lookup(options: Mapping[str, Any], path: str) -> Any:

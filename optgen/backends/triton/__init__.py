@@ -37,10 +37,11 @@ from optgen.backends.triton.spelling import (
     GLOBALS,
     LOCALS,
     THREADS,
+    extremes,
     speller,
 )
 from optgen.backends.triton.sweeps import sweep_lines, tile_lines
-from optgen.ir import Extent, Op, toposort
+from optgen.ir import Extent, toposort
 from optgen.plan import Reduction, Round
 
 __all__ = ["BLOCK", "BLOCKS", "THREADS", "Spec", "TritonKernel", "emit", "interpreting", "specs"]
@@ -60,12 +61,7 @@ def emit(layout: Layout, math_mode: str = "exact") -> str:
     ops = {n.op for n in toposort([*plan.roots, *plan.totals])}
     ops |= {r.op for phase in plan.phases for r in phase.reductions}
     ops |= {r.op for found in plan.rounds for r in (*found.small, *found.over)}
-    # Of two zeros both give b, on every machine, and a NaN where there is one; tl.maximum says neither.
-    extreme = "@triton.jit\ndef {}(a, b):\n    return tl.where(a {} b, a, tl.where(a != a, a, b))\n"
-    if ops & {Op.MAXIMUM, Op.AMAX}:
-        parts.append(extreme.format("maximum", ">"))
-    if Op.MINIMUM in ops:
-        parts.append(extreme.format("minimum", "<"))
+    parts += extremes(ops)
     for k, phase in enumerate(plan.phases):
         parts.append("@triton.jit\n" + update(k, phase, plan, names, spell, GLOBALS))
         build = tile_lines if layout.tiled else sweep_lines

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from optgen.backends.emit import PYTHON, Names, identifier, indent, write
-from optgen.backends.triton.spelling import GLOBALS, speller
+from optgen.backends.triton.spelling import GLOBALS, extremes, speller
 from optgen.ir import ATOM, DType, Node, Op, Spelling, toposort
 
 BLOCK = 64  # rows of a program
 LOCALS = {"values", "counters", "states", "stop", "rows", "out", "row", "live", "t", "stopped", "place"}
-EXTREME = "@triton.jit\ndef {}(a, b):\n    return tl.where(a {} b, a, tl.where(a != a, a, b))\n"
+EXACT = speller("fp64", "exact")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class _Names(Names):
 def _spell(n: Node, args: Sequence[Spelling]) -> Spelling:
     if n.op is Op.COS:
         return f"tl.cos({args[0][0]})", ATOM
-    return speller("fp64", "exact")(n, args)
+    return EXACT(n, args)
 
 
 def emit(values: Values, real: str) -> str:
@@ -107,8 +107,7 @@ def emit(values: Values, real: str) -> str:
         [
             '"""The values of a step that are not an element\'s; made by optgen."""\n\nimport triton\n'
             "import triton.language as tl\n",
-            EXTREME.format("maximum", ">"),
-            EXTREME.format("minimum", "<"),
+            *extremes({n.op for n in toposort(wanted)}),
             f"@triton.jit\ndef prologue({parameters}):\n" + indent(lines, 1),
         ]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from optgen.backends import MAX_DIMS, PLACE, TABLES, Layout
 from optgen.backends.emit import (
@@ -92,6 +92,16 @@ def _constant(n: Node, kind: str) -> str:
         return f"tl.full((), {1 << width - 1:#x}, tl.uint{width}).to({kind}, bitcast=True)"
     text = repr(n.number) if math.isfinite(n.number) else f'float("{n.number}")'
     return f"tl.full((), {text}, tl.float64)" if kind == "tl.float64" else text
+
+
+def extremes(ops: Collection[Op]) -> list[str]:
+    """The functions that `maximum` and `minimum` call, where they occur.
+
+    Of two zeros both give b, on every machine, and a NaN where there is one; tl.maximum says neither.
+    """
+    text = "@triton.jit\ndef {}(a, b):\n    return tl.where(a {} b, a, tl.where(a != a, a, b))\n"
+    wanted = {"maximum": (">", {Op.MAXIMUM, Op.AMAX}), "minimum": ("<", {Op.MINIMUM})}
+    return [text.format(name, sign) for name, (sign, which) in wanted.items() if which & set(ops)]
 
 
 def shifted(base: str, offset: int) -> str:
