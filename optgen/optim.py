@@ -294,6 +294,7 @@ class Optimizer(torch.optim.Optimizer):
                 self._refuse(p, grad)
             moving.append((number, index, group, p, grad, for_parameter(handed, p) if handed else {}))
         work, counters = [], []
+        counting: dict[torch.device, bool] = {}  # which devices count the steps themselves
         used: dict[tuple[int, int], tuple[Truths, list[State]]] = {}
         for number, index, group, p, grad, inputs in moving:
             key = (index, p.dim() if self._launcher.per_shape else 0)
@@ -303,9 +304,12 @@ class Optimizer(torch.optim.Optimizer):
             truths, wanted = used[key]
             kept, states = self._states(p, group, wanted)
             part = local(p)
-            counted = on_device and resolve(self._settings["backend"], part.device) == "triton"
+            device = part.device
+            if on_device and device not in counting:
+                counting[device] = resolve(self._settings["backend"], device) == "triton"
+            counted = on_device and counting[device]
             if counted:
-                move_counts(kept, states, wanted, part.device)
+                move_counts(kept, states, wanted, device)
             counter = kept["step"]
             counters.append(counter)
             shard = shard_of(p) if part is not p else None

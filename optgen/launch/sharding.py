@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from optgen.backends.numpy import NEUTRAL
 from optgen.ir import Extent, Op
@@ -35,7 +36,7 @@ class Shard:
     """Where a process's part of a tensor lies.
 
     `sizes` are those of the part, `offset` the place of its first element, `dims` the tensor's dimension
-    that each mesh dimension divides, or -1. `whole` says whether the part is one box of the tensor.
+    that each mesh dimension divides, or -1. `box` says whether the part is one box of the tensor.
     """
 
     shape: tuple[int, ...]
@@ -87,7 +88,7 @@ class Shard:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor: the same object each time; a plain tensor as it is."""
+    """This process's part of a tensor, in the same memory; a plain tensor as it is."""
     if not _distributed(tensor):
         return tensor
     with torch.no_grad():
@@ -104,10 +105,21 @@ def shard_of(tensor: Tensor) -> Shard | None:
     """
     if not _distributed(tensor):
         return None
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    known: tuple[Any, Any, Any, Shard | None] | None = _shards.get(tensor)  # type: ignore[no-untyped-call]
+    if known is None or known[0] is not mesh or known[1:3] != (placements, tensor.shape):
+        known = _shards[tensor] = (mesh, placements, tensor.shape, _locate(tensor, mesh, placements))
+    return known[3]
+
+
+# Where parts lie, found once for a parameter; it is forgotten with the parameter.
+_shards: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _locate(tensor: Tensor, mesh: Any, placements: Sequence[Any]) -> Shard | None:
     from torch.distributed.tensor import Shard as Divided
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
     if any(p.is_partial() for p in placements):
         raise ValueError(
             f"a parameter of shape {tuple(tensor.shape)} is a sum over processes: redistribute it"
