@@ -8,18 +8,15 @@ lies on the device, and the values that follow from it are computed there.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.cache import load
 from optgen.ir import Extent, State
+from optgen.watching import MANY, compiled
 
 
 def scaling_of(optimizer: torch.optim.Optimizer, home: torch.device) -> dict[str, Tensor] | None:
@@ -72,29 +69,25 @@ def check_capture(groups: Sequence[Mapping[str, Any]]) -> None:
                 )
 
 
-MANY = 100  # counters for which it pays to compile what reads them, in a fraction of a second
-
-
 class Count:
-    """The step counts of many parameters on the host, read and advanced in one call where Numba is there."""
+    """The step counts of many parameters on the host, read and advanced in one call where Numba is there.
 
-    def __init__(self, counters: Sequence[Tensor]):
-        self.counters = list(counters)
-        self.dtypes = {counter.dtype for counter in counters}
-        worth = len(self.dtypes) == 1 and len(self.counters) >= MANY
-        self.module = _compiled(next(iter(self.dtypes))) if worth else None
-        self.places: list[int] = []
-        self.table = np.empty(0, np.int64)
+    `places` are the addresses of the counters, int64, and stay what they are.
+    """
+
+    def __init__(self, counters: Sequence[Tensor], places: np.ndarray):
+        self.counters, self.places = list(counters), places
+        dtypes = {counter.dtype for counter in counters}
+        known = len(dtypes) == 1 and dtypes <= {torch.float32, torch.float64}
+        self.double = dtypes == {torch.float64}
+        self.module = compiled() if known and len(self.counters) >= MANY else None
 
     def common(self) -> float | None:
         """The count, if all have the same."""
         if self.module is None:
             found = {counter.item() for counter in self.counters}
             return found.pop() if len(found) == 1 else None
-        places = [counter.data_ptr() for counter in self.counters]
-        if places != self.places:
-            self.places, self.table = places, np.array(places, np.int64)
-        least, most = self.module.extent(self.table)
+        least, most = self.module.extent(self.places, self.double)
         return least if least == most else None
 
     def advance(self) -> None:
@@ -102,36 +95,4 @@ class Count:
         if self.module is None:
             torch._foreach_add_(self.counters, 1.0)
         else:
-            self.module.advance(self.table)
-
-
-SOURCE = '''"""Step counts by their addresses; made by optgen."""
-
-import numpy as np
-from numba import carray, njit
-
-from optgen.backends.cpu.runtime import pointer
-
-
-@njit(cache=True)
-def extent(places):
-    least = most = carray(pointer(places[0]), 1, np.{0})[0]
-    for place in places:
-        count = carray(pointer(place), 1, np.{0})[0]
-        least, most = min(least, count), max(most, count)
-    return float(least), float(most)
-
-
-@njit(cache=True)
-def advance(places):
-    for place in places:
-        carray(pointer(place), 1, np.{0})[0] += 1
-'''
-
-
-@cache
-def _compiled(dtype: torch.dtype) -> ModuleType | None:
-    if importlib.util.find_spec("numba") is None:
-        return None
-    name = "float64" if dtype is torch.float64 else "float32"
-    return load(SOURCE.replace("{0}", name), f"counts_{name}", "cpu")
+            self.module.advance(self.places, self.double)

@@ -7,6 +7,7 @@ dtype. A value per step, or one for the whole optimizer, is rounded once, where 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -34,13 +35,13 @@ def _upper_half(a: Any, b: Any) -> Any:
 
 
 MEANING: dict[Op, Callable[..., Any]] = {
-    Op.ADD: np.add,
-    Op.SUB: np.subtract,
-    Op.MUL: np.multiply,
-    Op.DIV: np.divide,
+    Op.ADD: operator.add,
+    Op.SUB: operator.sub,
+    Op.MUL: operator.mul,
+    Op.DIV: operator.truediv,
     Op.MOD: np.mod,
     Op.POW: np.power,
-    Op.NEG: np.negative,
+    Op.NEG: operator.neg,
     Op.ABS: np.abs,
     Op.SQRT: np.sqrt,
     Op.EXP: np.exp,

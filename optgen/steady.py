@@ -4,27 +4,26 @@ In: what an ordinary step has found and launched. Out: the next step, if nothing
 addresses has changed; otherwise nothing is touched, and the step is an ordinary one. What is compared costs
 well under a microsecond a tensor, where describing a tensor's part in a step costs four.
 
-Only steps are repeated whose values per step follow from the count and the groups alone, of contiguous
-tensors: no random numbers, inputs, slices, numbers for the whole optimizer, host states, spills or
-distributed tensors. A parameter or state whose address changed makes the step an ordinary one; gradients may
-be other tensors each time, and none is kept alive.
+Only steps are repeated whose values per step follow from the count and the groups alone: no random numbers,
+inputs, slices, numbers for the whole optimizer, host states, spills, distributed tensors or tensors whose
+elements need strides to be found. A parameter or state whose address changed makes the step an ordinary one;
+gradients may be other tensors each time, and none is kept alive. Types, dtypes, sizes and strides are
+compared in one call by the guards that torch.compile has; a torch without them repeats no step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain
-from operator import attrgetter, is_
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optgen import counting
+from optgen.counting import Count
 from optgen.launch import Launch, Launcher, Work, advance
+from optgen.watching import GUARDS, Groups, State, watch
 
-Groups = Sequence[Mapping[str, Any]]
-_layout, _dtype = attrgetter("layout"), attrgetter("dtype")
+TensorGuards: Any = getattr(GUARDS, "TensorGuards", None)
 
 
 class Steady:
@@ -37,25 +36,21 @@ class Steady:
         work: Sequence[Work],
         counters: Sequence[Tensor],
         groups: Groups,
-        state: Mapping[Tensor, Any],
+        state: State,
     ):
-        self.launcher, self.runners, self.counters = launcher, runners, list(counters)
-        self.params = _params(groups)
+        self.launcher, self.runners = launcher, runners
         self.frozen = [list(group["frozen"]) for group in groups]
         self.truths = {w.group: w.truths for w in work}
         moving = {id(w.param) for w in work}
-        self.moving = [w.param for w in work]
+        self.moving = tuple(w.param for w in work)
         moving |= {id(group["params"][at]) for group in groups for at in group["frozen"]}
-        self.still = [p for p in self.params if id(p) not in moving]
-        self.sizes = [p.numel() for p in self.moving]
-        self.dtypes = [w.grad.dtype for w in work if w.grad is not None]
-        self.types = [type(w.grad) for w in work]
+        self.still = [p for group in groups for p in group["params"] if id(p) not in moving]
+        self.params_alike, self.grads_alike = _guards(self.moving), _guards([p.grad for p in self.moving])
         for w in work:
             w.grad = None
-        self.kept = _flat(state)
-        self.count = counting.Count(self.counters)
-        self.touched = [*self.moving, *(s for w in work for s in w.states.values())]
-        self.places = list(map(Tensor.data_ptr, self.touched))
+        self.touched = (*self.moving, *(s for w in work for s in w.states.values()), *counters)
+        self.watch = watch(groups, state, self.touched)
+        self.count = Count(counters, self.watch.places[-len(counters) :])
 
     @staticmethod
     def of(
@@ -64,11 +59,11 @@ class Steady:
         work: Sequence[Work],
         counters: Sequence[Tensor],
         groups: Groups,
-        state: Mapping[Tensor, Any],
+        state: State,
     ) -> Steady | None:
         """What can be repeated of a step that has just been made; None where it cannot."""
         alike = len({w.step for w in work}) == 1 and len(counters) == len(work)
-        if not alike or launcher.per_shape or launcher.program.inputs or not runners:
+        if TensorGuards is None or not alike or launcher.per_shape or launcher.program.inputs or not runners:
             return None
         for r in runners:
             plan = r.plan
@@ -79,14 +74,15 @@ class Steady:
             return None
         return Steady(launcher, runners, work, counters, groups, state)
 
-    def repeat(self, groups: Groups, state: Mapping[Tensor, Any]) -> bool:
+    def repeat(self, groups: Groups, state: State) -> bool:
         """Make the next step, and count it, if it is like the one before; whether it was."""
         found = self._matches(groups, state)
         if found is None:
             return False
         steps, grads = found
+        places = self.watch.addresses(grads)
         for r in self.runners:
-            r.again(grads, groups, steps + 1)
+            r.again(places, groups, steps + 1)
         advance(self.runners)
         for r in self.runners:
             r.finish()
@@ -94,18 +90,16 @@ class Steady:
         self.count.advance()
         return True
 
-    def _matches(self, groups: Groups, state: Mapping[Tensor, Any]) -> tuple[float, list[Tensor]] | None:
+    def _matches(self, groups: Groups, state: State) -> tuple[float, tuple[Any, ...]] | None:
         """The steps made so far, and the gradients, if every other tensor is where and what it was."""
-        if not _same(_params(groups), self.params) or [g["frozen"] for g in groups] != self.frozen:
+        if [group["frozen"] for group in groups] != self.frozen:
             return None
         if any(p.grad is not None for p in self.still):
             return None
-        grads: list[Any] = [p.grad for p in self.moving]
-        if not self._alike(grads):
+        grads: tuple[Any, ...] = tuple([p.grad for p in self.moving])
+        if not (self.grads_alike(*grads) and self.params_alike(*self.moving)):
             return None
-        if list(map(Tensor.data_ptr, self.touched)) != self.places:
-            return None
-        if not _same(_flat(state), self.kept):
+        if not self.watch.same(groups, state):
             return None
         for index, truths in self.truths.items():
             if self.launcher.truths(groups[index]) != truths:
@@ -113,27 +107,7 @@ class Steady:
         steps = self.count.common()
         return None if steps is None else (steps, grads)
 
-    def _alike(self, grads: Sequence[Any]) -> bool:
-        """Whether gradients are dense tensors as the ones before, and parameters contiguous as they were."""
-        if not _same(list(map(type, grads)), self.types):
-            return False
-        if not set(map(_layout, grads)) <= {torch.strided} or not _same(
-            list(map(_dtype, grads)), self.dtypes
-        ):
-            return False
-        if list(map(Tensor.numel, grads)) != self.sizes:
-            return False
-        return all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, self.moving))
 
-
-def _params(groups: Groups) -> list[Tensor]:
-    return list(chain.from_iterable([group["params"] for group in groups]))
-
-
-def _flat(state: Mapping[Tensor, Any]) -> list[Any]:
-    """Everything that is kept for any parameter, in order."""
-    return list(chain.from_iterable(map(dict.values, state.values())))
-
-
-def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return len(a) == len(b) and all(map(is_, a, b))
+def _guards(tensors: Sequence[Any]) -> Any:
+    """A function: whether others are of the same types, dtypes, devices, sizes and strides as these."""
+    return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check

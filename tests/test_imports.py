@@ -43,6 +43,7 @@ MODULES = [
     "backends.emit",
     "backends.numpy",
     "backends.cpu.runtime",
+    "backends.cpu.objects",
     "backends.cpu.spelling",
     "backends.cpu.sweeps",
     "backends.cpu.rounds",
@@ -64,6 +65,7 @@ MODULES = [
     "launch.buckets",
     "launch.runners",
     "launch",
+    "watching",
     "counting",
     "freezing",
     "handing",
@@ -123,7 +125,8 @@ AFTER_LAUNCH = set(MODULES[MODULES.index("launch.geometry") :])
 OUTSIDE = {
     "numpy": None,
     "torch": AFTER_LAUNCH | {"backends.cpu"},  # which asks torch for its number of threads
-    "numba": AFTER_LAUNCH | {"backends.cpu.runtime", "cache"},  # whose version is part of a kernel's name
+    "numba": AFTER_LAUNCH
+    | {"backends.cpu.runtime", "backends.cpu.objects", "cache"},  # whose version is part of a kernel's name
     "llvmlite": {"backends.cpu", "backends.cpu.runtime"},
     "triton": AFTER_LAUNCH | {"backends.triton", "backends.triton.prologue", "backends.ahead", "cache"},
     "sympy": {"algebra.proof"},

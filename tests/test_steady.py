@@ -4,12 +4,13 @@ import copy
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import optgen
-from optgen import counting
+from optgen import counting, watching
 from optgen.backends.triton import interpreting
 from optgen.steady import Steady
 
@@ -283,15 +284,136 @@ def test_copies_have_their_own():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_many_counters_are_read_and_advanced_in_one_call(dtype):
     counters = [torch.tensor(3.0, dtype=dtype) for _ in range(counting.MANY)]
-    count = counting.Count(counters)
+    count = counting.Count(counters, np.array([c.data_ptr() for c in counters]))
     assert count.module is not None
     assert count.common() == 3.0
     count.advance()
     assert [c.item() for c in counters] == [4.0] * counting.MANY
     counters[7].fill_(9.0)
     assert count.common() is None
-    counters[7].data = torch.tensor(4.0, dtype=dtype)
-    assert count.common() == 4.0
+
+
+def watched(many):
+    """Groups, state and what watches them; compiled for many."""
+    params = [nn.Parameter(torch.randn(5)) for _ in range(watching.MANY if many else 4)]
+    state = {p: {"step": torch.tensor(1.0), "exp_avg": torch.randn(5)} for p in params}
+    groups = [{"params": params[:2]}, {"params": params[2:]}]
+    found = watching.watch(groups, state, [*params, *(s["exp_avg"] for s in state.values())])
+    assert isinstance(found, watching.CompiledWatch) == many
+    return groups, state, found
+
+
+def reordered(groups, state):
+    groups[1]["params"].reverse()
+
+
+def fewer(groups, state):
+    groups[1]["params"].pop()
+
+
+def moved_over(groups, state):
+    groups[1]["params"].insert(0, groups[0]["params"].pop())
+
+
+def another(groups, state):
+    groups[0]["params"][1] = nn.Parameter(torch.zeros(5))
+
+
+def as_tuple(groups, state):
+    groups[0]["params"] = (groups[0]["params"][0],)
+
+
+def entry_replaced(groups, state):
+    kept = state[groups[0]["params"][1]]
+    kept["exp_avg"] = kept["exp_avg"].clone()
+
+
+def equal_step(groups, state):
+    state[groups[0]["params"][0]]["step"] = torch.tensor(1.0)
+
+
+def entry_added(groups, state):
+    state[groups[0]["params"][1]]["more"] = 1
+
+
+def entry_removed(groups, state):
+    del state[groups[1]["params"][-1]]["exp_avg"]
+
+
+def kept_removed(groups, state):
+    del state[groups[1]["params"][-1]]
+
+
+def kept_replaced(groups, state):
+    state[groups[1]["params"][0]] = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(5)}
+
+
+def kept_added(groups, state):
+    state[torch.zeros(2)] = {}
+
+
+def elsewhere(groups, state):
+    groups[0]["params"][0].data = torch.zeros(5)
+
+
+def state_elsewhere(groups, state):
+    state[groups[1]["params"][0]]["exp_avg"].data = torch.zeros(5)
+
+
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        reordered,
+        fewer,
+        moved_over,
+        another,
+        as_tuple,
+        entry_replaced,
+        equal_step,
+        entry_added,
+        entry_removed,
+        kept_removed,
+        kept_replaced,
+        kept_added,
+        elsewhere,
+        state_elsewhere,
+    ],
+)
+def test_a_watch_sees_every_change(change, many):
+    groups, state, found = watched(many)
+    assert found.same(groups, state)
+    gc.collect()
+    assert found.same(groups, state)
+    change(groups, state)
+    assert not found.same(groups, state)
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_a_watch_takes_equal_groups_and_state(many):
+    groups, state, found = watched(many)
+    others = [{"params": list(group["params"]), "lr": 1.0} for group in groups]
+    for p in groups[0]["params"]:
+        p.detach().add_(1.0)
+        state[p]["exp_avg"].fill_(0.0)
+    assert found.same(others, state)
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_addresses_are_those_that_torch_says(many):
+    *_, found = watched(many)
+    tensors = tuple(torch.randn(5)[k % 5 :] for k in range(7))
+    assert found.addresses(tensors).tolist() == [t.data_ptr() for t in tensors]
+
+
+def test_without_torchs_guards_no_step_is_repeated(monkeypatch, repeated):
+    monkeypatch.setattr("optgen.steady.TensorGuards", None)
+    params = parameters()
+    optimizer = optgen.AdamW(params)
+    for k in range(3):
+        fill(params, k)
+        optimizer.step()
+    assert repeated == []
 
 
 def test_many_parameters(repeated):
@@ -300,8 +422,11 @@ def test_many_parameters(repeated):
     for k in range(4):
         fill(one, k)
         fill(two, k)
+        before = [t._version for p in one for t in (p, *a.state[p].values())]
         a.step()
         b.step()
+    after = [t._version for p in one for t in (p, *a.state[p].values())]
+    assert all(x < y for x, y in zip(before, after, strict=True))  # counters too: a store reads them
     assert all(map(torch.equal, one, two))
     assert [s["step"].item() for s in a.state.values()] == [4.0] * counting.MANY
     assert repeated == [True] * 3

@@ -26,11 +26,11 @@ from optgen.launch.sharding import Shard, brought, like, local, matching, shard_
 from optgen.launch.work import (
     CODEC_OF,
     SUPPORTED,
+    Row,
     Truths,
     Work,
     fact_of,
     lookup,
-    scalar_row,
     signature_of,
     step_leaf,
 )
@@ -99,10 +99,8 @@ class Launcher:
         inputs = {
             name: None if given is not None and name not in given else 1 for name in self.program.inputs
         }
-        found = (
-            holds(f, ndim if f.subject == "ndim" else lookup({**options, **inputs}, f.subject))
-            for f in self.facts
-        )
+        known = {**options, **inputs} if inputs else options
+        found = (holds(f, ndim if f.subject == "ndim" else lookup(known, f.subject)) for f in self.facts)
         return (*found, *((ndim,) if self.per_shape else ()))
 
     def lowered(self, truths: Truths, mode: str | None = None) -> Program:
@@ -261,20 +259,19 @@ class Launcher:
         bucket: Bucket, work: Sequence[Work], groups: Sequence[Mapping[str, Any]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """A row of float64 scalars for each distinct set of STEP values, and each member's row."""
-        scalars = bucket.plan.scalars
         index: dict[tuple[Any, ...], int] = {}
-        table: list[list[float]] = []
+        wanted: list[Row] = []
         rows = np.empty(len(bucket.members), np.int64)
         for i, m in enumerate(bucket.members):
             w = work[m]
             key = (w.group, w.step, *(fact_of(w, name) for name in bucket.reads))
             row = index.get(key)
             if row is None:
-                row = index[key] = len(table)
-                facts = dict(zip(bucket.reads, key[2:], strict=True))
-                table.append(scalar_row(scalars, groups[w.group], w.step, facts))
+                row = index[key] = len(wanted)
+                wanted.append((groups[w.group], w.step, dict(zip(bucket.reads, key[2:], strict=True))))
             rows[i] = row
-        return np.array(table, np.float64).reshape(len(table), len(scalars)), rows
+        table = np.array(bucket.scalars.rows(wanted), np.float64)
+        return table.reshape(len(wanted), len(bucket.plan.scalars)), rows
 
     @staticmethod
     def _store_host_states(runners: Sequence[Launch | Interpreted], work: Sequence[Work]) -> None:

@@ -15,7 +15,7 @@ from optgen.backends import PLACE, SLICES, Kernel, Layout, Tables, View, across
 from optgen.ir import Extent, Op, toposort
 from optgen.launch.geometry import Geometry
 from optgen.launch.sharding import EVERY, Share
-from optgen.launch.work import Work, fact_of, scalar_row
+from optgen.launch.work import Scalars, Work, fact_of
 from optgen.plan import Plan
 
 if TYPE_CHECKING:
@@ -42,9 +42,11 @@ class Bucket:
     shared: dict[int, list[Share]] = field(init=False, default_factory=dict)  # by slot, see `shares`
     clock: Clock | None = field(init=False, default=None)  # where the device has the counters,
     once_clock: Clock | None = field(init=False, default=None)  # and for what is one for the whole optimizer
+    scalars: Scalars = field(init=False)  # the values per step that the host computes
     reads: tuple[str, ...] = field(init=False)  # host states and shape facts that the scalars depend on
 
     def __post_init__(self) -> None:
+        self.scalars = Scalars(self.plan.scalars)
         leaves = [n for n in toposort(self.plan.scalars) if not n.args]
         facts = [n.value or "" for n in leaves if n.op is Op.SHAPE]
         states = [n.value or "" for n in leaves if n.op is Op.LOAD]
@@ -186,13 +188,11 @@ class Bucket:
             self.tables.tensors = self.put(self.host)
             self.sent = self.host.copy()
 
-    def point_again(self, name: str, addresses: Sequence[int]) -> None:
+    def point_again(self, name: str, addresses: np.ndarray) -> None:
         """Fill one column of addresses anew; the rest is as it was."""
-        column = self.host[:, self.layout.columns[name]]
-        if not np.array_equal(column, addresses):
-            column[:] = addresses
-            self._align()
-            self._send()
+        self.host[:, self.layout.columns[name]] = addresses
+        self._align()
+        self._send()
 
     def count(
         self,
@@ -227,7 +227,8 @@ class Bucket:
         """The values that are one for the whole optimizer, which has made so many steps (0-d float64)."""
         onces = self.plan.onces
         if not isinstance(steps, Tensor):
-            return {f"@once{i}": x for i, x in enumerate(scalar_row(onces, options, steps + 1, {}))}
+            (row,) = Scalars(onces).rows([(options, steps + 1, {})])
+            return {f"@once{i}": x for i, x in enumerate(row)}
         if self.once_clock is None:
             from optgen.launch.clock import Clock
 

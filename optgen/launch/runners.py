@@ -20,7 +20,7 @@ from optgen.backends import numpy as reference
 from optgen.ir import Op
 from optgen.launch.buckets import Bucket
 from optgen.launch.sharding import Share, complete
-from optgen.launch.work import Work, as_array, scalar_row
+from optgen.launch.work import Work, as_array
 from optgen.plan import Plan, Reduction, Round
 
 
@@ -94,6 +94,8 @@ class Launch(_Runner):
     ):
         super().__init__(bucket, work, values, rows, groups)
         self.work = work
+        self.sent: list[list[float]] = []
+        self.pointed = b""
         if not bucket.counted:
             self._send()
         self.keep = bucket.point(work, rows, self.seeds)
@@ -103,25 +105,30 @@ class Launch(_Runner):
         with _on(self.bucket.device):
             getattr(self.bucket.kernel, act.name)(act.what, self.bucket.tables)
 
-    def again(self, grads: Sequence[Tensor], groups: Sequence[Mapping[str, Any]], step: float) -> None:
+    def again(self, grads: np.ndarray, groups: Sequence[Mapping[str, Any]], step: float) -> None:
         """Be ready for the next step of the same tensors, all of them at the same step.
 
-        `grads` are those of all tensors of the step.
+        `grads` are the addresses of the gradients of all tensors of the step.
         """
         self.done = 0
-        values = np.empty_like(self.values)
-        for row, group in enumerate(self.groups):
-            values[row] = scalar_row(self.plan.scalars, groups[group], step, {})
-        if not np.array_equal(values, self.values):
-            self.values = values
+        rows = self.bucket.scalars.rows([(groups[group], step, {}) for group in self.groups])
+        if rows != self.sent:
+            self.values, self.sent = np.array(rows, np.float64).reshape(self.values.shape), rows
             self._send()
-        if "g" in self.bucket.layout.pointers:
-            self.bucket.point_again("g", [grads[m].data_ptr() for m in self.bucket.members])
+        places = grads[self.places]
+        if "g" in self.bucket.layout.pointers and places.tobytes() != self.pointed:
+            self.pointed = places.tobytes()
+            self.bucket.point_again("g", places)
 
     def _send(self) -> None:
         real = np.float64 if self.plan.real == "fp64" else np.float32
         with np.errstate(over="ignore"):
             self.bucket.tables.scalars = self.bucket.put(self.values.astype(real))
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Which of the step's tensors are the bucket's."""
+        return np.array(self.bucket.members, np.int64)
 
     @cached_property
     def groups(self) -> list[int]:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.ir import Extent, Node, Op, State
+from optgen.ir import Extent, Node, Op, State, toposort
 from optgen.launch.sharding import Shard
-from optgen.semantics import evaluate
+from optgen.semantics import MEANING
 
 CODEC_OF = {
     torch.float64: "fp64",
@@ -115,12 +115,33 @@ def step_leaf(n: Node, options: Mapping[str, Any], step: float, facts: Mapping[s
     return np.float64(facts[n.value or ""])
 
 
-def scalar_row(
-    scalars: Sequence[Node], options: Mapping[str, Any], step: float, facts: Mapping[str, float]
-) -> list[float]:
-    """The values per step of one group at one step, as the host computes them."""
-    values = evaluate(scalars, lambda n: step_leaf(n, options, step, facts))
-    return [float(values[n]) for n in scalars]
+Row = tuple[Mapping[str, Any], float, Mapping[str, float]]  # a group, its step, and host states and facts
+
+
+class Scalars:
+    """Values per step, as the host computes them: what to do is found once, and done group by group."""
+
+    def __init__(self, nodes: Sequence[Node]):
+        order = toposort(nodes)
+        place = {n: i for i, n in enumerate(order)}
+        inner = [(i, n) for i, n in enumerate(order) if n.args]
+        self.start = [np.float64(n.number) if n.op is Op.CONST else None for n in order]
+        self.leaves = [(i, n) for i, n in enumerate(order) if not n.args and n.op is not Op.CONST]
+        self.tasks = [(i, MEANING[n.op], [place[a] for a in n.args]) for i, n in inner]
+        self.results = [place[n] for n in nodes]
+
+    @np.errstate(all="ignore")
+    def rows(self, wanted: Iterable[Row]) -> list[list[float]]:
+        """A row of values for each."""
+        return [self._row(*each) for each in wanted]
+
+    def _row(self, options: Mapping[str, Any], step: float, facts: Mapping[str, float]) -> list[float]:
+        values: list[Any] = self.start.copy()
+        for i, n in self.leaves:
+            values[i] = step_leaf(n, options, step, facts)
+        for i, meaning, args in self.tasks:
+            values[i] = meaning(*[values[a] for a in args])
+        return [float(values[i]) for i in self.results]
 
 
 def lookup(options: Mapping[str, Any], path: str) -> Any:

@@ -23,6 +23,33 @@ def pointer(typing: Any, address: Any) -> Any:
     return _instruction(types.voidptr, (address,), lambda builder, x: builder.inttoptr(x, cgutils.voidptr_t))
 
 
+def _call(arguments: int) -> tuple[Any, Build]:
+    """A call of a C function of this many integers, by its address."""
+    word = ir.IntType(64)
+    kind = ir.FunctionType(word, arguments * [word]).as_pointer()
+    return _instruction(
+        types.int64, (1 + arguments) * (types.int64,), lambda b, f, *xs: b.call(b.inttoptr(f, kind), xs)
+    )
+
+
+@intrinsic
+def call1(typing: Any, function: Any, a: Any) -> Any:
+    """What a C function returns, all as int64."""
+    return _call(1)
+
+
+@intrinsic
+def call2(typing: Any, function: Any, a: Any, b: Any) -> Any:
+    """What a C function returns, all as int64."""
+    return _call(2)
+
+
+@intrinsic
+def call4(typing: Any, function: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """What a C function returns, all as int64."""
+    return _call(4)
+
+
 @intrinsic
 def bits_of(typing: Any, x: Any) -> Any:
     """The bits of a float32 as uint32."""
