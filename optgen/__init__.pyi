@@ -859,7 +859,7 @@ class Adafactor(Optimizer):
         if ndim >= 2:
             row_var = lerp(row_var, mean(g**2, axis=-1), t**beta2_decay)
             col_var = lerp(col_var, mean(g**2, axis=-2), t**beta2_decay)
-            v = row_var*col_var / maximum(mean(row_var, axis=-2), eps1)
+            v = row_var / maximum(mean(row_var, axis=-2), eps1)*col_var
         else:
             variance = lerp(variance, g**2, t**beta2_decay)
             v = variance
@@ -1068,7 +1068,7 @@ class Adam(Optimizer):
         if amsgrad:
             v_max = maximum(v_max, v)
         v_hat = (v_max if amsgrad else v) / (1 - beta2**t)
-        p = p - lr*(m / (1 - beta1**t)) / (sqrt(v_hat) + eps)
+        p = p - lr / (1 - beta1**t)*m / (sqrt(v_hat) + eps)
 
     Args:
         params: tensors, pairs of a name and a tensor, or parameter groups, as in torch.
@@ -1419,7 +1419,7 @@ class AdamW(Optimizer):
         if amsgrad:
             v_max = maximum(v_max, v)
         v_hat = (v_max if amsgrad else v) / (1 - beta2**t)
-        p = p - lr*(m / (1 - beta1**t)) / (sqrt(v_hat) + eps)
+        p = p - lr / (1 - beta1**t)*m / (sqrt(v_hat) + eps)
 
     Args:
         params: tensors, pairs of a name and a tensor, or parameter groups, as in torch.

@@ -90,9 +90,9 @@ class Count:
         least, most = self.module.extent(self.places, self.double)
         return least if least == most else None
 
-    def advance(self) -> None:
-        """Count a step."""
+    def advance(self, steps: float) -> None:
+        """Count steps, or take them back."""
         if self.module is None:
-            torch._foreach_add_(self.counters, 1.0)
+            torch._foreach_add_(self.counters, steps)
         else:
-            self.module.advance(self.places, self.double)
+            self.module.advance(self.places, self.double, steps)

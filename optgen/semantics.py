@@ -73,6 +73,12 @@ MEANING: dict[Op, Callable[..., Any]] = {
 }
 
 
+def literal(n: Node) -> Any:
+    """The value of a CONST, in float64 where it is real."""
+    kinds = {DType.REAL: np.float64, DType.F32: np.float32, DType.U32: np.uint32, DType.BOOL: np.bool_}
+    return kinds[n.dtype](n.number)
+
+
 def evaluate(
     nodes: Iterable[Node],
     leaf: Callable[[Node], Any],
@@ -90,8 +96,7 @@ def evaluate(
             if n in values:
                 continue
             if n.op is Op.CONST:
-                wide = np.float64 if n.dtype is DType.REAL else dtypes[n.dtype]
-                values[n] = wide(n.number)
+                values[n] = literal(n)
                 continue
             if not n.args:
                 values[n] = leaf(n)

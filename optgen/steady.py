@@ -83,11 +83,15 @@ class Steady:
         places = self.watch.addresses(grads)
         for r in self.runners:
             r.again(places, groups, steps + 1)
-        advance(self.runners)
-        for r in self.runners:
-            r.finish()
+        self.count.advance(1.0)  # before the launch, which leaves nothing of all this in any cache
         torch.autograd.graph.increment_version(self.touched)
-        self.count.advance()
+        try:
+            advance(self.runners)
+            for r in self.runners:
+                r.finish()
+        except BaseException:
+            self.count.advance(-1.0)
+            raise
         return True
 
     def _matches(self, groups: Groups, state: State) -> tuple[float, tuple[Any, ...]] | None:

@@ -47,6 +47,7 @@ MODULES = [
     "backends.cpu.spelling",
     "backends.cpu.sweeps",
     "backends.cpu.rounds",
+    "backends.cpu.team",
     "backends.cpu",
     "backends.triton.spelling",
     "backends.triton.specs",
@@ -63,6 +64,7 @@ MODULES = [
     "launch.work",
     "launch.clock",
     "launch.buckets",
+    "launch.pages",
     "launch.runners",
     "launch",
     "watching",
@@ -124,9 +126,14 @@ MODULES = [
 AFTER_LAUNCH = set(MODULES[MODULES.index("launch.geometry") :])
 OUTSIDE = {
     "numpy": None,
-    "torch": AFTER_LAUNCH | {"backends.cpu"},  # which asks torch for its number of threads
+    "torch": AFTER_LAUNCH | {"backends.cpu", "backends.cpu.team"},  # which use torch's threads
     "numba": AFTER_LAUNCH
-    | {"backends.cpu.runtime", "backends.cpu.objects", "cache"},  # whose version is part of a kernel's name
+    | {
+        "backends.cpu",
+        "backends.cpu.runtime",
+        "backends.cpu.objects",
+        "cache",
+    },  # whose version is part of a kernel's name
     "llvmlite": {"backends.cpu", "backends.cpu.runtime"},
     "triton": AFTER_LAUNCH | {"backends.triton", "backends.triton.prologue", "backends.ahead", "cache"},
     "sympy": {"algebra.proof"},

@@ -287,7 +287,7 @@ def test_many_counters_are_read_and_advanced_in_one_call(dtype):
     count = counting.Count(counters, np.array([c.data_ptr() for c in counters]))
     assert count.module is not None
     assert count.common() == 3.0
-    count.advance()
+    count.advance(1.0)
     assert [c.item() for c in counters] == [4.0] * counting.MANY
     counters[7].fill_(9.0)
     assert count.common() is None
@@ -430,3 +430,22 @@ def test_many_parameters(repeated):
     assert all(map(torch.equal, one, two))
     assert [s["step"].item() for s in a.state.values()] == [4.0] * counting.MANY
     assert repeated == [True] * 3
+
+
+def test_a_launch_that_fails_counts_no_step(monkeypatch):
+    params = parameters()
+    optimizer = optgen.AdamW(params)
+    for k in range(2):
+        fill(params, k)
+        optimizer.step()
+
+    def fail(*args):
+        raise RuntimeError("no launch")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("optgen.steady.advance", fail)
+        with pytest.raises(RuntimeError, match="no launch"):
+            optimizer.step()
+    assert {s["step"].item() for s in optimizer.state.values()} == {2.0}
+    optimizer.step()
+    assert {s["step"].item() for s in optimizer.state.values()} == {3.0}

@@ -194,6 +194,7 @@ class Tables:
     size: Any = None  # int64 [1], how many tensors there are
     elements: int = 0  # of all tensors together
     slices: dict[Extent, Any] = field(default_factory=dict)
+    words: tuple[tuple[Any, ...], np.ndarray] | None = None  # arrays, and where they lie
 
     def arguments(self, layout: Layout) -> tuple[Any, ...]:
         """What `Layout.arguments` names."""

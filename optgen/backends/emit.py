@@ -10,6 +10,7 @@ import builtins
 import keyword
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
 
 from optgen.backends import Layout
 from optgen.ir import ATOM, INFIX, LEAVES, DType, Extent, Node, Op, Spelling, infix, name_nodes, toposort
@@ -57,7 +58,7 @@ class Names:
         self.taken = {*PYTHON, *reserved, *(f"{kind}{i}" for kind in kinds for i in numbers)}
         if plan.random or plan.logical:
             self.taken |= {*KEYS, "index_low", "index_high"}
-        self.taken |= {f"update{k}" for k in range(len(plan.phases))}
+        self.taken |= {f"{kind}{k}" for kind in ("update", "columns") for k in range(len(plan.phases))}
         self.stores: dict[str, str] = {}
         whole = [name for name in plan.numbers if not name.startswith("@")]
         for store in (*(f"#{i}" for i in range(plan.spills)), *plan.codecs, *plan.tensor_states, *whole):
@@ -70,6 +71,13 @@ class Names:
                 name = f"{stem}_{number}"
             self.taken |= made
             self.stores[store] = name
+
+    def add(self, store: str, stem: str) -> None:
+        """Give a store a name that begins so and is nobody else's."""
+        self.stores[store] = next(
+            f"{stem}{i}" for i in count() if self.taken.isdisjoint({f"{stem}{i}", f"{stem}{i}_across"})
+        )
+        self.taken |= {self.stores[store], f"{self.stores[store]}_across"}
 
     def leaf(self, n: Node) -> str:
         """The variable that holds a leaf."""
@@ -121,11 +129,24 @@ def write(
     return lines, [texts[n][0] for n in roots]
 
 
+def function(
+    name: str,
+    roots: Sequence[Node],
+    stores: Sequence[str],
+    rule_names: Mapping[Node, str],
+    names: Names,
+    spell: Spell,
+    reserved: Iterable[str],
+) -> str:
+    """A function from the values of the leaves, as `leaves` orders them, to those of the roots."""
+    arguments = ", ".join(map(names.leaf, leaves(roots, stores)))
+    body, results = write(roots, rule_names, names, spell, reserved)
+    return f"def {name}({arguments}):\n" + indent([*body, f"return {', '.join(results)}"], 1)
+
+
 def update(k: int, phase: Phase, plan: Plan, names: Names, spell: Spell, reserved: Iterable[str]) -> str:
     """The arithmetic of phase k as a function from values of leaves to what is stored and reduced."""
-    arguments = ", ".join(map(names.leaf, leaves(phase.roots(), phase.loads)))
-    body, results = write(phase.roots(), plan.names, names, spell, reserved)
-    return f"def update{k}({arguments}):\n" + indent([*body, f"return {', '.join(results)}"], 1)
+    return function(f"update{k}", phase.roots(), phase.loads, plan.names, names, spell, reserved)
 
 
 def spell_infix(n: Node, args: Sequence[Spelling]) -> Spelling:

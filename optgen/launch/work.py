@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optgen.ir import Extent, Node, Op, State, toposort
 from optgen.launch.sharding import Shard
-from optgen.semantics import MEANING
+from optgen.semantics import MEANING, literal
 
 CODEC_OF = {
     torch.float64: "fp64",
@@ -125,7 +125,7 @@ class Scalars:
         order = toposort(nodes)
         place = {n: i for i, n in enumerate(order)}
         inner = [(i, n) for i, n in enumerate(order) if n.args]
-        self.start = [np.float64(n.number) if n.op is Op.CONST else None for n in order]
+        self.start = [literal(n) if n.op is Op.CONST else None for n in order]
         self.leaves = [(i, n) for i, n in enumerate(order) if not n.args and n.op is not Op.CONST]
         self.tasks = [(i, MEANING[n.op], [place[a] for a in n.args]) for i, n in inner]
         self.results = [place[n] for n in nodes]

@@ -6,10 +6,11 @@ into 64 float64 lanes, whole rows of lanes first, so that the compiler vectorise
 fixed. Lanes lie in memory, and an addition waits for the one before it in its lane: a step of AdamW clipped
 by the global norm takes 54 ms with 16 lanes, 30 with 64 and 31 with 256 (32 M elements, 2 cores).
 
-Threads are Python's, each in a call that holds no lock of the interpreter. A parallel Numba function
-would take 1.0 to 1.4 s to compile for each phase, besides 0.6 s for the phase itself, would abort the
-process where two threads enter it (workqueue), and waits for all of its threads at once: on two cores of
-which one was busy, a million elements took 14 ms that way and 1.4 ms this way.
+Threads are torch's own (`team`), or Python's where those cannot be had, each in a call that holds no lock of
+the interpreter. A parallel Numba function would take 1.0 to 1.4 s to compile for each phase, besides 0.6 s
+for the phase itself, would abort the process where two threads enter it (workqueue), and waits for all of
+its threads at once: on two cores of which one was busy, a million elements took 14 ms that way and 1.4 ms on
+Python's threads.
 
 IEEE semantics need nothing special here: LLVM contracts no multiplication with an addition unless asked.
 `math="fast"` asks for that, and for reciprocals in place of divisions. It costs one or two units in the
@@ -23,20 +24,21 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
+from operator import is_
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 from llvmlite import binding
+from numba import cfunc
 
 from optgen.backends import Layout, Tables
 from optgen.backends import numpy as reference
 from optgen.backends.cpu.rounds import finish_source, round_sources
-from optgen.backends.cpu.spelling import CHUNK, FORMS, GLOBALS, LOCALS, RUNTIME, TILE, speller
+from optgen.backends.cpu.spelling import CHUNK, FORMS, GLOBALS, LOCALS, RUNTIME, TILE
 from optgen.backends.cpu.sweeps import sweep_source
-from optgen.backends.emit import (
-    Names,
-    header,
-    update,
-)
+from optgen.backends.cpu.team import Team, team
+from optgen.backends.emit import Names, header
 from optgen.plan import Reduction, Round
 
 __all__ = ["CHUNK", "CpuKernel", "emit"]
@@ -66,7 +68,6 @@ compiled = njit(nogil=True, error_model="numpy", cache=True{fast})
 """
     ]
     for k, phase in enumerate(plan.phases):
-        parts.append("@inline\n" + update(k, phase, plan, names, speller(plan.real), GLOBALS))
         parts.append(sweep_source(layout, k, phase, names))
     for k, found in enumerate(plan.rounds):
         parts += round_sources(layout, k, found, names)
@@ -90,26 +91,48 @@ class CpuKernel:
     chunk = CHUNK
     tile = TILE
     numpy_tables = True
-    share = 4 * CHUNK  # a thread gets no fewer elements: they take about as long as handing them over
+    share = CHUNK  # a thread gets no fewer elements: they take about as long as waking it
     price = 16  # elements that take as long as finding a chunk
 
     def __init__(self, layout: Layout, module: ModuleType):
         self.layout, self.module = layout, module
+        self.parts: dict[int, Any] = {}
 
     def sweep(self, phase: int, tables: Tables) -> None:
         """Run one phase over every chunk."""
         import torch
 
-        run = getattr(self.module, f"sweep{phase}")
-        arguments = tables.arguments(self.layout)
         count = len(tables.chunks)
         effort = tables.elements + count * self.price
         threads = max(1, min(torch.get_num_threads(), count, effort // self.share))
+        found = team() if threads > 1 else None
+        if found is not None:
+            words = self.words(tables, found)
+            found.run(self.part(phase).address, words.ctypes.data, threads)
+            return
+        run, arguments = getattr(self.module, f"sweep{phase}"), tables.arguments(self.layout)
         parts = list(pairwise(count * k // threads for k in range(threads + 1)))
         others = [_pool().submit(run, *part, *arguments) for part in parts[1:]]
         run(*parts[0], *arguments)
         for other in others:
             other.result()
+
+    def part(self, phase: int) -> Any:
+        """The C function of a phase, which does the calling thread's share."""
+        if phase not in self.parts:
+            compiled = cfunc("void(voidptr)", error_model="numpy", cache=True)
+            self.parts[phase] = compiled(getattr(self.module, f"part{phase}"))
+        return self.parts[phase]
+
+    def words(self, tables: Tables, found: Team) -> np.ndarray:
+        """What it reads: functions that say which thread it is, the number of chunks, addresses and sizes."""
+        arrays = tables.arguments(self.layout)
+        if tables.words is None or not all(map(is_, arrays, tables.words[0])):
+            words = [*found.functions, len(tables.chunks)]
+            for array in arrays:
+                words += [array.ctypes.data, *array.shape]
+            tables.words = arrays, np.array(words, np.int64)
+        return tables.words[1]
 
     def combine(self, found: Round, tables: Tables) -> None:
         """Complete the reductions that the phase before a round left in parts."""

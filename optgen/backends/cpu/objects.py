@@ -75,10 +75,10 @@ def extent(places: Any, double: bool) -> Any:
 
 
 @compiled
-def advance(places: Any, double: bool) -> None:
-    """Add 1 to each."""
+def advance(places: Any, double: bool, by: float) -> None:
+    """Add to each."""
     for place in places:
         if double:
-            carray(pointer(place), 1, np.float64)[0] += 1
+            carray(pointer(place), 1, np.float64)[0] += by
         else:
-            carray(pointer(place), 1, np.float32)[0] += 1
+            carray(pointer(place), 1, np.float32)[0] += by

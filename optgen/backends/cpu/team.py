@@ -1,0 +1,59 @@
+"""The OpenMP threads that torch computes with, for sweeps of ours.
+
+They share the cores with nobody: threads of our own would have to wait until torch's, which look for more
+work for some milliseconds after each operation, go to sleep. A million elements of AdamW take 0.3 ms this way
+after an operation of torch's, and 0.7 ms on other threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+
+class Team:
+    """A call of GNU OpenMP, which any number of threads take part in.
+
+    Raises:
+        AttributeError: torch was built for other threads.
+    """
+
+    def __init__(self, library: ctypes.CDLL):
+        self.parallel = library.GOMP_parallel
+        self.parallel.restype = None
+        self.parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        numbers = library.omp_get_thread_num, library.omp_get_num_threads
+        self.functions = [ctypes.cast(f, ctypes.c_void_p).value or 0 for f in numbers]
+
+    def run(self, function: int, data: int, threads: int) -> None:
+        """Call a C function, given by its address, with `data` in each of the threads."""
+        self.parallel(function, data, threads, 0)
+
+
+_forks = 0
+
+
+def team() -> Team | None:
+    """torch's threads; None where they are not OpenMP's, and in a forked process, where none runs."""
+    return None if _forks else _team()
+
+
+@cache
+def _team() -> Team | None:
+    import torch
+
+    try:
+        return Team(ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")))
+    except (OSError, AttributeError):
+        return None
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
