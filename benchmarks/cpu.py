@@ -15,7 +15,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -40,14 +40,14 @@ class Case:
     """One of our optimizers and those that it is measured against.
 
     `targets` are the most that the time may be of each peer's; peers that are not in it are only reported,
-    the fastest of them. With `agree` all of them must end with the same parameters.
+    the fastest of them. All of them must end with the same parameters, but for `apart` of the largest.
     """
 
     name: str
     ours: Callable[[Params], optgen.Optimizer]
     peers: dict[str, Callable[[Params], Step]] = field(default_factory=dict)
     targets: dict[str, float] = field(default_factory=dict)
-    agree: bool = True
+    apart: float | None = 1e-4  # None: they do not do the same
 
 
 def torch_steps(name: str, compiled: bool = False, fused: bool = False, **options: Any) -> dict[str, Any]:
@@ -97,8 +97,10 @@ CASES = [
     against_torch("Adagrad", fused=True),
     against_torch("RMSprop", compiled=True),
     against_torch("NAdam", compiled=True),
-    *(against_torch(name) for name in ("Adadelta", "Adamax", "RAdam", "Rprop", "ASGD", "Adafactor")),
-    Case("LAMB", optgen.LAMB, CLIPPED, {"torch clip + fused AdamW": 1.0}, agree=False),
+    *(against_torch(name) for name in ("Adadelta", "Adamax", "RAdam", "Rprop", "ASGD")),
+    # torch sums the squares of 38 M elements in float32, and is 1e-4 from its own float64; ours 4e-7.
+    replace(against_torch("Adafactor"), apart=1e-3),
+    Case("LAMB", optgen.LAMB, CLIPPED, {"torch clip + fused AdamW": 1.0}, apart=None),
     Case("AdamW clipped by the global norm", chained, CLIPPED, {"torch clip + fused AdamW": 1.0}),
 ]
 HALVES = "AdamW, bf16 parameters and gradients, fp32 state"
@@ -157,15 +159,15 @@ class Measured:
         self.times: Times = alternate(
             {**steps, "triad": triad, "in place": in_place}, options.turns, limit=options.seconds
         )
-        if case.agree:
-            self.check()
+        if case.apart is not None:
+            self.check(case.apart)
 
-    def check(self) -> None:
+    def check(self, apart: float) -> None:
         """All must have done the same: a fast wrong step is worth nothing."""
         for name, theirs in self.params.items():
             for a, b in zip(self.params["optgen"], theirs, strict=True):
                 error = ((a - b).abs().max() / b.abs().max()).item()
-                assert error < 1e-4, f"{self.case.name}: optgen and {name} differ by {error:.1e}"
+                assert error < apart, f"{self.case.name}: optgen and {name} differ by {error:.1e}"
 
     def rows(self) -> list[Row]:
         """What the case says about each question."""

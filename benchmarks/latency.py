@@ -4,9 +4,9 @@ Each measurement is a process of its own that imports torch, numba and optgen an
 `optgen.optimizer(text)`, the constructor and the first step, with an empty cache folder (cold) and again
 with the folder that this left behind (warm). Beside it: `torch.compile(opt.step)` of torch.optim.AdamW.
 
-torch and numba put a part of their own imports off until the first optimizer (torch._dynamo) and the
-first compiled function (numba's registries). The children do that part beforehand and report it in a
-column of its own, with --lazy they leave it where it falls.
+torch, numba and optgen put a part of their own imports off until the first optimizer (torch._dynamo, the
+modules of optgen) and the first compiled function (numba's registries). The children do that part beforehand
+and report it in a column of its own, with --lazy they leave it where it falls.
 
     python benchmarks/latency.py                  about a quarter of an hour, most of it torch.compile's
     python benchmarks/latency.py --quick          three minutes: fewer runs, torch.compile stopped early
@@ -174,9 +174,10 @@ def measure_compile(count: int, lazy: bool) -> dict[str, float]:
 
 
 def finish_imports() -> float:
-    """Import what torch and numba import at first use. Returns the seconds that this took."""
+    """Import what torch, numba and optgen import at first use. Returns the seconds that this took."""
     start = time.perf_counter()
     import_module("torch._dynamo")
+    import_module("optgen.optim")
     from numba.core.registry import cpu_target
 
     cpu_target.typing_context.refresh()

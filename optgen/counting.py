@@ -82,17 +82,17 @@ class Count:
         self.double = dtypes == {torch.float64}
         self.module = compiled() if known and len(self.counters) >= MANY else None
 
-    def common(self) -> float | None:
-        """The count, if all have the same."""
-        if self.module is None:
-            found = {counter.item() for counter in self.counters}
-            return found.pop() if len(found) == 1 else None
-        least, most = self.module.extent(self.places, self.double)
-        return least if least == most else None
+    def take(self) -> float | None:
+        """Count a step, if all have the same count, and return that; else None, and nothing is counted."""
+        if self.module is not None:
+            least, most = self.module.take(self.places, self.double)
+            return least if least == most else None
+        found = {counter.item() for counter in self.counters}
+        if len(found) > 1:
+            return None
+        torch._foreach_add_(self.counters, 1.0)
+        return found.pop()
 
-    def advance(self, steps: float) -> None:
-        """Count steps, or take them back."""
-        if self.module is None:
-            torch._foreach_add_(self.counters, steps)
-        else:
-            self.module.advance(self.places, self.double, steps)
+    def give_back(self) -> None:
+        """Take a step back."""
+        torch._foreach_add_(self.counters, -1.0)

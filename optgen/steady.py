@@ -76,26 +76,25 @@ class Steady:
 
     def repeat(self, groups: Groups, state: State) -> bool:
         """Make the next step, and count it, if it is like the one before; whether it was."""
-        found = self._matches(groups, state)
-        if found is None:
+        grads = self._matches(groups, state)
+        steps = None if grads is None else self.count.take()
+        if grads is None or steps is None:
             return False
-        steps, grads = found
-        places = self.watch.addresses(grads)
-        for r in self.runners:
-            r.again(places, groups, steps + 1)
-        self.count.advance(1.0)  # before the launch, which leaves nothing of all this in any cache
-        torch.autograd.graph.increment_version(self.touched)
         try:
+            places = self.watch.addresses(grads)
+            for r in self.runners:
+                r.again(places, groups, steps + 1)
+            torch.autograd.graph.increment_version(self.touched)  # a launch leaves nothing of it in any cache
             advance(self.runners)
             for r in self.runners:
                 r.finish()
         except BaseException:
-            self.count.advance(-1.0)
+            self.count.give_back()
             raise
         return True
 
-    def _matches(self, groups: Groups, state: State) -> tuple[float, tuple[Any, ...]] | None:
-        """The steps made so far, and the gradients, if every other tensor is where and what it was."""
+    def _matches(self, groups: Groups, state: State) -> tuple[Any, ...] | None:
+        """The gradients, if every other tensor is where and what it was."""
         if [group["frozen"] for group in groups] != self.frozen:
             return None
         if any(p.grad is not None for p in self.still):
@@ -108,8 +107,7 @@ class Steady:
         for index, truths in self.truths.items():
             if self.launcher.truths(groups[index]) != truths:
                 return None
-        steps = self.count.common()
-        return None if steps is None else (steps, grads)
+        return grads
 
 
 def _guards(tensors: Sequence[Any]) -> Any:

@@ -64,7 +64,6 @@ MODULES = [
     "launch.work",
     "launch.clock",
     "launch.buckets",
-    "launch.pages",
     "launch.runners",
     "launch",
     "watching",

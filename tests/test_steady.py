@@ -286,11 +286,13 @@ def test_many_counters_are_read_and_advanced_in_one_call(dtype):
     counters = [torch.tensor(3.0, dtype=dtype) for _ in range(counting.MANY)]
     count = counting.Count(counters, np.array([c.data_ptr() for c in counters]))
     assert count.module is not None
-    assert count.common() == 3.0
-    count.advance(1.0)
+    assert count.take() == 3.0
     assert [c.item() for c in counters] == [4.0] * counting.MANY
+    count.give_back()
+    assert count.take() == 3.0
     counters[7].fill_(9.0)
-    assert count.common() is None
+    assert count.take() is None
+    assert sorted({c.item() for c in counters}) == [4.0, 9.0]
 
 
 def watched(many):

@@ -21,7 +21,6 @@ from optgen.backends import Layout
 from optgen.ir import REDUCTIONS, Extent, Node, Op, Program, State, toposort
 from optgen.launch.buckets import Bucket
 from optgen.launch.geometry import Geometry, geometry, slice_shape
-from optgen.launch.pages import in_large_pages
 from optgen.launch.runners import Interpreted, Launch, advance
 from optgen.launch.sharding import Shard, brought, like, local, matching, shard_of
 from optgen.launch.work import (
@@ -127,7 +126,7 @@ class Launcher:
         value = state.init
         if state.extent is Extent.ELEMENT:
             kind = dtype or param.dtype
-            like = in_large_pages(torch.empty_like(param, dtype=kind, memory_format=torch.preserve_format))
+            like = torch.empty_like(param, dtype=kind, memory_format=torch.preserve_format)
             if value.op is Op.LOAD:
                 return like.copy_(param.detach())
             return like.fill_(self.number(value, options))

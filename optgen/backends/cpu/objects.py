@@ -63,22 +63,19 @@ def addresses_in(item: int, data: int, of: int, places: Any) -> None:
 
 
 @compiled
-def extent(places: Any, double: bool) -> Any:
-    """The smallest and the largest of numbers in memory, of float64 or of float32."""
+def take(places: Any, double: bool) -> Any:
+    """The least and the largest of numbers in memory, float64 or float32; adds 1 to all if they are alike."""
     least, most = np.inf, -np.inf
     for place in places:
-        count = (
-            carray(pointer(place), 1, np.float64)[0] if double else carray(pointer(place), 1, np.float32)[0]
-        )
-        least, most = min(least, count), max(most, count)
-    return least, most
-
-
-@compiled
-def advance(places: Any, double: bool, by: float) -> None:
-    """Add to each."""
-    for place in places:
         if double:
-            carray(pointer(place), 1, np.float64)[0] += by
+            number = carray(pointer(place), 1, np.float64)[0]
         else:
-            carray(pointer(place), 1, np.float32)[0] += by
+            number = carray(pointer(place), 1, np.float32)[0]
+        least, most = min(least, number), max(most, number)
+    if least == most:
+        for place in places:
+            if double:
+                carray(pointer(place), 1, np.float64)[0] += 1
+            else:
+                carray(pointer(place), 1, np.float32)[0] += 1
+    return least, most
