@@ -9,6 +9,7 @@ lies on the device, and the values that follow from it are computed there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor
 
 from optgen.ir import Extent, State
-from optgen.watching import MANY, compiled
 
 
 def scaling_of(optimizer: torch.optim.Optimizer, home: torch.device) -> dict[str, Tensor] | None:
@@ -70,17 +70,20 @@ def check_capture(groups: Sequence[Mapping[str, Any]]) -> None:
 
 
 class Count:
-    """The step counts of many parameters on the host, read and advanced in one call where Numba is there.
+    """The step counts of many parameters on the host, read and advanced in one call.
 
-    `places` are the addresses of the counters, int64, and stay what they are.
+    Args:
+        counters: 0-d tensors.
+        places: their addresses, int64, which stay what they are.
+        module: what does it in one call, see `optgen.watching`; None to ask tensor by tensor.
     """
 
-    def __init__(self, counters: Sequence[Tensor], places: np.ndarray):
+    def __init__(self, counters: Sequence[Tensor], places: np.ndarray, module: ModuleType | None):
         self.counters, self.places = list(counters), places
         dtypes = {counter.dtype for counter in counters}
         known = len(dtypes) == 1 and dtypes <= {torch.float32, torch.float64}
         self.double = dtypes == {torch.float64}
-        self.module = compiled() if known and len(self.counters) >= MANY else None
+        self.module = module if known else None
 
     def take(self) -> float | None:
         """Count a step, if all have the same count, and return that; else None, and nothing is counted."""

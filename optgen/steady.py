@@ -50,7 +50,7 @@ class Steady:
             w.grad = None
         self.touched = (*self.moving, *(s for w in work for s in w.states.values()), *counters)
         self.watch = watch(groups, state, self.touched)
-        self.count = Count(counters, self.watch.places[-len(counters) :])
+        self.count = Count(counters, self.watch.places[-len(counters) :], self.watch.module)
 
     @staticmethod
     def of(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from optgen.cache import load
 
-MANY = 100  # tensors for which it pays to compile, in about a second, once on a machine
+MANY = 200  # tensors for which it pays to compile, in half a second, once on a machine
 Groups = Sequence[Mapping[str, Any]]
 State = Mapping[Tensor, Mapping[str, Any]]
 GUARDS: Any = getattr(torch._C._dynamo, "guards", None)  # private to torch, and so perhaps not there
@@ -31,6 +31,8 @@ DATA: int | None = getattr(GUARDS, "_torchinductor_pyobject_tensor_data_ptr", No
 
 class Watch:
     """The parameters of the groups, everything in the state, and where some tensors lie."""
+
+    module: ModuleType | None = None  # what looks at many tensors in one call
 
     def __init__(self, groups: Groups, state: State, tensors: Sequence[Tensor]):
         self.lists, self.kept = [list(group["params"]) for group in groups], _entries(state)
@@ -56,7 +58,8 @@ class CompiledWatch(Watch):
 
     def __init__(self, groups: Groups, state: State, tensors: Sequence[Tensor], module: ModuleType):
         super().__init__(groups, state, tensors)
-        self.module, self.state = module, state
+        self.module: ModuleType = module
+        self.state = state
         self.lengths = list(map(len, self.lists))
         self.ends, self.items = _ends(self.lists), _addresses_of(chain.from_iterable(self.lists))
         self.objects = _addresses_of(self.tensors)

@@ -283,11 +283,11 @@ def test_copies_have_their_own():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_many_counters_are_read_and_advanced_in_one_call(dtype):
-    counters = [torch.tensor(3.0, dtype=dtype) for _ in range(counting.MANY)]
-    count = counting.Count(counters, np.array([c.data_ptr() for c in counters]))
+    counters = [torch.tensor(3.0, dtype=dtype) for _ in range(watching.MANY)]
+    count = counting.Count(counters, np.array([c.data_ptr() for c in counters]), watching.compiled())
     assert count.module is not None
     assert count.take() == 3.0
-    assert [c.item() for c in counters] == [4.0] * counting.MANY
+    assert [c.item() for c in counters] == [4.0] * watching.MANY
     count.give_back()
     assert count.take() == 3.0
     counters[7].fill_(9.0)
@@ -419,7 +419,7 @@ def test_without_torchs_guards_no_step_is_repeated(monkeypatch, repeated):
 
 
 def test_many_parameters(repeated):
-    one, two = ([nn.Parameter(torch.full((3,), float(i))) for i in range(counting.MANY)] for _ in range(2))
+    one, two = ([nn.Parameter(torch.full((3,), float(i))) for i in range(watching.MANY)] for _ in range(2))
     a, b = optgen.AdamW(one, lr=0.1, backend="cpu"), optgen.AdamW(two, lr=0.1, backend="numpy")
     for k in range(4):
         fill(one, k)
@@ -430,7 +430,7 @@ def test_many_parameters(repeated):
     after = [t._version for p in one for t in (p, *a.state[p].values())]
     assert all(x < y for x, y in zip(before, after, strict=True))  # counters too: a store reads them
     assert all(map(torch.equal, one, two))
-    assert [s["step"].item() for s in a.state.values()] == [4.0] * counting.MANY
+    assert [s["step"].item() for s in a.state.values()] == [4.0] * watching.MANY
     assert repeated == [True] * 3
 
 
