@@ -232,8 +232,8 @@ def spoil(monkeypatch, old, new):
     ("old", "new"),
     [
         ("s1*(g - m)", "s1*(m - g)"),
-        ("s4*v", "f32(1.0000002)*s4*v"),
-        (" + s7", ""),
+        ("s3*v", "f32(1.0000002)*s3*v"),
+        (" + s6", ""),
         ("return", "return v, p, m  #"),
     ],
 )
