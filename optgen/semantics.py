@@ -73,10 +73,12 @@ MEANING: dict[Op, Callable[..., Any]] = {
 }
 
 
+_KINDS = {DType.REAL: np.float64, DType.F32: np.float32, DType.U32: np.uint32, DType.BOOL: np.bool_}
+
+
 def literal(n: Node) -> Any:
     """The value of a CONST, in float64 where it is real."""
-    kinds = {DType.REAL: np.float64, DType.F32: np.float32, DType.U32: np.uint32, DType.BOOL: np.bool_}
-    return kinds[n.dtype](n.number)
+    return _KINDS[n.dtype](n.number)
 
 
 def evaluate(
@@ -90,7 +92,7 @@ def evaluate(
     `real` is the working dtype. Values in `known` are taken as they are, and what is found is added.
     """
     values: dict[Node, Any] = {} if known is None else known
-    dtypes = {DType.REAL: real, DType.F32: np.float32, DType.U32: np.uint32, DType.BOOL: np.bool_}
+    dtypes = {**_KINDS, DType.REAL: real}
     with np.errstate(all="ignore"):
         for n in toposort(nodes):
             if n in values:

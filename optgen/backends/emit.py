@@ -10,7 +10,6 @@ import builtins
 import keyword
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import count
 
 from optgen.backends import Layout
 from optgen.ir import ATOM, INFIX, LEAVES, DType, Extent, Node, Op, Spelling, infix, name_nodes, toposort
@@ -59,25 +58,20 @@ class Names:
         if plan.random or plan.logical:
             self.taken |= {*KEYS, "index_low", "index_high"}
         self.taken |= {f"{kind}{k}" for kind in ("update", "columns") for k in range(len(plan.phases))}
+        self.forms = ("{}", "{}_bits", *forms)
         self.stores: dict[str, str] = {}
         whole = [name for name in plan.numbers if not name.startswith("@")]
         for store in (*(f"#{i}" for i in range(plan.spills)), *plan.codecs, *plan.tensor_states, *whole):
-            stem = name = f"x{store[1:]}" if store.startswith("#") else identifier(store)
-            number = 0
-            while not self.taken.isdisjoint(
-                made := {form.format(name) for form in ("{}", "{}_bits", *forms)}
-            ):
-                number += 1
-                name = f"{stem}_{number}"
-            self.taken |= made
-            self.stores[store] = name
+            self.add(store, f"x{store[1:]}" if store.startswith("#") else identifier(store))
 
     def add(self, store: str, stem: str) -> None:
-        """Give a store a name that begins so and is nobody else's."""
-        self.stores[store] = next(
-            f"{stem}{i}" for i in count() if self.taken.isdisjoint({f"{stem}{i}", f"{stem}{i}_across"})
-        )
-        self.taken |= {self.stores[store], f"{self.stores[store]}_across"}
+        """Call a store by the stem, or by the first of `stem_1`, `stem_2`, … of which every form is free."""
+        name, number = stem, 0
+        while not self.taken.isdisjoint(made := {form.format(name) for form in self.forms}):
+            number += 1
+            name = f"{stem}_{number}"
+        self.taken |= made
+        self.stores[store] = name
 
     def leaf(self, n: Node) -> str:
         """The variable that holds a leaf."""

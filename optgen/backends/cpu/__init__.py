@@ -91,7 +91,8 @@ class CpuKernel:
     chunk = CHUNK
     tile = TILE
     numpy_tables = True
-    share = CHUNK  # a thread gets no fewer elements: they take about as long as waking it
+    share = CHUNK  # a thread gets no fewer elements: they take about as long as waking it,
+    share_of_python = 4 * CHUNK  # and these as handing them over to one of Python's
     price = 16  # elements that take as long as finding a chunk
 
     def __init__(self, layout: Layout, module: ModuleType):
@@ -102,13 +103,11 @@ class CpuKernel:
         """Run one phase over every chunk."""
         import torch
 
-        count = len(tables.chunks)
-        effort = tables.elements + count * self.price
-        threads = max(1, min(torch.get_num_threads(), count, effort // self.share))
-        found = team() if threads > 1 else None
-        if found is not None:
-            words = self.words(tables, found)
-            found.run(self.part(phase).address, words.ctypes.data, threads)
+        count, found = len(tables.chunks), team()
+        effort = (tables.elements + count * self.price) // (self.share if found else self.share_of_python)
+        threads = max(1, min(torch.get_num_threads(), count, effort))
+        if found is not None and threads > 1:
+            found.run(self.part(phase).address, self.words(tables, found).ctypes.data, threads)
             return
         run, arguments = getattr(self.module, f"sweep{phase}"), tables.arguments(self.layout)
         parts = list(pairwise(count * k // threads for k in range(threads + 1)))

@@ -63,12 +63,24 @@ class Columns:
         return Columns({s: n for n, s in stores.items()}, left, named)
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """A phase as it is written: which leaves it reads, and which stores it loads or writes."""
+
+    layout: Layout
+    k: int
+    phase: Phase
+    names: Names
+    found: Sequence[Node]
+    touched: Sequence[str]
+
+
 def sweep_source(layout: Layout, k: int, phase: Phase, names: Names) -> str:
     """One phase: `update`, the arithmetic, and a sweep over a range of chunks that calls it on elements."""
     plan, spell = layout.plan, speller(layout.plan.real)
     columns = Columns.of(phase, plan)
     for i, store in enumerate(columns.values):
-        names.add(store, f"column{i}_")
+        names.add(store, f"column{i}")
     parts = []
     if columns.values:
         wanted = list(columns.values.values())
@@ -77,10 +89,8 @@ def sweep_source(layout: Layout, k: int, phase: Phase, names: Names) -> str:
     parts.append(function(f"update{k}", phase.roots(), phase.loads, rule_names, names, spell, GLOBALS))
     found = leaves(phase.roots(), phase.loads)
     touched = list(dict.fromkeys([*phase.loads, *phase.stores]))
-    if layout.tiled:
-        body = _tile(layout, k, phase, names, found, touched, columns)
-    else:
-        body = _chunk(layout, k, phase, names, found, touched)
+    sweep = Sweep(layout, k, phase, names, found, touched)
+    body = _tile(sweep, columns) if layout.tiled else _chunk(sweep)
     inner = "".join(f"@inline\n{part}\n\n" for part in parts)
     head = f"""\
 @compiled
@@ -159,36 +169,28 @@ def _whole(r: Reduction) -> str:
     return f"sum{r.slot}.{'sum' if r.op is Op.SUM else 'max'}()"
 
 
-def _chunk(
-    layout: Layout, k: int, phase: Phase, names: Names, found: Sequence[Node], touched: Sequence[str]
-) -> list[str]:
+def _chunk(sweep: Sweep) -> list[str]:
     """A chunk of one tensor, element by element."""
+    layout, phase, names, touched = sweep.layout, sweep.phase, sweep.names, sweep.touched
     return [
         "tensor, start = chunks[c, 0], chunks[c, 1]",
         f"count = min({CHUNK}, {table_cell(layout, '@numel')} - start)",
-        *reading(layout, names, found),
+        *reading(layout, names, sweep.found),
         *_arrays(layout, names, touched, "start"),
         *_strides(layout, names, touched),
         *_places(layout),
         *(f"sum{r.slot} = np.full({LANES}, {neutral(r.op)})" for r in phase.reductions),
-        *_loop(phase, _element(layout, k, phase, names, found, touched, "start")),
+        *_loop(phase, _element(sweep, "start")),
         *(f"partials[c, {r.slot}] = {_whole(r)}" for r in phase.reductions),
     ]
 
 
-def _tile(
-    layout: Layout,
-    k: int,
-    phase: Phase,
-    names: Names,
-    found: Sequence[Node],
-    touched: Sequence[str],
-    hoisted: Columns,
-) -> list[str]:
+def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
     """A tile of one tensor, line by line: what slices have is read once a line, or once a column."""
+    layout, phase, names, touched = sweep.layout, sweep.phase, sweep.names, sweep.touched
     plan = layout.plan
     inner = leaves(list(hoisted.values.values()), ())
-    read = [n for n in dict.fromkeys([*found, *inner]) if n.value not in hoisted.values]
+    read = [n for n in dict.fromkeys([*sweep.found, *inner]) if n.value not in hoisted.values]
     block = any(e.name.startswith("BLOCK") for e in plan.slices)
     over = [n for n in read if n.extent.sliced and across(n.extent)]
     by_line = [r for r in phase.reductions if r.extent.sliced and not across(r.extent)]
@@ -218,17 +220,17 @@ def _tile(
         for n in _down(inner):  # of the matrix, in which all of the tile lies
             lines += _line_value(layout, names, n, "top")
         lines.append("for i in range(right - left):")
-        lines.append(f"    {', '.join(f'{array}[i]' for array in made)} = columns{k}({given})")
+        lines.append(f"    {', '.join(f'{array}[i]' for array in made)} = columns{sweep.k}({given})")
     lines += [f"sum{r.slot} = np.full({LANES}, {neutral(r.op)})" for r in (*by_tensor, *by_line)]
     lines += [f"sum{r.slot} = np.full({TILE[1]}, {neutral(r.op)})" for r in by_column]
     body = ["base = line*columns + left", "count = right - left"]
     if block:
         body[1] = f"count = min(right - left, {table_cell(layout, '@numel')} - base)"
     body += _arrays(layout, names, touched, "base")
-    for n in _down(found):
+    for n in _down(sweep.found):
         body += _line_value(layout, names, n, "line")
     body += [f"sum{r.slot}[:] = {neutral(r.op)}" for r in by_line]
-    body += _loop(phase, _element(layout, k, phase, names, found, touched, "base"))
+    body += _loop(phase, _element(sweep, "base"))
     ranks = {slot: i for columns in (False, True) for i, slot in enumerate(layout.parts(columns))}
     body += [f"line_parts[c, {ranks[r.slot]}, line - top] = {_whole(r)}" for r in by_line]
     lines += ["for line in range(top, bottom):", *("    " + line for line in body)]
@@ -257,16 +259,9 @@ def _argument(layout: Layout, names: Names, n: Node, at: str) -> str:
     return names.leaf(n)
 
 
-def _element(
-    layout: Layout,
-    k: int,
-    phase: Phase,
-    names: Names,
-    found: Sequence[Node],
-    touched: Sequence[str],
-    start: str,
-) -> list[str]:
+def _element(sweep: Sweep, start: str) -> list[str]:
     """The body of the loop: addresses where there are strides, and the call of `update`."""
+    layout, phase, names, touched = sweep.layout, sweep.phase, sweep.names, sweep.touched
     lines = []
     cell = {s: f"{names.stores[s]}[i]" for s in touched}
     if layout.dims:
@@ -283,7 +278,7 @@ def _element(
         lines += [f"place = {start} + i", "place += place // every0*skip0"]
         lines += ["place += place // every1*skip1 + offset"]
         place = "place"
-    for n in found:
+    for n in sweep.found:
         if n.op is Op.INDEX:
             value = f"u32({place})" if n.value == "low" else f"u32({place} >> 32)"
         elif n.extent is Extent.ELEMENT:
@@ -293,7 +288,7 @@ def _element(
             value = _argument(layout, names, n, "i")
         arguments.append(value)
     results = [cell[s] for s in phase.stores] + [f"r{r.slot}" for r in phase.reductions]
-    lines.append(f"{', '.join(results)} = update{k}({', '.join(arguments)})")
+    lines.append(f"{', '.join(results)} = update{sweep.k}({', '.join(arguments)})")
     for r in phase.reductions:
         lane = f"sum{r.slot}[{'i' if across(r.extent) else 'lane'}]"
         lines.append(
