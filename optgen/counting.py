@@ -8,15 +8,15 @@ lies on the device, and the values that follow from it are computed there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from types import ModuleType
+import ctypes
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.ir import Extent, State
+from optgen.launch.guards import CompiledGuard, Guard
 
 
 def scaling_of(optimizer: torch.optim.Optimizer, home: torch.device) -> dict[str, Tensor] | None:
@@ -28,16 +28,6 @@ def scaling_of(optimizer: torch.optim.Optimizer, home: torch.device) -> dict[str
     scale = vars(optimizer).get("grad_scale")
     given = {"grad_scale": torch.ones(()) if scale is None else scale, "found_inf": found}
     return {name: x.detach().to(home, torch.float64).reshape(()) for name, x in given.items()}
-
-
-def move_counts(
-    kept: dict[str, Any], states: dict[str, Tensor], wanted: Iterable[State], device: torch.device
-) -> None:
-    """Bring a parameter's step count, and the states that follow from it, to where the step reads them."""
-    kept["step"] = kept["step"].to(device)
-    for state in wanted:
-        if state.extent is Extent.STEP:
-            states[state.name] = kept[state.key] = kept[state.key].to(device)
 
 
 def advance(counters: Sequence[Tensor], stop: Tensor | None) -> None:
@@ -74,28 +64,34 @@ class Count:
 
     Args:
         counters: 0-d tensors.
-        places: their addresses, int64, which stay what they are.
-        module: what does it in one call, see `optgen.watching`; None to ask tensor by tensor.
+        places: where they lie, int64.
+        guard: what makes sure that they are still what they are now, before each call.
     """
 
-    def __init__(self, counters: Sequence[Tensor], places: np.ndarray, module: ModuleType | None):
-        self.counters, self.places = list(counters), places
+    def __init__(self, counters: Sequence[Tensor], places: np.ndarray, guard: Guard):
         dtypes = {counter.dtype for counter in counters}
-        known = len(dtypes) == 1 and dtypes <= {torch.float32, torch.float64}
-        self.double = dtypes == {torch.float64}
-        self.module = module if known else None
+        kind = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}.get(dtypes.pop())
+        self.asks = kind is None or bool(dtypes)  # whether the counters themselves are needed
+        self.places, self.double = places, kind is ctypes.c_double
+        self.module = guard.module if isinstance(guard, CompiledGuard) and not self.asks else None
+        few = not self.asks and self.module is None
+        # Their memory as numbers, which no function of torch reads and adds to as quickly.
+        self.cells = [kind.from_address(place) for place in places.tolist()] if few and kind else []
 
-    def take(self) -> float | None:
-        """Count a step, if all have the same count, and return that; else None, and nothing is counted."""
+    def read(self, counters: Sequence[Tensor]) -> float | None:
+        """The count that all of them have; None where they differ."""
         if self.module is not None:
-            least, most = self.module.take(self.places, self.double)
+            least, most = self.module.range_of(self.places, self.double)
             return least if least == most else None
-        found = {counter.item() for counter in self.counters}
-        if len(found) > 1:
-            return None
-        torch._foreach_add_(self.counters, 1.0)
-        return found.pop()
+        found = {c.item() for c in counters} if self.asks else {c.value for c in self.cells}
+        return found.pop() if len(found) == 1 else None
 
-    def give_back(self) -> None:
-        """Take a step back."""
-        torch._foreach_add_(self.counters, -1.0)
+    def advance(self, counters: Sequence[Tensor]) -> None:
+        """Count a step."""
+        if self.module is not None:
+            self.module.add_one(self.places, self.double)
+        elif self.asks:
+            torch._foreach_add_(list(counters), 1.0)
+        else:
+            for cell in self.cells:
+                cell.value += 1.0

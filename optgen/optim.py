@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from optgen import interface, library
 from optgen.compose import complete, with_defaults, with_maximize
-from optgen.counting import advance, check_capture, move_counts, scaling_of
+from optgen.counting import advance, check_capture, scaling_of
 from optgen.freezing import mark
 from optgen.handing import for_parameter, handed_to
 from optgen.ir import Extent, Program, State
@@ -27,7 +27,9 @@ from optgen.launch import (
     SUPPORTED,
     Launcher,
     Truths,
+    Uninterrupted,
     Work,
+    check_memory,
     like,
     local,
     matching,
@@ -35,7 +37,6 @@ from optgen.launch import (
     shard_of,
 )
 from optgen.loading import LoadReport, load
-from optgen.memory import check_memory
 from optgen.opaque import opaque
 from optgen.options import GROUP, checked, complete_group
 from optgen.saved import as_tuple, counter_dtype, from_texts, part_names, rule_text
@@ -47,6 +48,7 @@ from optgen.steady import Steady
 _add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
 
 Place = tuple[int, int, int]  # a parameter's number, its group's index, its position there
+Entries = list[tuple[Any, Any, Any]]  # what a step will put into dictionaries: each, a key, a value
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -191,22 +193,27 @@ class Optimizer(torch.optim.Optimizer):
             return loss
         if on_device:
             check_capture(self.param_groups)
-        work, counters = self._prepare(handed, on_device=on_device)
+        entries: Entries = []
+        work, counters = self._prepare(handed, entries, on_device=on_device)
+        launcher = self._launcher if scaling is None else self._for_scaled()
+        ready, steps = None, self._steps(on_device, entries) if work else 0.0
         if work:
             whole = {n: handed[n] for n in handed if n in self._launcher.whole}
-            launcher = self._launcher if scaling is None else self._for_scaled()
-            steps = self._steps(on_device)
-            numbers = self._numbers() | whole | (scaling or {})
-            runners = launcher.run(work, self.param_groups, None, numbers, steps, stop)
-            if isinstance(steps, Tensor):
-                advance([steps], stop)
-            elif launcher.counts:
-                for group in self.param_groups:
-                    group["steps"] = steps + 1
-        if counters:
-            advance(counters, stop)
-        if plain and work:
-            self._steady = Steady.of(launcher, runners, work, counters, self.param_groups, self.state)
+            numbers = self._numbers(entries) | whole | (scaling or {})
+            ready = launcher.prepare(work, self.param_groups, None, numbers, steps, stop)
+        with Uninterrupted():
+            _enter(entries)
+            if ready is not None:
+                ready.launch()
+                if isinstance(steps, Tensor):
+                    advance([steps], stop)
+                elif launcher.counts:
+                    for group in self.param_groups:
+                        group["steps"] = steps + 1
+            if counters:
+                advance(counters, stop)
+        if plain and ready is not None:
+            self._steady = Steady.of(launcher, ready, counters, self.param_groups, self.state)
         return loss
 
     def _for_scaled(self) -> Launcher:
@@ -216,34 +223,39 @@ class Optimizer(torch.optim.Optimizer):
             self._scaled = Launcher(with_scaling(self.program), settings["backend"], settings["math"])
         return self._scaled
 
-    def _steps(self, on_device: bool) -> float | Tensor:
+    def _steps(self, on_device: bool, entries: Entries) -> float | Tensor:
         """How many steps the optimizer has made, where a state counts them: one tensor, if on the device."""
         steps = self.param_groups[0].get("steps", 0)
         if not (on_device and self._launcher.counts):
             return float(steps) if isinstance(steps, Tensor) else steps
         tensor = torch.as_tensor(steps, dtype=torch.float64, device=self._home())
-        for group in self.param_groups:
-            group["steps"] = tensor
+        entries += [(group, "steps", tensor) for group in self.param_groups]
         return tensor
 
     @torch.no_grad()
     def _step_parameter(self, place: Place, launcher: Launcher) -> None:
         """The step of one parameter, whose own launcher keeps its tables; for `optgen.release`."""
-        if not self.param_groups[place[1]].get("train_mode", True):
+        group = self.param_groups[place[1]]
+        if not group.get("train_mode", True):
             raise RuntimeError(
                 f"group {place[1]} is in evaluation mode: call optimizer.train() before backward()"
             )
-        work, counters = self._prepare({}, [place], self._settings["capturable"])
-        if work:
-            launcher.run(work, self.param_groups)
-        if counters:
-            advance(counters, None)
+        entries: Entries = []
+        work, counters = self._prepare({}, entries, [place], self._settings["capturable"])
+        ready = launcher.prepare(work, self.param_groups) if work else None
+        with Uninterrupted():
+            _enter(entries)
+            if ready is not None:
+                ready.launch()
+            if counters:
+                advance(counters, None)
+            group["params"][place[2]].grad = None
 
     def _home(self) -> torch.device:
         """Where the numbers lie that are one for the whole optimizer."""
         return next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
 
-    def _numbers(self) -> dict[str, Tensor]:
+    def _numbers(self, entries: Entries) -> dict[str, Tensor]:
         """The states that are one for the whole optimizer: the same tensor in every group."""
         found = {}
         for state in self.program.states.values():
@@ -259,9 +271,11 @@ class Optimizer(torch.optim.Optimizer):
                         f"at {', '.join(map(str, firsts))}"
                     )
                 value = firsts[0]
-            tensor = torch.as_tensor(value, dtype=torch.float64, device=self._home()).reshape(())
-            for group in self.param_groups:
-                group[key] = tensor
+            try:
+                tensor = torch.as_tensor(value, dtype=torch.float64, device=self._home()).reshape(())
+            except (TypeError, RuntimeError, ValueError) as error:
+                raise RuntimeError(f"'{key}' in group 0 must be one number: {error}") from None
+            entries += [(group, key, tensor) for group in self.param_groups]
             found[state.name] = tensor
         return found
 
@@ -277,11 +291,16 @@ class Optimizer(torch.optim.Optimizer):
                 number += 1
 
     def _prepare(
-        self, handed: Mapping[str, Any], places: Iterable[Place] | None = None, on_device: bool = False
+        self,
+        handed: Mapping[str, Any],
+        entries: Entries,
+        places: Iterable[Place] | None = None,
+        on_device: bool = False,
     ) -> tuple[list[Work], list[Tensor]]:
-        """Describe this step's work, creating missing state, and the counters that it will advance.
+        """Describe this step's work, and the counters that it will advance.
 
-        Every tensor is checked before any state is created. Empty tensors are counted, not launched.
+        Nothing is changed; `entries` gets what must be put into dictionaries when the step is made, such as
+        state that is created. Empty tensors are counted, not launched.
         """
         moving = []
         for number, index, position in self._places() if places is None else places:
@@ -302,44 +321,59 @@ class Optimizer(torch.optim.Optimizer):
                 truths = self._launcher.truths(group, p.dim(), handed)
                 used[key] = truths, list(self._launcher.lowered(truths).states.values())
             truths, wanted = used[key]
-            kept, states = self._states(p, group, wanted)
             part = local(p)
             device = part.device
             if on_device and device not in counting:
                 counting[device] = resolve(self._settings["backend"], device) == "triton"
             counted = on_device and counting[device]
-            if counted:
-                move_counts(kept, states, wanted, device)
-            counter = kept["step"]
+            counter, states = self._states(p, group, wanted, entries, device if counted else None)
             counters.append(counter)
             shard = shard_of(p) if part is not p else None
             if part.numel() or (shard is not None and p.numel() and self._launcher.reduces):
-                grad = grad if part is p else matching(grad, p)
+                grad = (grad if part is p else matching(grad, p)).resolve_neg()
                 made = Work(part, grad, states, index, truths, 0.0, inputs, number, shard)
                 made.owner = None if part is p else p
-                if counted:
-                    made.counter = counter
-                else:
+                made.counter, made.counted = counter, counted
+                if not counted:
                     made.step = counter.item() + 1.0
                 work.append(made)
         return work, counters
 
     def _materialise(self) -> None:
         """Create the state of every parameter that has a gradient; nothing moves and no step is counted."""
+        entries: Entries = []
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     truths = self._launcher.truths(group, p.dim())
-                    self._states(p, group, self._launcher.lowered(truths).states.values())
-        self._numbers()
+                    self._states(p, group, self._launcher.lowered(truths).states.values(), entries)
+        self._numbers(entries)
+        with Uninterrupted():
+            _enter(entries)
 
     def _states(
-        self, p: Tensor, group: Mapping[str, Any], wanted: Iterable[State]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """A parameter's saved state by key, and the tensors of the wanted states; missing ones are made."""
-        kept = self.state[p]
-        if "step" not in kept:
-            kept["step"] = torch.tensor(0.0, dtype=counter_dtype())
+        self,
+        p: Tensor,
+        group: Mapping[str, Any],
+        wanted: Iterable[State],
+        entries: Entries,
+        counting: torch.device | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A parameter's step count, and the tensors of the wanted states by name; missing ones are made.
+
+        `counting` is the device that the count and what follows from it must be on.
+        """
+        kept = self.state.get(p, {})
+        if not kept:
+            entries.append((self.state, p, kept))
+        counter = kept.get("step")
+        if counter is None:
+            counter = torch.tensor(0.0, dtype=counter_dtype())
+        if not isinstance(counter, Tensor) or not counter.is_floating_point() or counter.dim():
+            counter = self._as_counter(p, counter)
+        counter = counter if counting is None else counter.to(counting)
+        if counter is not kept.get("step"):
+            entries.append((kept, "step", counter))
         states = {}
         for state in wanted:
             if state.extent is Extent.ALL:
@@ -347,9 +381,22 @@ class Optimizer(torch.optim.Optimizer):
             tensor = kept.get(state.key)
             if tensor is None:
                 made = self._launcher.initial(state, local(p), group, self._settings["state_dtype"])
-                tensor = kept[state.key] = like(p, made, state.extent)
+                tensor = like(p, made, state.extent)
+            if counting is not None and state.extent is Extent.STEP:
+                tensor = tensor.to(counting)
+            if tensor is not kept.get(state.key):
+                entries.append((kept, state.key, tensor))
             states[state.name] = local(tensor)
-        return kept, states
+        return counter, states
+
+    def _as_counter(self, p: Tensor, count: Any) -> Tensor:
+        """A step count that others have written, such as a number, as a tensor."""
+        try:
+            return torch.tensor(float(count), dtype=counter_dtype())
+        except (TypeError, ValueError, RuntimeError):
+            raise RuntimeError(
+                f"the state 'step' of a parameter of shape {tuple(p.shape)} must be one number, not {count!r}"
+            ) from None
 
     def _refuse(self, p: Tensor, grad: Tensor) -> NoReturn:
         """Say why a parameter cannot be stepped."""
@@ -365,19 +412,20 @@ class Optimizer(torch.optim.Optimizer):
 
     def train(self, mode: bool = True) -> None:
         """Run the rule's `train()` program on every parameter that has state; nothing without one."""
-        self._enter(mode)
+        self._switch(mode)
 
     def eval(self) -> None:
         """Run the rule's `eval()` program on every parameter that has state; nothing without one."""
-        self._enter(False)
+        self._switch(False)
 
     @opaque
     @torch.no_grad()
-    def _enter(self, training: bool) -> None:
+    def _switch(self, training: bool) -> None:
         if not self.program.modes:
             return
         mode = "train" if training else "eval"
-        work = []
+        work: list[Work] = []
+        entries: Entries = []
         for index, group in enumerate(self.param_groups):
             if group.get("train_mode", True) == training:
                 continue
@@ -385,13 +433,18 @@ class Optimizer(torch.optim.Optimizer):
                 if p in self.state and local(p).numel():
                     truths = self._launcher.truths(group, p.dim())
                     wanted = self._launcher.lowered(truths).states.values()
-                    kept, states = self._states(p, group, wanted)
-                    step = kept["step"].item()
+                    counter, states = self._states(p, group, wanted, entries)
+                    step = counter.item()
                     work.append(Work(local(p), None, states, index, truths, step, shard=shard_of(p), owner=p))
+        ready = None
         if work and mode in self.program.modes:
-            self._launcher.run(work, self.param_groups, mode, self._numbers())
-        for group in self.param_groups:
-            group["train_mode"] = training
+            ready = self._launcher.prepare(work, self.param_groups, mode, self._numbers(entries))
+        with Uninterrupted():
+            _enter(entries)
+            if ready is not None:
+                ready.launch()
+            for group in self.param_groups:
+                group["train_mode"] = training
 
     # Freezing
 
@@ -460,6 +513,12 @@ class Optimizer(torch.optim.Optimizer):
             (type(self).__name__, as_tuple(rule_text(self.program)), defaults, part_names(self.program)),
             self.__getstate__(),
         )
+
+
+def _enter(entries: Entries) -> None:
+    """Put a step's new states and numbers where they are kept."""
+    for where, key, value in entries:
+        where[key] = value
 
 
 def _materialising() -> bool:

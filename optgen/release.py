@@ -73,7 +73,6 @@ def _hook(
         if optimizer is not None:
             with lock:
                 optimizer._step_parameter(place, launcher)
-                p.grad = None
 
     return step
 

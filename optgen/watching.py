@@ -1,118 +1,107 @@
-"""Whether an optimizer's lists, dictionaries and tensors are what and where they were at the step before.
+"""Whether an optimizer's lists and dictionaries hold the objects that they held at the step before.
 
-In: parameter groups, the state and its tensors. Out: `Watch`, which compares them; one for many tensors does
-it in compiled code, where Numba is there, at some ten nanoseconds a tensor.
+In: parameter groups and the state. Out: `Watch`, which compares them and picks out the tensors of a step;
+one for many objects does it in compiled code, where Numba is there, at some ten nanoseconds each. It keeps
+addresses and no tensor: what is found in place may be another object at the same address, so `launch.guards`
+looks at the tensors themselves.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
-from collections.abc import Iterable, Mapping, Sequence, Sized
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from itertools import accumulate, chain
-from operator import is_
-from pathlib import Path
+from operator import itemgetter
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from optgen.cache import load
+from optgen.launch.guards import MANY, c_function, compiled
 
-MANY = 200  # tensors for which it pays to compile, in half a second, once on a machine
 Groups = Sequence[Mapping[str, Any]]
 State = Mapping[Tensor, Mapping[str, Any]]
-GUARDS: Any = getattr(torch._C._dynamo, "guards", None)  # private to torch, and so perhaps not there
-DATA: int | None = getattr(GUARDS, "_torchinductor_pyobject_tensor_data_ptr", None)  # a C function's address
 
 
 class Watch:
-    """The parameters of the groups, everything in the state, and where some tensors lie."""
+    """The parameters of the groups and every key and value in the state, of which some are wanted."""
 
-    module: ModuleType | None = None  # what looks at many tensors in one call
+    def __init__(self, groups: Groups, state: State, wanted: Sequence[Any]):
+        self.lengths = [len(group["params"]) for group in groups]
+        present = _present(groups, state)
+        self.objects, self.keys = list(map(id, present)), list(map(id, _keys(state)))
+        self.texts = [key for kept in state.values() for key in kept]  # kept: no other gets such an address
+        place = {address: i for i, address in enumerate(self.objects)}
+        self.places = [place[id(x)] for x in wanted]
+        self.pick = picker(self.places)
 
-    def __init__(self, groups: Groups, state: State, tensors: Sequence[Tensor]):
-        self.lists, self.kept = [list(group["params"]) for group in groups], _entries(state)
-        self.tensors = tuple(tensors)
-        self.places = np.array([t.data_ptr() for t in tensors], np.int64)
-
-    def same(self, groups: Groups, state: State) -> bool:
-        """Whether all of it is as it was."""
-        return (
-            len(groups) == len(self.lists)
-            and all(_same(group["params"], known) for group, known in zip(groups, self.lists, strict=True))
-            and _same(_entries(state), self.kept)
-            and bool(np.array_equal(self.addresses(self.tensors), self.places))
-        )
-
-    def addresses(self, tensors: tuple[Tensor, ...]) -> np.ndarray:
-        """Where tensors lie, int64."""
-        return np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))
+    def find(self, groups: Groups, state: State) -> list[Any] | None:
+        """The wanted objects, if all of it is as it was."""
+        if [len(group["params"]) for group in groups] != self.lengths:
+            return None
+        present = _present(groups, state)
+        if list(map(id, present)) != self.objects or list(map(id, _keys(state))) != self.keys:
+            return None
+        return list(self.pick(present))
 
 
 class CompiledWatch(Watch):
-    """The same, by the addresses of objects: lists and dictionaries are read in place, none is built."""
+    """The same, where lists and dictionaries are read in place."""
 
-    def __init__(self, groups: Groups, state: State, tensors: Sequence[Tensor], module: ModuleType):
-        super().__init__(groups, state, tensors)
-        self.module: ModuleType = module
-        self.state = state
-        self.lengths = list(map(len, self.lists))
-        self.ends, self.items = _ends(self.lists), _addresses_of(chain.from_iterable(self.lists))
-        self.objects = _addresses_of(self.tensors)
+    def __init__(self, groups: Groups, state: State, wanted: Sequence[Any], module: ModuleType):
+        super().__init__(groups, state, wanted)
+        self.module, self.address = module, id(state)
+        self.ends = np.array(list(accumulate(self.lengths)), np.int64)
+        count = sum(self.lengths)
+        self.items = np.array(self.objects[:count], np.int64)
         dicts: list[Mapping[Any, Any]] = [state, *state.values()]
         self.dicts, self.parts, self.pairs = _addresses_of(dicts), _ends(dicts), _pairs(dicts)
+        slots = np.full(len(self.objects), -1, np.int64)
+        slots[self.places] = np.arange(len(self.places))
+        self.slots, self.value_slots = slots[:count], np.full(len(self.pairs), -1, np.int64)
+        self.value_slots[len(state) :] = slots[count:]
 
-    def same(self, groups: Groups, state: State) -> bool:
-        """Whether all of it is as it was."""
+    def find(self, groups: Groups, state: State) -> list[Any] | None:
+        """The wanted objects, if all of it is as it was."""
         lists = [group["params"] for group in groups]
-        if state is not self.state or not all(type(x) is list for x in lists):
-            return False
+        if id(state) != self.address or not all(type(x) is list for x in lists):
+            return None
         if list(map(len, lists)) != self.lengths:
-            return False
-        item, following, module = _c_function("PyList_GetItem"), _c_function("PyDict_Next"), self.module
-        if not module.lists_hold(item, _addresses_of(lists), self.ends, self.items):
-            return False
-        if not module.dicts_hold(following, self.dicts, self.parts, self.pairs):
-            return False
-        return bool(module.lie(DATA, self.objects, self.places))
-
-    def addresses(self, tensors: tuple[Tensor, ...]) -> np.ndarray:
-        """Where tensors lie, int64."""
-        found = np.empty(len(tensors), np.int64)
-        self.module.addresses_in(_c_function("PyTuple_GetItem"), DATA, id(tensors), found)
+            return None
+        found = [None] * len(self.places)
+        put = id(found), c_function("PyList_SetItem"), c_function("Py_IncRef")
+        item, following = c_function("PyList_GetItem"), c_function("PyDict_Next")
+        if not self.module.lists_hold(item, _addresses_of(lists), self.ends, self.items, self.slots, *put):
+            return None
+        if not self.module.dicts_hold(following, self.dicts, self.parts, self.pairs, self.value_slots, *put):
+            return None
         return found
 
 
-def watch(groups: Groups, state: State, tensors: Sequence[Tensor]) -> Watch:
-    """What tells whether all of it is as it is now; it keeps the tensors alive."""
+def watch(groups: Groups, state: State, wanted: Sequence[Any]) -> Watch:
+    """What tells whether all of it is as it is now, and then picks out what is wanted of it, each once."""
+    many = len(wanted) >= MANY
     plain = isinstance(state, dict) and all(isinstance(kept, dict) for kept in state.values())
-    module = compiled() if plain and DATA is not None and len(tensors) >= MANY else None
-    return Watch(groups, state, tensors) if module is None else CompiledWatch(groups, state, tensors, module)
+    module = compiled() if plain and many else None
+    return Watch(groups, state, wanted) if module is None else CompiledWatch(groups, state, wanted, module)
 
 
-@cache
-def compiled() -> ModuleType | None:
-    """What looks at many tensors in one call, where Numba is there."""
-    if importlib.util.find_spec("numba") is None:
-        return None
-    from optgen.backends import cpu
-
-    source = Path(cpu.__file__).with_name("objects.py").read_text(encoding="utf-8")
-    return load(source, "objects", "cpu")
+def picker(places: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """A function that picks out the items at some places."""
+    if len(places) > 1:
+        return itemgetter(*places)  # in C
+    return lambda items: [items[i] for i in places]
 
 
-def _entries(state: State) -> list[Any]:
-    """The keys and the values of all of the state, in order."""
-    parts = ((p, kept, *kept.keys(), *kept.values()) for p, kept in state.items())
-    return list(chain.from_iterable(parts))
+def _present(groups: Groups, state: State) -> list[Any]:
+    """The parameters of the groups, then the values in the state, in order."""
+    params = chain.from_iterable([group["params"] for group in groups])
+    return [*params, *chain.from_iterable([kept.values() for kept in state.values()])]
 
 
-def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return len(a) == len(b) and all(map(is_, a, b))
+def _keys(state: State) -> Iterable[Any]:
+    """The parameters that the state has entries for, then the keys of these."""
+    return chain(state, *state.values())
 
 
 def _addresses_of(objects: Iterable[Any]) -> np.ndarray:
@@ -128,9 +117,3 @@ def _pairs(dicts: Iterable[Mapping[Any, Any]]) -> np.ndarray:
     """The addresses of keys and values, a row for each."""
     found = [(id(key), id(value)) for d in dicts for key, value in d.items()]
     return np.array(found, np.int64).reshape(-1, 2)
-
-
-@cache
-def _c_function(name: str) -> int:
-    """The address of a function of Python's C interface."""
-    return ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0

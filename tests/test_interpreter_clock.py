@@ -74,7 +74,8 @@ def computed(name, t):
     clock = Clock(roots, {}, "fp64", torch.device("cpu"), put)
     counter = torch.tensor(t - 1.0, dtype=torch.float64)
     stop = torch.zeros((), dtype=torch.float64)
-    found = clock.run([counter], [states], [options], [0], lambda row, what: facts.get(what, 4.0), stop)
+    clock.set([counter], [states], [options], [0], lambda row, what: facts.get(what, 4.0))
+    found = clock.run(stop)
     return roots, found[0].numpy()[: len(roots)], np.array([float(right[n]) for n in roots])
 
 
@@ -164,7 +165,7 @@ def test_a_table_is_sent_again_only_when_it_changed(monkeypatch):
     params = parameters()
     optimizer = optgen.AdamW(params, backend="triton", capturable=True)
     train(optimizer, params, range(2))
-    (bucket,) = optimizer._launcher._buckets[None][1]
+    (bucket,) = optimizer._launcher._recordings[None].buckets
     sent = dict(bucket.clock.sent)
     for p in params:
         p.grad = p.grad.clone()
@@ -182,6 +183,7 @@ def test_a_hyperparameter_that_is_none():
     p = params[0]
     states = {s: torch.zeros_like(p) for s in ("m", "v")}
     counter = torch.zeros(())
-    work = Work(p.detach(), torch.ones_like(p), states, 0, launcher.truths(options), 0.0, counter=counter)
+    work = Work(p.detach(), torch.ones_like(p), states, 0, launcher.truths(options), 0.0)
+    work.counter, work.counted = counter, True
     with pytest.raises(ValueError, match="hyperparameter 'lr' is None"):
         launcher.run([work], [{**options, "lr": None}])

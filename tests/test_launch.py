@@ -11,6 +11,7 @@ from optgen.backends.cpu import CHUNK, CpuKernel
 from optgen.compose import with_maximize
 from optgen.ir import Extent, State, const
 from optgen.launch import Launcher, Work, geometry
+from optgen.launch.door import fitted
 
 
 def spy(monkeypatch):
@@ -267,18 +268,23 @@ def test_state_moves_with_its_parameter_but_for_what_the_host_computes():
     """Devices by name: there is but one here. `test_gpu.py` moves tensors."""
 
     class Tensor:
+        dtype = torch.float64
+
         def __init__(self, device):
             self.device = device
-            self.data = self
 
-        def to(self, device):
+        def to(self, device, dtype):
             return Tensor(device)
 
-    extents = {"m": Extent.ELEMENT, "mu": Extent.TENSOR, "count": Extent.STEP, "unused": Extent.ELEMENT}
-    states = {name: Tensor("cpu") for name in ("m", "mu", "count")}
-    wanted = [State(name, const(0.0), extent, name) for name, extent in extents.items()]
-    Work(Tensor("cpu"), None, states, 0, (), 1.0).follow(wanted)
-    assert all(state.data is state for state in states.values())
-    Work(Tensor("cuda"), None, states, 0, (), 1.0).follow(wanted)
-    devices = {name: state.data.device for name, state in states.items()}
-    assert devices == {"m": "cuda", "mu": "cuda", "count": "cpu"}
+    extents = {"m": Extent.ELEMENT, "mu": Extent.TENSOR, "count": Extent.STEP}
+    states = {name: State(name, const(0.0), extent, name) for name, extent in extents.items()}
+    for device, moved in (("cpu", []), ("cuda", ["m", "mu"])):
+        tensors = {name: Tensor("cpu") for name in extents}
+        work = Work(Tensor(device), None, tensors, 0, (), 1.0)
+        moves = fitted(work, states, "fp64")
+        assert [move.old for move in moves] == [tensors[name] for name in moved]
+        assert {name: t.device for name, t in work.states.items()} == {
+            "m": device,
+            "mu": device,
+            "count": "cpu",
+        }

@@ -472,7 +472,7 @@ def test_overlapping_memory_is_refused_and_counts_nothing():
     p.grad = torch.ones(4)
     with pytest.raises(ValueError, match="share memory"):
         optimizer.step()
-    assert optimizer.state[p]["step"].item() == 0
+    assert not optimizer.state
 
 
 def test_triton_without_a_gpu_says_how():
@@ -589,7 +589,7 @@ def test_a_device_without_a_back_end_is_refused_before_anything_moves(backend):
     with pytest.raises(ValueError, match=r"optgen runs on cpu and cuda .* tensors, not on meta"):
         optimizer.step()
     assert torch.equal(p, before)
-    assert [optimizer.state[q]["step"].item() for q in (p, elsewhere)] == [0, 0]
+    assert not optimizer.state
     elsewhere.grad = None
     optimizer.step()
     assert optimizer.state[p]["step"] == 1

@@ -406,7 +406,7 @@ def test_one_plan_and_no_recompilation(monkeypatch):
         optimizer.param_groups[0]["lr"] = lr
         optimizer.param_groups[0]["weight_decay"] = lr
         optimizer.step()
-    bucket = optimizer._launcher._buckets[None][1]
+    bucket = optimizer._launcher._recordings[None].buckets
     assert [len(b.plan.phases) for b in bucket] == [1]
 
 

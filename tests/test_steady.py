@@ -4,7 +4,6 @@ import copy
 import gc
 import weakref
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +11,8 @@ from torch import nn
 import optgen
 from optgen import counting, watching
 from optgen.backends.triton import interpreting
+from optgen.launch import Launch, guards
+from optgen.launch.guards import MANY, CompiledGuard, guard
 from optgen.steady import Steady
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="runs other back ends")
@@ -283,24 +284,26 @@ def test_copies_have_their_own():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_many_counters_are_read_and_advanced_in_one_call(dtype):
-    counters = [torch.tensor(3.0, dtype=dtype) for _ in range(watching.MANY)]
-    count = counting.Count(counters, np.array([c.data_ptr() for c in counters]), watching.compiled())
+    counters = tuple(torch.tensor(3.0, dtype=dtype) for _ in range(MANY))
+    found = guard(list(counters), [])
+    count = counting.Count(counters, found.addresses, found)
     assert count.module is not None
-    assert count.take() == 3.0
-    assert [c.item() for c in counters] == [4.0] * watching.MANY
-    count.give_back()
-    assert count.take() == 3.0
+    assert count.read(counters) == 3.0
+    count.advance(counters)
+    assert [c.item() for c in counters] == [4.0] * MANY
     counters[7].fill_(9.0)
-    assert count.take() is None
+    assert count.read(counters) is None
     assert sorted({c.item() for c in counters}) == [4.0, 9.0]
 
 
 def watched(many):
     """Groups, state and what watches them; compiled for many."""
-    params = [nn.Parameter(torch.randn(5)) for _ in range(watching.MANY if many else 4)]
+    params = [nn.Parameter(torch.randn(5)) for _ in range(MANY if many else 4)]
     state = {p: {"step": torch.tensor(1.0), "exp_avg": torch.randn(5)} for p in params}
     groups = [{"params": params[:2]}, {"params": params[2:]}]
-    found = watching.watch(groups, state, [*params, *(s["exp_avg"] for s in state.values())])
+    wanted = [x for p in params for x in (p, *state[p].values())]
+    found = watching.watch(groups, state, wanted)
+    assert list(map(id, found.find(groups, state))) == list(map(id, wanted))
     assert isinstance(found, watching.CompiledWatch) == many
     return groups, state, found
 
@@ -354,14 +357,6 @@ def kept_added(groups, state):
     state[torch.zeros(2)] = {}
 
 
-def elsewhere(groups, state):
-    groups[0]["params"][0].data = torch.zeros(5)
-
-
-def state_elsewhere(groups, state):
-    state[groups[1]["params"][0]]["exp_avg"].data = torch.zeros(5)
-
-
 @pytest.mark.parametrize("many", [True, False])
 @pytest.mark.parametrize(
     "change",
@@ -378,17 +373,14 @@ def state_elsewhere(groups, state):
         kept_removed,
         kept_replaced,
         kept_added,
-        elsewhere,
-        state_elsewhere,
     ],
 )
 def test_a_watch_sees_every_change(change, many):
     groups, state, found = watched(many)
-    assert found.same(groups, state)
     gc.collect()
-    assert found.same(groups, state)
+    assert found.find(groups, state)
     change(groups, state)
-    assert not found.same(groups, state)
+    assert found.find(groups, state) is None
 
 
 @pytest.mark.parametrize("many", [True, False])
@@ -398,28 +390,98 @@ def test_a_watch_takes_equal_groups_and_state(many):
     for p in groups[0]["params"]:
         p.detach().add_(1.0)
         state[p]["exp_avg"].fill_(0.0)
-    assert found.same(others, state)
+    assert found.find(others, state)
+
+
+def guarded(many):
+    """Tensors of three shapes, some in one buffer: fixed ones, free ones, and what guards them."""
+    count, buffer = MANY if many else 6, torch.zeros(10_000)
+    fixed = [torch.randn(k % 3, 5) if k % 2 else buffer[7 * k : 7 * k + 5] for k in range(count)]
+    free = [torch.randn(5, 2).t() for _ in range(count)]
+    found = guard(fixed, free)
+    assert isinstance(found, CompiledGuard) == many
+    return fixed, free, found
 
 
 @pytest.mark.parametrize("many", [True, False])
-def test_addresses_are_those_that_torch_says(many):
-    *_, found = watched(many)
-    tensors = tuple(torch.randn(5)[k % 5 :] for k in range(7))
-    assert found.addresses(tensors).tolist() == [t.data_ptr() for t in tensors]
+def test_a_guard_tells_the_addresses_that_torch_says(many):
+    fixed, free, found = guarded(many)
+    for _ in range(2):
+        where = found.find(fixed, free)
+        assert where.tolist() == [t.data_ptr() for t in (*fixed, *free)]
+        free = [t.t().clone().t() for t in free]
 
 
-def test_without_torchs_guards_no_step_is_repeated(monkeypatch, repeated):
-    monkeypatch.setattr("optgen.steady.TensorGuards", None)
-    params = parameters()
-    optimizer = optgen.AdamW(params)
+CHANGES = {
+    "grown": lambda t: torch.zeros(2, 9),
+    "the same size in another shape": lambda t: t.reshape(-1),
+    "other strides": lambda t: torch.zeros(100).as_strided(t.shape, (13, 2)),
+    "expanded": lambda t: torch.zeros(()).expand(t.shape),
+    "float64": lambda t: t.double(),
+    "integers": lambda t: t.view(torch.int32),
+    "negated": torch._neg_view,
+    "sparse": lambda t: t.to_sparse(),
+    "on meta": lambda t: t.to("meta"),
+    "a parameter": lambda t: nn.Parameter(t, False),
+    "None": lambda t: None,
+    "a number": lambda t: 3,
+}
+
+
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("which", ["fixed", "free"])
+def test_a_guard_sees_what_a_tensor_has_become(which, change, many):
+    fixed, free, found = guarded(many)
+    tensors = fixed if which == "fixed" else free
+    tensors[5] = CHANGES[change](tensors[5])
+    assert found.find(fixed, free) is None
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_a_guard_sees_what_has_become_of_memory(many):
+    def freed(fixed, free):
+        fixed[1].untyped_storage().resize_(0)
+
+    def cut(fixed, free):
+        fixed[2].untyped_storage().resize_(400)  # all of the buffer's tensors, and this one's end
+
+    def moved(fixed, free):
+        fixed[1].data = fixed[1].clone()
+
+    def negated(fixed, free):
+        fixed[2].data = torch._neg_view(fixed[2])
+
+    def short_gradient(fixed, free):
+        free[4].untyped_storage().resize_(8)
+
+    def gradient_in_a_parameter(fixed, free):
+        free[0].data = fixed[0].as_strided((2, 5), (1, 2))
+
+    for change in (freed, cut, moved, negated, short_gradient, gradient_in_a_parameter):
+        fixed, free, found = guarded(many)
+        assert found.find(fixed, free) is not None
+        change(fixed, free)
+        assert found.find(fixed, free) is None, change.__name__
+
+
+@pytest.mark.parametrize("missing", ["torch's guards", "compiled code"])
+def test_what_is_private_to_torch_may_be_missing(monkeypatch, repeated, missing):
+    monkeypatch.setattr(guards, "TensorGuards", None)
+    if missing == "compiled code":
+        monkeypatch.setattr(guards, "compiled", lambda: None)
+    params, twins = ([nn.Parameter(torch.full((3,), float(i))) for i in range(MANY)] for _ in range(2))
+    one, two = optgen.AdamW(params, backend="cpu"), optgen.AdamW(twins, backend="numpy")
     for k in range(3):
-        fill(params, k)
-        optimizer.step()
-    assert repeated == []
+        for found, optimizer in ((params, one), (twins, two)):
+            fill(found, k)
+            optimizer.step()
+    assert all(map(torch.equal, params, twins))
+    assert repeated == [True] * 2
 
 
 def test_many_parameters(repeated):
-    one, two = ([nn.Parameter(torch.full((3,), float(i))) for i in range(watching.MANY)] for _ in range(2))
+    one, two = ([nn.Parameter(torch.full((3,), float(i))) for i in range(MANY)] for _ in range(2))
     a, b = optgen.AdamW(one, lr=0.1, backend="cpu"), optgen.AdamW(two, lr=0.1, backend="numpy")
     for k in range(4):
         fill(one, k)
@@ -430,7 +492,7 @@ def test_many_parameters(repeated):
     after = [t._version for p in one for t in (p, *a.state[p].values())]
     assert all(x < y for x, y in zip(before, after, strict=True))  # counters too: a store reads them
     assert all(map(torch.equal, one, two))
-    assert [s["step"].item() for s in a.state.values()] == [4.0] * watching.MANY
+    assert [s["step"].item() for s in a.state.values()] == [4.0] * MANY
     assert repeated == [True] * 3
 
 
@@ -445,7 +507,7 @@ def test_a_launch_that_fails_counts_no_step(monkeypatch):
         raise RuntimeError("no launch")
 
     with monkeypatch.context() as patched:
-        patched.setattr("optgen.steady.advance", fail)
+        patched.setattr(Launch, "repeat", fail)
         with pytest.raises(RuntimeError, match="no launch"):
             optimizer.step()
     assert {s["step"].item() for s in optimizer.state.values()} == {2.0}

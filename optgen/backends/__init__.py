@@ -195,6 +195,7 @@ class Tables:
     elements: int = 0  # of all tensors together
     slices: dict[Extent, Any] = field(default_factory=dict)
     words: tuple[tuple[Any, ...], np.ndarray] | None = None  # arrays, and where they lie
+    threads: int = 1  # that a sweep is divided over
 
     def arguments(self, layout: Layout) -> tuple[Any, ...]:
         """What `Layout.arguments` names."""
@@ -207,6 +208,9 @@ class Kernel(Protocol):
     chunk: int  # elements that one row of `chunks` stands for, or
     tile: tuple[int, int]  # lines and columns
     numpy_tables: bool  # whether it takes NumPy arrays, and not torch tensors
+
+    def prepare(self, tables: Tables) -> None:
+        """Compile all that a step of these tables runs, so that nothing can fail after the first launch."""
 
     def sweep(self, phase: int, tables: Tables) -> None:
         """Run one phase over every chunk."""

@@ -8,6 +8,7 @@ or truth value changes; a moved address only rewrites the address columns.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from typing import Any
@@ -20,9 +21,22 @@ from optgen import cache
 from optgen.backends import Layout
 from optgen.ir import REDUCTIONS, Extent, Node, Op, Program, State, toposort
 from optgen.launch.buckets import Bucket
+from optgen.launch.door import Move, check, fitted, separate
 from optgen.launch.geometry import Geometry, geometry, slice_shape
-from optgen.launch.runners import Interpreted, Launch, advance
+from optgen.launch.guards import Guard, guard
+from optgen.launch.overlap import check_memory
+from optgen.launch.recording import (
+    Recording,
+    fixed_of,
+    free_of,
+    part_of,
+    places_of,
+    signature_of,
+    sources_of,
+)
+from optgen.launch.runners import Interpreted, Launch, Ready, Runner, advance
 from optgen.launch.sharding import Shard, brought, like, local, matching, shard_of
+from optgen.launch.uninterrupted import Uninterrupted
 from optgen.launch.work import (
     CODEC_OF,
     SUPPORTED,
@@ -31,7 +45,6 @@ from optgen.launch.work import (
     Work,
     fact_of,
     lookup,
-    signature_of,
     step_leaf,
 )
 from optgen.passes import holds, lower, shaped
@@ -47,11 +60,14 @@ __all__ = [
     "Geometry",
     "Launch",
     "Launcher",
+    "Ready",
     "Shard",
     "Truths",
+    "Uninterrupted",
     "Work",
     "advance",
     "brought",
+    "check_memory",
     "geometry",
     "like",
     "local",
@@ -81,12 +97,13 @@ class Launcher:
         self.whole = {name for name, given in program.inputs.items() if given.extent is Extent.ALL}
         self._lowered: dict[tuple[Truths, str | None], Program] = {}
         self._plans: dict[tuple[Truths, str | None, tuple[str, ...]], Plan] = {}
-        self._buckets: dict[str | None, tuple[list[Any], list[Bucket], list[Any]]] = {}
+        self._recordings: dict[str | None, Recording] = {}
+        self.lock = threading.RLock()  # for those who let several threads step with one launcher
 
     def apart(self) -> Launcher:
         """A launcher with the same programs and plans, and buckets of its own."""
         made = copy(self)
-        made._buckets = {}
+        made._recordings, made.lock = {}, threading.RLock()
         return made
 
     def truths(
@@ -144,7 +161,13 @@ class Launcher:
         """An expression of hyperparameters as a number."""
         return float(evaluate([value], lambda n: step_leaf(n, options, 0.0, {}))[value])
 
-    def run(
+    def run(self, *args: Any, **more: Any) -> list[Runner]:
+        """One step: `prepare`, then `launch`, which no signal interrupts; takes what `prepare` takes."""
+        ready = self.prepare(*args, **more)
+        with Uninterrupted():
+            return ready.launch()
+
+    def prepare(
         self,
         work: Sequence[Work],
         groups: Sequence[Mapping[str, Any]],
@@ -152,49 +175,38 @@ class Launcher:
         numbers: Mapping[str, Any] | None = None,
         steps: float | Tensor = 0.0,
         stop: Tensor | None = None,
-    ) -> list[Launch | Interpreted]:
-        """One step, or one mode, over all parameters in `work`; no empty tensors but parts of others.
+    ) -> Ready:
+        """One step over all parameters in `work`, up to the first launch; nothing has changed then.
 
-        `numbers` are the states and inputs that are one for the whole optimizer, as 0-d tensors, of which
-        states are updated; `steps` is how many steps were made before, a tensor where the device counts.
-        Where `stop`, a tensor, is not 0, states that follow from counters on the device stay what they are.
-        Returns what was run, bucket by bucket.
+        Args:
+            work: no empty tensors but parts of others.
+            groups: hyperparameters.
+            mode: a rule's `train` or `eval` in place of its step.
+            numbers: the states and inputs that are one for the whole optimizer, as 0-d tensors, of which
+                states are updated.
+            steps: how many steps were made before, a tensor where the device counts.
+            stop: a tensor; where it is not 0, states that follow from counts on the device stay as they are.
+
+        Raises:
+            RuntimeError: a tensor is not what a kernel takes; the message names it.
+            ValueError: tensors overlap in memory, or a hyperparameter has no value that will do.
         """
-        buckets = self._find_buckets(work, mode)
-        runners: list[Launch | Interpreted] = []
+        buckets, guard, moves = self._find_buckets(work, groups, mode)
+        runners: list[Runner] = []
         for bucket in buckets:
             if bucket.counted:
                 values, rows = np.empty((0, 0)), np.arange(len(bucket.members))
             else:
                 values, rows = self._scalars(bucket, work, groups)
-            runners.append(
-                (Launch if bucket.kernel is not None else Interpreted)(bucket, work, values, rows, groups)
-            )
-            if bucket.counted:
-                bucket.count(work, groups, stop)
+            kind = Launch if bucket.kernel is not None else Interpreted
+            runners.append(kind(bucket, work, values, rows, groups, guard.addresses))
         if any(r.plan.numbers for r in runners):
             self._fill(runners, groups, numbers or {}, steps)
-        advance(runners)
-        for r in runners:
-            r.finish()
-        if numbers:
-            kept: dict[str, float | Tensor] = {}
-            for r in runners:
-                for name, i in r.plan.finals.items():
-                    kept.setdefault(name, r.number(f"@total{i}"))
-            for name, value in kept.items():
-                numbers[name].fill_(value)
-        self._store_host_states(runners, work)
-        torch.autograd.graph.increment_version(
-            [w.param for w in work]
-            + [w.owner for w in work if w.owner is not None]
-            + [s for w in work for s in w.states.values()]
-        )
-        return runners
+        return Ready(runners, work, moves, numbers or {}, stop, guard)
 
     def _fill(
         self,
-        runners: Sequence[Launch | Interpreted],
+        runners: Sequence[Runner],
         groups: Sequence[Mapping[str, Any]],
         numbers: Mapping[str, Any],
         steps: float | Tensor,
@@ -221,37 +233,67 @@ class Launcher:
                         f"{', '.join(f'{float(x):g}' for x in found)}"
                     )
 
-    def _find_buckets(self, work: Sequence[Work], mode: str | None) -> list[Bucket]:
-        """The buckets of this work, from the last step where nothing but addresses changed."""
+    def _find_buckets(
+        self, work: Sequence[Work], groups: Sequence[Mapping[str, Any]], mode: str | None
+    ) -> tuple[list[Bucket], Guard, list[Move]]:
+        """The buckets of this work, the guard that has its addresses, and states that must move first.
+
+        They are those of the last step where the tensors are what they were.
+        """
+        parts = [part_of(w) for w in work]
+        known = self._recordings.get(mode)
+        fixed, free = fixed_of(work), free_of(work)
+        if known and known.parts == parts and known.guard.find(fixed, free) is not None:
+            return known.buckets, known.guard, []
+        plans, moves = self._admit(work, groups, mode)
         signature = [signature_of(w) for w in work]
-        known = self._buckets.get(mode)
-        if known is not None and known[0] == signature:
-            return known[1]
+        if known is not None and (known.parts, known.signature) == (parts, signature):
+            buckets = known.buckets
+        else:
+            buckets = self._make_buckets(work, plans)
+        found = guard(fixed_of(work), free_of(work))
+        self._recordings[mode] = Recording(parts, signature, buckets, found)
+        return buckets, found, moves
+
+    def _admit(
+        self, work: Sequence[Work], groups: Sequence[Mapping[str, Any]], mode: str | None
+    ) -> tuple[list[Plan], list[Move]]:
+        """Every part's plan, once its tensors have passed the door, and states that must move first."""
+        for device in {w.param.device: None for w in work}:
+            resolve(self.backend, device)
+        for w in work:
+            check(w, self.lowered(w.truths).states, groups)
+        separate(work, groups)
+        plans, moves = [], []
+        for w in work:
+            stores = element_stores(self.lowered(w.truths, mode))
+            plans.append(self.plan(w.truths, tuple(CODEC_OF[w.tensor(s).dtype] for s in stores), mode))
+            moves += fitted(w, self.lowered(w.truths).states, plans[-1].real)
+        return plans, moves
+
+    def _make_buckets(self, work: Sequence[Work], plans: Sequence[Plan]) -> list[Bucket]:
         found: dict[tuple[Any, ...], Bucket] = {}
-        for i, w in enumerate(work):
-            program = self.lowered(w.truths, mode)
-            w.follow(program.states.values())
-            tensors = [w.tensor(s) for s in element_stores(program)]
-            shape = geometry(tensors, self.logical)
-            codecs = tuple(CODEC_OF[t.dtype] for t in tensors)
-            backend = resolve(self.backend, w.param.device)
-            sharded = w.shard is not None
-            counted = w.counter is not None
-            key = (w.param.device, w.truths, codecs, len(shape.sizes), sharded, counted)
+        for i, (w, made) in enumerate(zip(work, plans, strict=True)):
+            shape = geometry([w.tensor(s) for s in made.codecs], self.logical)
+            sharded, counter = (
+                w.shard is not None,
+                w.counter.dtype if w.counted and w.counter is not None else None,
+            )
+            codecs = tuple(made.codecs.values())
+            key = (w.param.device, w.truths, codecs, len(shape.sizes), sharded, counter)
             if key not in found:
-                made = self.plan(w.truths, codecs, mode)
                 layout = Layout(made, len(shape.sizes), sharded and made.random)
-                kernel = None
+                backend, kernel = resolve(self.backend, w.param.device), None
                 if backend != "numpy":
                     kernel = cache.kernel(made, backend, self.math_mode, layout.dims, layout.sharded)
-                found[key] = Bucket(w.param.device, made, layout, kernel, [], [], counted)
+                found[key] = Bucket(w.param.device, made, layout, kernel, [], [], counter is not None)
             found[key].members.append(i)
             found[key].geometries.append(shape)
-        buckets = list(found.values())
+        buckets, places = list(found.values()), places_of(work)
         for bucket in buckets:
+            bucket.sources = sources_of(bucket, places)
             if bucket.kernel is not None:
                 bucket.build(work)
-        self._buckets[mode] = (signature, buckets, [w.states for w in work])
         return buckets
 
     @staticmethod
@@ -273,14 +315,6 @@ class Launcher:
         table = np.array(bucket.scalars.rows(wanted), np.float64)
         return table.reshape(len(wanted), len(bucket.plan.scalars)), rows
 
-    @staticmethod
-    def _store_host_states(runners: Sequence[Launch | Interpreted], work: Sequence[Work]) -> None:
-        for r in runners:
-            for name, n in () if r.bucket.counted else r.plan.host.items():
-                for m, row in zip(r.bucket.members, r.rows, strict=True):
-                    value = n.number if n.op is Op.CONST else r.values[row, int(n.value or 0)]
-                    work[m].states[name].fill_(float(value))
-
 
 def resolve(backend: str, device: torch.device) -> str:
     """The back end that runs tensors of a device; `auto` is Triton on a GPU and Numba on the CPU.
@@ -292,6 +326,14 @@ def resolve(backend: str, device: torch.device) -> str:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"optgen runs on cpu and cuda (also ROCm) tensors, not on {device.type}")
     chosen = backend if backend != "auto" else "cpu" if device.type == "cpu" else "triton"
+    if device.type == "cuda" and chosen == "triton":
+        from optgen.backends.triton import interpreting
+
+        if interpreting():
+            raise ValueError(
+                f"TRITON_INTERPRET=1 runs kernels on the CPU, and a parameter is on {device}: unset it "
+                "before Python starts, or move the model to the CPU"
+            )
     if device.type == "cuda" and chosen != "triton":
         raise ValueError(f"backend='{chosen}' needs tensors on the CPU, and a parameter is on {device}")
     if chosen == "cpu":

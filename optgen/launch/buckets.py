@@ -44,6 +44,7 @@ class Bucket:
     once_clock: Clock | None = field(init=False, default=None)  # and for what is one for the whole optimizer
     scalars: Scalars = field(init=False)  # the values per step that the host computes
     reads: tuple[str, ...] = field(init=False)  # host states and shape facts that the scalars depend on
+    sources: dict[str, np.ndarray] = field(init=False)  # by column of addresses: which of the step's tensors
 
     def __post_init__(self) -> None:
         self.scalars = Scalars(self.plan.scalars)
@@ -152,8 +153,13 @@ class Bucket:
         """Whether the kernel takes NumPy arrays; Triton takes torch tensors, in its interpreter too."""
         return self.kernel is not None and self.kernel.numpy_tables
 
-    def point(self, work: Sequence[Work], rows: np.ndarray, seeds: Sequence[int]) -> list[Tensor]:
-        """Fill the address and row columns. Returns the spill buffers, to be kept alive."""
+    def point(
+        self, work: Sequence[Work], addresses: np.ndarray, rows: np.ndarray, seeds: Sequence[int]
+    ) -> list[Tensor]:
+        """Fill the address and row columns. Returns the spill buffers, to be kept alive.
+
+        `addresses` are those of all tensors of the step, which have passed the door.
+        """
         columns, table = self.layout.columns, self.host
         spills: list[Tensor] = []
         members = [work[m] for m in self.members]
@@ -162,10 +168,9 @@ class Bucket:
                 dtype = torch.float64 if self.plan.real == "fp64" else torch.float32
                 buffers = [torch.empty(w.param.numel(), dtype=dtype, device=self.device) for w in members]
                 spills += buffers
-                addresses = [b.data_ptr() for b in buffers]
+                table[:, columns[name]] = [b.data_ptr() for b in buffers]
             else:
-                addresses = [w.tensor(name).data_ptr() for w in members]
-            table[:, columns[name]] = addresses
+                table[:, columns[name]] = addresses[self.sources[name]]
         self._align()
         table[:, columns["@row"]] = rows
         if self.plan.random:
@@ -194,33 +199,31 @@ class Bucket:
         self._align()
         self._send()
 
-    def count(
-        self,
-        work: Sequence[Work],
-        groups: Sequence[Mapping[str, Any]],
-        stop: Tensor | None,
-    ) -> None:
-        """Fill the scalars, and the steps that random numbers follow from, on the device."""
+    def set_clock(self, work: Sequence[Work], groups: Sequence[Mapping[str, Any]]) -> None:
+        """Have all ready that `count` needs: what can fail fails here."""
         members = [work[m] for m in self.members]
-        counters = [cast(Tensor, w.counter) for w in members]
         if self.clock is None:
             from optgen.launch.clock import Clock
 
             scalars, host = self.plan.scalars, self.plan.host.items()
             states = {k: n if n.op is Op.CONST else scalars[int(n.value or 0)] for k, n in host}
             self.clock = Clock(scalars, states, self.plan.real, self.device, self.put)
-        if stop is None:
-            stop = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.tables.scalars = self.clock.run(
-            counters,
+        self.clock.set(
+            [cast(Tensor, w.counter) for w in members],
             [w.states for w in members],
             groups,
             [w.group for w in members],
             lambda row, name: fact_of(members[row], name),
-            stop.to(self.device),
         )
+
+    def count(self, counters: Sequence[Tensor], stop: Tensor | None) -> None:
+        """Fill the scalars, and the steps that random numbers follow from, on the device."""
+        assert self.clock is not None
+        if stop is None:
+            stop = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.tables.scalars = self.clock.run(stop.to(self.device))
         if self.plan.random:
-            steps = torch.stack(counters).to(torch.float64) + 1
+            steps = torch.stack(list(counters)).to(torch.float64) + 1
             self.tables.tensors[:, self.layout.columns["@step"]] = steps.to(torch.int64)
 
     def once(self, options: Mapping[str, Any], steps: float | Tensor) -> dict[str, float | Tensor]:
@@ -233,10 +236,8 @@ class Bucket:
             from optgen.launch.clock import Clock
 
             self.once_clock = Clock(onces, {}, "fp64", self.device, self.put)
-        stop = torch.zeros((), dtype=torch.float64, device=self.device)
-        found = self.once_clock.run(
-            [steps.to(self.device)], [{}], [options], [0], lambda row, name: 0.0, stop
-        )
+        self.once_clock.set([steps.to(self.device)], [{}], [options], [0], lambda row, name: 0.0)
+        found = self.once_clock.run(torch.zeros((), dtype=torch.float64, device=self.device))
         return {f"@once{i}": found[0, i] for i in range(len(onces))}
 
     def shares(self, work: Sequence[Work], slots: Sequence[int]) -> list[Share]:

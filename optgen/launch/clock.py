@@ -43,40 +43,51 @@ class Clock:
         self.device, self.put = device, put
         self.sent: dict[str, tuple[np.ndarray, Tensor]] = {}
         self.facts: dict[str, np.ndarray] = {}
+        self.compiled: set[bool] = set()  # for which widths of counters
 
-    def run(
+    def set(
         self,
         counters: Sequence[Tensor],
         states: Sequence[Mapping[str, Tensor]],
         groups: Sequence[Mapping[str, Any]],
         rows: Sequence[int],
         fact: Fact,
-        stop: Tensor,
-    ) -> Tensor:
-        """The values of every row, `real` [rows, roots]; states are updated unless `stop` is not 0.
+    ) -> None:
+        """Send what `run` reads, and compile what it launches.
 
         Args:
-            counters: of each row how many steps it has made, 0-d, float32 or float64, on the device.
+            counters: of each row how many steps it has made, 0-d, all float32 or all float64, on the device.
             states: of each row its states, 0-d, float64, on the device.
             groups: hyperparameters.
             rows: of each row its group.
             fact: what a fact about a row's shape is; asked for once.
-            stop: 0-d float64, on the device.
+
+        Raises:
+            ValueError: a hyperparameter is None that the rule needs.
         """
         count = len(counters)
         places = np.array([c.data_ptr() for c in counters], np.int64)
         kept = np.array([[s[name].data_ptr() for name in self.kept] for s in states], np.int64)
-        out = torch.empty(count, max(1, len(self.values.roots)), dtype=self.real, device=self.device)
-        tables = (
+        self.tables = (
             self._given(groups, np.array(rows), fact),
             self._table("counters", places),
             self._table("states", kept.reshape(count, -1)),
-            stop,
             self._table("rows", np.array([count], np.int64)),
-            out,
         )
+        self.count, self.wide = count, counters[0].dtype is torch.float64
+        if self.wide not in self.compiled:
+            self._launch(torch.zeros((), dtype=torch.float64, device=self.device), prologue.prepare)
+            self.compiled.add(self.wide)
+
+    def run(self, stop: Tensor) -> Tensor:
+        """The values of every row, `real` [rows, roots]; states are updated if `stop`, 0-d float64, is 0."""
+        return self._launch(stop, prologue.run)
+
+    def _launch(self, stop: Tensor, how: Callable[..., None]) -> Tensor:
+        values, counters, states, rows = self.tables
+        out = torch.empty(self.count, max(1, len(self.values.roots)), dtype=self.real, device=self.device)
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            prologue.run(self.module, tables, count, counters[0].dtype is torch.float64)
+            how(self.module, (values, counters, states, stop, rows, out), self.count, self.wide)
         return out
 
     def _given(self, groups: Sequence[Mapping[str, Any]], rows: np.ndarray, fact: Fact) -> Tensor:

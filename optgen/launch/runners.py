@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 from optgen.backends import numpy as reference
 from optgen.ir import Op
 from optgen.launch.buckets import Bucket
+from optgen.launch.door import Move
+from optgen.launch.guards import Guard
 from optgen.launch.sharding import Share, complete
 from optgen.launch.work import Work, as_array
 from optgen.plan import Plan, Reduction, Round
@@ -62,6 +64,7 @@ class _Runner:
         values: np.ndarray,
         rows: np.ndarray,
         groups: Sequence[Mapping[str, Any]],
+        addresses: np.ndarray,
     ):
         self.bucket, self.plan, self.values, self.rows = bucket, bucket.plan, values, rows
         self.members = [work[m] for m in bucket.members]
@@ -91,48 +94,73 @@ class Launch(_Runner):
         values: np.ndarray,
         rows: np.ndarray,
         groups: Sequence[Mapping[str, Any]],
+        addresses: np.ndarray,
     ):
-        super().__init__(bucket, work, values, rows, groups)
+        super().__init__(bucket, work, values, rows, groups, addresses)
         self.work = work
+        self.pointed = -1  # how often gradients had moved when their addresses were sent
         self.sent: list[list[float]] = []
-        self.pointed = b""
+        self.calls: list[tuple[str, Any]] = []
         if not bucket.counted:
-            self._send()
-        self.keep = bucket.point(work, rows, self.seeds)
+            self._send(values)
+        self.keep = bucket.point(work, addresses, rows, self.seeds)
+        if bucket.counted:
+            bucket.set_clock(work, groups)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Compile what is launched, so that nothing can fail after the first launch."""
+        assert self.bucket.kernel is not None
+        with _on(self.bucket.device):
+            self.bucket.kernel.prepare(self.bucket.tables)
+
+    def begin(self, stop: Tensor | None) -> None:
+        """Compute on the device what follows from counts there: the first launch, where there is one."""
+        if self.bucket.counted:
+            self.bucket.count([cast(Tensor, w.counter) for w in self.members], stop)
+
+    def forget(self) -> None:
+        """Keep what the next step of the same tensors needs, and none of them."""
+        self.groups = self.groups  # which looks at members
+        self.work = self.members = []
+        self.calls = [(act.name, act.what) for act in self.acts if act.name != "total"]
+
+    def repeat(self) -> None:
+        """Launch all, where there are no sums over other buckets or processes to wait for."""
+        assert self.bucket.kernel is not None
+        with _on(self.bucket.device):
+            for name, what in self.calls:
+                getattr(self.bucket.kernel, name)(what, self.bucket.tables)
+            if self.plan.finish:
+                self.bucket.kernel.finish(self.bucket.tables)
 
     def run(self, act: Act) -> None:
         """Launch what an act names."""
         with _on(self.bucket.device):
             getattr(self.bucket.kernel, act.name)(act.what, self.bucket.tables)
 
-    def again(self, grads: np.ndarray, groups: Sequence[Mapping[str, Any]], step: float) -> None:
+    def again(self, guard: Guard, groups: Sequence[Mapping[str, Any]], step: float) -> None:
         """Be ready for the next step of the same tensors, all of them at the same step.
 
-        `grads` are the addresses of the gradients of all tensors of the step.
+        `guard` has just found them.
         """
-        self.done = 0
         rows = self.bucket.scalars.rows([(groups[group], step, {}) for group in self.groups])
         if rows != self.sent:
-            self.values, self.sent = np.array(rows, np.float64).reshape(self.values.shape), rows
-            self._send()
-        places = grads[self.places]
-        if "g" in self.bucket.layout.pointers and places.tobytes() != self.pointed:
-            self.pointed = places.tobytes()
-            self.bucket.point_again("g", places)
+            self.sent = rows
+            self._send(rows)
+        self.prepare()
+        if self.pointed != guard.moves and "g" in self.bucket.sources:
+            self.bucket.point_again("g", guard.addresses[self.bucket.sources["g"]])
+        self.pointed = guard.moves
 
-    def _send(self) -> None:
+    def _send(self, values: Any) -> None:
         real = np.float64 if self.plan.real == "fp64" else np.float32
-        known = self.bucket.tables.scalars
+        known, shape = self.bucket.tables.scalars, (len(values), len(self.plan.scalars))
         with np.errstate(over="ignore"):
-            if self.bucket.numpy_tables and known is not None and known.shape == self.values.shape:
-                known[:] = self.values
+            if self.bucket.numpy_tables and known is not None and known.shape == shape:
+                known[:] = values
             else:
-                self.bucket.tables.scalars = self.bucket.put(self.values.astype(real))
-
-    @cached_property
-    def places(self) -> np.ndarray:
-        """Which of the step's tensors are the bucket's."""
-        return np.array(self.bucket.members, np.int64)
+                self.bucket.tables.scalars = self.bucket.put(np.array(values, real).reshape(shape))
 
     @cached_property
     def groups(self) -> list[int]:
@@ -190,8 +218,9 @@ class Interpreted(_Runner):
         values: np.ndarray,
         rows: np.ndarray,
         groups: Sequence[Mapping[str, Any]],
+        addresses: np.ndarray,
     ):
-        super().__init__(bucket, work, values, rows, groups)
+        super().__init__(bucket, work, values, rows, groups, addresses)
         self.numbers = np.zeros(len(self.plan.numbers))
         self.runs = []
         for i, (w, row) in enumerate(zip(self.members, rows, strict=True)):
@@ -213,6 +242,9 @@ class Interpreted(_Runner):
                     self.plan, stores, values[row], states, keys=keys, numbers=self.numbers, places=places
                 )
             )
+
+    def begin(self, stop: Tensor | None) -> None:
+        """The host has all that the reference needs."""
 
     def run(self, act: Act) -> None:
         """Run what an act names."""
@@ -265,7 +297,56 @@ class Interpreted(_Runner):
         return float(self.numbers[self.plan.numbers[name]])
 
 
-def advance(runners: Sequence[Launch | Interpreted]) -> None:
+Runner = Launch | Interpreted
+
+
+@dataclass
+class Ready:
+    """A step up to its first launch.
+
+    `moves` are states that kernels will have in other memory; `numbers` those that are one for the whole
+    optimizer; `guard` knows the tensors.
+    """
+
+    runners: list[Runner]
+    work: Sequence[Work]
+    moves: Sequence[Move]
+    numbers: Mapping[str, Any]
+    stop: Tensor | None
+    guard: Guard
+
+    def launch(self) -> list[Runner]:
+        """Make the step, bucket by bucket; call it where no signal interrupts. Returns what was run."""
+        for move in self.moves:
+            move.old.data = move.new
+        for r in self.runners:
+            r.begin(self.stop)
+        advance(self.runners)
+        for r in self.runners:
+            r.finish()
+        kept: dict[str, float | Tensor] = {}
+        for r in self.runners if self.numbers else ():
+            for name, i in r.plan.finals.items():
+                kept.setdefault(name, r.number(f"@total{i}"))
+        for name, value in kept.items():
+            self.numbers[name].fill_(value)
+        self._store_host_states()
+        torch.autograd.graph.increment_version(
+            [w.param for w in self.work]
+            + [w.owner for w in self.work if w.owner is not None]
+            + [s for w in self.work for s in w.states.values()]
+        )
+        return self.runners
+
+    def _store_host_states(self) -> None:
+        for r in self.runners:
+            for name, n in () if r.bucket.counted else r.plan.host.items():
+                for w, row in zip(r.members, r.rows, strict=True):
+                    value = n.number if n.op is Op.CONST else r.values[row, int(n.value or 0)]
+                    w.states[name].fill_(float(value))
+
+
+def advance(runners: Sequence[Runner]) -> None:
     """Run every bucket to its end; a sum over all tensors waits for the part of each bucket that has one."""
     owners: dict[str, int] = {}
     for r in runners:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from operator import is_
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.ir import Extent, Node, Op, State, toposort
+from optgen.ir import Node, Op, toposort
 from optgen.launch.sharding import Shard
 from optgen.semantics import MEANING, literal
 
@@ -43,7 +44,8 @@ class Work:
     index: int = 0
     shard: Shard | None = None
     owner: Tensor | None = None
-    counter: Tensor | None = None  # on the device, where `step` is not known
+    counter: Tensor | None = None  # which the caller advances
+    counted: bool = False  # whether it is on the device, and `step` not known
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,13 +60,6 @@ class Work:
             return cast(Tensor, self.grad)
         return self.states[store] if store in self.states else self.inputs[store]
 
-    def follow(self, states: Iterable[State]) -> None:
-        """Take states along to the device that the parameter has been moved to since they were made."""
-        for state in states:
-            tensor = self.states.get(state.name)
-            if tensor is not None and state.extent is not Extent.STEP and tensor.device != self.param.device:
-                tensor.data = tensor.to(self.param.device)
-
 
 def as_array(tensor: Tensor) -> np.ndarray:
     """A tensor's memory as NumPy sees it; 16-bit storage as its raw bits."""
@@ -72,17 +67,6 @@ def as_array(tensor: Tensor) -> np.ndarray:
     if tensor.dtype in (torch.bfloat16, torch.float16):
         return tensor.view(torch.int16).numpy().view(np.uint16)
     return tensor.numpy()
-
-
-def signature_of(w: Work) -> tuple[Any, ...]:
-    """Everything that a bucket and its tables depend on, but for addresses and scalars."""
-    p, g = w.param, w.grad
-    if w.inputs:
-        more = tuple((name, x.stride(), x.dtype) for name, x in w.inputs.items())
-        return (*signature_of(replace(w, inputs={})), more)
-    states = tuple(map(id, w.states.values()))  # alive as long as the signature is kept
-    own = p.shape, p.stride(), p.dtype, p.device, w.truths, states, w.shard, w.counter is None
-    return own if g is None else (*own, g.stride(), g.dtype)
 
 
 def fact_of(w: Work, name: str) -> float:
@@ -106,10 +90,7 @@ def fact_of(w: Work, name: str) -> float:
 def step_leaf(n: Node, options: Mapping[str, Any], step: float, facts: Mapping[str, float]) -> Any:
     """The float64 value of a leaf that the host knows."""
     if n.op is Op.HYPER:
-        value = lookup(options, n.value or "")
-        if value is None:
-            raise ValueError(f"hyperparameter '{n.value}' is None, but the rule needs a number here")
-        return np.float64(float(value))
+        return _number(n.value or "", lookup(options, n.value or ""))
     if n.op is Op.COUNT:
         return np.float64(step)
     return np.float64(facts[n.value or ""])
@@ -126,25 +107,55 @@ class Scalars:
         place = {n: i for i, n in enumerate(order)}
         inner = [(i, n) for i, n in enumerate(order) if n.args]
         self.start = [literal(n) if n.op is Op.CONST else None for n in order]
-        self.leaves = [(i, n) for i, n in enumerate(order) if not n.args and n.op is not Op.CONST]
+        leaves = [(i, n) for i, n in enumerate(order) if not n.args and n.op is not Op.CONST]
+        self.hypers = [(i, n.value or "", *path_of(n.value or "")) for i, n in leaves if n.op is Op.HYPER]
+        self.others = [(i, n) for i, n in leaves if n.op is not Op.HYPER]
         self.tasks = [(i, MEANING[n.op], [place[a] for a in n.args]) for i, n in inner]
+        changing = {i for i, _ in self.others}
+        for i, _, args in self.tasks:
+            changing |= {i} if changing.intersection(args) else set()
+        self.changing = [task for task in self.tasks if task[0] in changing]
         self.results = [place[n] for n in nodes]
+        self.known: dict[int, tuple[list[Any], list[Any]]] = {}  # by row: hyperparameters, and all values
 
     @np.errstate(all="ignore")
     def rows(self, wanted: Iterable[Row]) -> list[list[float]]:
         """A row of values for each."""
-        return [self._row(*each) for each in wanted]
+        return [self._row(number, *each) for number, each in enumerate(wanted)]
 
-    def _row(self, options: Mapping[str, Any], step: float, facts: Mapping[str, float]) -> list[float]:
-        values: list[Any] = self.start.copy()
-        for i, n in self.leaves:
+    def _row(
+        self, number: int, options: Mapping[str, Any], step: float, facts: Mapping[str, float]
+    ) -> list[float]:
+        given = [options[name] if item is None else options[name][item] for _, _, name, item in self.hypers]
+        known = self.known.get(number)
+        if known is not None and all(map(is_, known[0], given)):
+            values, tasks = known[1], self.changing
+        else:
+            values, tasks = self.start.copy(), self.tasks
+            for (i, text, _, _), value in zip(self.hypers, given, strict=True):
+                values[i] = _number(text, value)
+        for i, n in self.others:
             values[i] = step_leaf(n, options, step, facts)
-        for i, meaning, args in self.tasks:
+        for i, meaning, args in tasks:
             values[i] = meaning(*[values[a] for a in args])
+        if not any(isinstance(value, Tensor) for value in given):  # which changes and stays the same object
+            self.known[number] = given, values
         return [float(values[i]) for i in self.results]
+
+
+def path_of(path: str) -> tuple[str, int | None]:
+    """The name in a path like `betas[0]`, and the item, if there is one."""
+    name, _, item = path.partition("[")
+    return name, int(item[:-1]) if item else None
 
 
 def lookup(options: Mapping[str, Any], path: str) -> Any:
     """The value of `lr`, or of one item of a tuple, `betas[0]`, in a parameter group."""
-    name, _, item = path.partition("[")
-    return options[name][int(item[:-1])] if item else options[name]
+    name, item = path_of(path)
+    return options[name] if item is None else options[name][item]
+
+
+def _number(path: str, value: Any) -> np.float64:
+    if value is None:
+        raise ValueError(f"hyperparameter '{path}' is None, but the rule needs a number here")
+    return np.float64(float(value))

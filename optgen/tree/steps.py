@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from optgen.ir import Extent
-from optgen.launch import Work
+from optgen.launch import Ready, Uninterrupted, Work
 from optgen.tree.nodes import (
     Array,
     Path,
@@ -108,17 +109,36 @@ def update_(state: Any, model: Any, grads: Any, **inputs: Any) -> tuple[Any, Any
     moving = [move for move in moves.values() if move.grad is not None]
     for move in moving:
         move.leaf.begin(move.target)
-    _launch(moving, inputs)
-    new = {}
-    for move in moving:
-        for array in move.arrays:
-            if isinstance(array, np.ndarray) and not shares(array):
-                value = aligned(move.target, move.target, tensor_of(array)).numpy()
-                if array.flags.writeable:
-                    array[...] = value
-                else:
-                    new[id(array)] = value
+    with ExitStack() as held:
+        engines = {id(m.leaf.engine): m.leaf.engine for m in moving}
+        for launcher in sorted({engine.launcher for engine in engines.values()}, key=id):
+            held.enter_context(launcher.lock)  # which copies of a state tree share
+        steps = [(engine, _prepare(engine, moving, inputs)) for engine in engines.values()]
+        with Uninterrupted():
+            for engine, ready in steps:
+                if ready is not None:
+                    ready.launch()
+                engine.steps += 1
+            new: dict[int, np.ndarray] = {}
+            for move in moving:
+                new |= _finish(move)
     return state, replaced(model, new) if new else model
+
+
+def _finish(move: Move) -> dict[int, np.ndarray]:
+    """Count a step, and write the array's new value where the kernel has not; those that cannot be, by id."""
+    leaf, new = move.leaf, {}
+    leaf.state["step"] += 1
+    if "master" in leaf.state:
+        move.target.copy_(leaf.state["master"])
+    for array in move.arrays:
+        if isinstance(array, np.ndarray) and not shares(array):
+            value = aligned(move.target, move.target, tensor_of(array)).numpy()
+            if array.flags.writeable:
+                array[...] = value
+            else:
+                new[id(array)] = value
+    return new
 
 
 def _first(owners: dict[int, Move], path: Path, leaf: Leaf, array: Array) -> Move:
@@ -161,7 +181,9 @@ def _like(value: Any, target: Tensor, path: Path, what: str) -> Tensor:
         ValueError: it has another shape, or is no array.
     """
     try:
-        tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        tensor = (
+            value.detach().resolve_neg() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        )
     except TypeError as error:
         raise ValueError(f"the {what} at {text_of(path)} is no array: {error}") from None
     if tensor.is_complex():
@@ -177,33 +199,25 @@ def _like(value: Any, target: Tensor, path: Path, what: str) -> Tensor:
     return tensor.to(target.device)
 
 
-def _launch(moves: list[Move], given: Mapping[str, Any]) -> None:
-    """One step of every array, program by program."""
-    for engine in {id(m.leaf.engine): m.leaf.engine for m in moves}.values():
-        launcher, mine = engine.launcher, [m for m in moves if m.leaf.engine is engine]
-        numbers = engine.numbers | _numbers(engine, given, mine[0].target.device)
-        handed = {*numbers, *mine[0].inputs}
-        groups: dict[Rule, int] = {}
-        work = []
-        for move in mine:
-            rule, state = move.leaf.rule, move.leaf.state
-            group = groups.setdefault(rule, len(groups))
-            target = state.get("master", move.target)
-            truths = launcher.truths(rule.values, target.dim(), handed)
-            wanted = launcher.lowered(truths).states.values()
-            states = {s.name: state[s.key] for s in wanted if s.extent is not Extent.ALL}
-            step = state["step"].item() + 1.0
-            if target.numel():
-                work.append(
-                    Work(target, move.grad, states, group, truths, step, move.inputs, move.leaf.index)
-                )
-        if work:
-            launcher.run(work, [rule.values for rule in groups], None, numbers, engine.steps)
-        engine.steps += 1
-        for move in mine:
-            move.leaf.state["step"] += 1
-            if "master" in move.leaf.state:
-                move.target.copy_(move.leaf.state["master"])
+def _prepare(engine: Engine, moves: list[Move], given: Mapping[str, Any]) -> Ready | None:
+    """One step of the arrays that a program moves, up to its first launch; None if all are empty."""
+    launcher, mine = engine.launcher, [m for m in moves if m.leaf.engine is engine]
+    numbers = engine.numbers | _numbers(engine, given, mine[0].target.device)
+    handed = {*numbers, *mine[0].inputs}
+    groups: dict[Rule, int] = {}
+    work = []
+    for move in mine:
+        rule, state = move.leaf.rule, move.leaf.state
+        group = groups.setdefault(rule, len(groups))
+        target = state.get("master", move.target)
+        truths = launcher.truths(rule.values, target.dim(), handed)
+        wanted = launcher.lowered(truths).states.values()
+        states = {s.name: state[s.key] for s in wanted if s.extent is not Extent.ALL}
+        step = state["step"].item() + 1.0
+        if target.numel():
+            work.append(Work(target, move.grad, states, group, truths, step, move.inputs, move.leaf.index))
+    options = [rule.values for rule in groups]
+    return launcher.prepare(work, options, None, numbers, engine.steps) if work else None
 
 
 def _numbers(engine: Engine, given: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ last place of the largest term of each sum: after a step of any shipped rule max
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -30,14 +31,14 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding
-from numba import cfunc
+from numba import cfunc, int64, typeof
 
 from optgen.backends import Layout, Tables
 from optgen.backends import numpy as reference
 from optgen.backends.cpu.rounds import finish_source, round_sources
 from optgen.backends.cpu.spelling import CHUNK, FORMS, GLOBALS, LOCALS, RUNTIME, TILE
 from optgen.backends.cpu.sweeps import sweep_source
-from optgen.backends.cpu.team import Team, team
+from optgen.backends.cpu.team import Team, available, team
 from optgen.backends.emit import Names, header
 from optgen.plan import Reduction, Round
 
@@ -97,17 +98,45 @@ class CpuKernel:
 
     def __init__(self, layout: Layout, module: ModuleType):
         self.layout, self.module = layout, module
-        self.parts: dict[int, Any] = {}
+        self.parts: dict[int, Any] = {}  # by phase: the C function that does the calling thread's share
+        self.ready: set[bool] = set()  # what is compiled: sweeps, or parts of them for several threads
 
-    def sweep(self, phase: int, tables: Tables) -> None:
-        """Run one phase over every chunk."""
-        import torch
-
+    def prepare(self, tables: Tables) -> None:
+        """Compile all that a step of these tables runs, and say over how many threads."""
         count, found = len(tables.chunks), team()
         effort = (tables.elements + count * self.price) // (self.share if found else self.share_of_python)
-        threads = max(1, min(torch.get_num_threads(), count, effort))
+        tables.threads = max(1, min(available(), count, effort)) if effort > 1 else 1
+        parts = found is not None and tables.threads > 1
+        if parts in self.ready:
+            return
+        arguments = tuple(map(typeof, tables.arguments(self.layout)))
+        for name in self.between():
+            getattr(self.module, name).compile(arguments)
+        for phase in range(len(self.layout.plan.phases)):
+            if parts:
+                compiled = cfunc("void(voidptr)", error_model="numpy", cache=True)
+                self.parts[phase] = compiled(getattr(self.module, f"part{phase}"))
+            else:
+                getattr(self.module, f"sweep{phase}").compile((int64, int64, *arguments))
+        self.ready.add(parts)
+
+    def between(self) -> Iterator[str]:
+        """The functions of the module that run between sweeps and after them."""
+        plan = self.layout.plan
+        for k, found in enumerate(plan.rounds):
+            if found.sweeps:
+                yield f"combine{k}"
+            yield from (f"small{r.slot}" for r in found.small)
+            if found.over:
+                yield f"over{k}"
+        if plan.finish:
+            yield "finish"
+
+    def sweep(self, phase: int, tables: Tables) -> None:
+        """Run one phase over every chunk, over as many threads as `prepare` has said."""
+        found, threads, count = team(), tables.threads, len(tables.chunks)
         if found is not None and threads > 1:
-            found.run(self.part(phase).address, self.words(tables, found).ctypes.data, threads)
+            found.run(self.parts[phase].address, self.words(tables, found).ctypes.data, threads)
             return
         run, arguments = getattr(self.module, f"sweep{phase}"), tables.arguments(self.layout)
         parts = list(pairwise(count * k // threads for k in range(threads + 1)))
@@ -115,13 +144,6 @@ class CpuKernel:
         run(*parts[0], *arguments)
         for other in others:
             other.result()
-
-    def part(self, phase: int) -> Any:
-        """The C function of a phase, which does the calling thread's share."""
-        if phase not in self.parts:
-            compiled = cfunc("void(voidptr)", error_model="numpy", cache=True)
-            self.parts[phase] = compiled(getattr(self.module, f"part{phase}"))
-        return self.parts[phase]
 
     def words(self, tables: Tables, found: Team) -> np.ndarray:
         """What it reads: functions that say which thread it is, the number of chunks, addresses and sizes."""

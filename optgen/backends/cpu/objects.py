@@ -1,9 +1,9 @@
 """Python's and torch's objects by their addresses, read by compiled code that holds the interpreter's lock.
 
-In: C functions of Python and torch, by address. The text of this module is loaded as kernels are, from the
-cache folder, where Numba keeps what it has compiled.
+In: C functions of Python and torch, by address; a tensor is where its object has the address of its C++
+tensor, in the third word. The text of this module is loaded as kernels are, from the cache folder, where
+Numba keeps what it has compiled.
 """
-# ruff: noqa: SIM110
 
 from __future__ import annotations
 
@@ -12,26 +12,51 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from optgen.backends.cpu.runtime import call1, call2, call4, pointer
+from optgen.backends.cpu.runtime import call1, call2, call3, call4, fetch, pointer
 
 compiled: Any = njit(cache=True)
+inline: Any = njit(forceinline=True)
+BLOCK = 32  # tensors that are fetched together
+# What is looked with: torch's functions in the order of `launch.guards.FACTS`, then which words of a C++
+# tensor say what it is a view of, and how many dimensions it has, after which follow sizes and strides of up
+# to five of them.
+FACTS, SIZES, KEY, DIMS, INLINE = 8, 6, 8, 9, 5
+
+
+@inline
+def word(address: int, place: int) -> int:
+    """One of the words in memory from an address on."""
+    return carray(pointer(address + 8 * place), 1, np.int64)[0]
 
 
 @compiled
-def lists_hold(item: int, lists: Any, ends: Any, objects: Any) -> bool:
-    """Whether lists, which are long enough, hold these objects; `ends` says where in these each list does."""
+def lists_hold(
+    item: int, lists: Any, ends: Any, objects: Any, slots: Any, out: int, put: int, hold: int
+) -> bool:
+    """Whether lists, which are long enough, hold these objects; `ends` says where in these each list does.
+
+    An object goes into the list `out` at its slot, if that is not negative.
+    """
     at = 0
     for k in range(len(lists)):
-        for i in range(ends[k] - at):
-            if call2(item, lists[k], i) != objects[at + i]:
+        for i in range(at, ends[k]):
+            if call2(item, lists[k], i - at) != objects[i]:
                 return False
+            if slots[i] >= 0:
+                call1(hold, objects[i])
+                call3(put, out, slots[i], objects[i])
         at = ends[k]
     return True
 
 
 @compiled
-def dicts_hold(following: int, dicts: Any, ends: Any, entries: Any) -> bool:
-    """Whether dictionaries have these keys and values, in this order, and no others."""
+def dicts_hold(
+    following: int, dicts: Any, ends: Any, entries: Any, slots: Any, out: int, put: int, hold: int
+) -> bool:
+    """Whether dictionaries have these keys and values, in this order, and no others.
+
+    A value goes into the list `out` at its slot, if that is not negative.
+    """
     found = np.zeros(3, np.int64)
     place = found.ctypes.data
     at = 0
@@ -40,6 +65,9 @@ def dicts_hold(following: int, dicts: Any, ends: Any, entries: Any) -> bool:
         while call4(following, dicts[k], place, place + 8, place + 16) & 1:
             if at == ends[k] or found[1] != entries[at, 0] or found[2] != entries[at, 1]:
                 return False
+            if slots[at] >= 0:
+                call1(hold, found[2])
+                call3(put, out, slots[at], found[2])
             at += 1
         if at != ends[k]:
             return False
@@ -47,24 +75,130 @@ def dicts_hold(following: int, dicts: Any, ends: Any, entries: Any) -> bool:
 
 
 @compiled
-def lie(data: int, objects: Any, places: Any) -> bool:
-    """Whether the elements of tensors lie at these addresses."""
-    for i in range(len(objects)):
-        if call1(data, objects[i]) != places[i]:
+def fetch_some(item: int, of: int, begin: int, end: int, objects: Any) -> None:
+    """The addresses of some tensors in a list; what is asked of them is on its way into the cache then.
+
+    One after the other, each would be waited for: that takes twice as long.
+    """
+    for i in range(begin, end):
+        objects[i - begin] = call2(item, of, i)
+        fetch(objects[i - begin])
+    for i in range(end - begin):
+        for line in range(3):
+            fetch(word(objects[i], 2) + 64 * line)
+
+
+@inline
+def tell(look: Any, tensor: int, found: Any, begin: int, count: int) -> int:
+    """Ask some of torch's functions, see `launch.guards.FACTS`; not 0 where one of them fails."""
+    place, failed = found.ctypes.data, 0
+    for k in range(begin, begin + count):
+        failed |= call2(look[k], tensor, place + 8 * k)
+    return failed & 0xFFFFFFFF
+
+
+@inline
+def alike(look: Any, what: int, rows: Any, i: int, sizes: Any, at: int, found: Any) -> bool:
+    """Whether the object at an address is a tensor as a row and sizes and strides from `at` on say.
+
+    Addresses are read one by one: a view of an array would count its owners up and down each time.
+    """
+    tensor, dims = word(what, 2), rows[i, 5]
+    if word(what, 1) != rows[i, 0] or word(tensor, look[KEY]) != rows[i, 1]:
+        return False
+    if word(tensor, look[DIMS]) != dims:
+        return False
+    shape = tensor + 8 * (look[DIMS] + 1)
+    strides = shape + 8 * INLINE
+    if dims > INLINE:
+        tell(look, what + 16, found, SIZES, 2)
+        shape, strides = found[SIZES], found[SIZES + 1]
+    for d in range(dims):
+        if word(shape, d) != sizes[at + d] or word(strides, d) != sizes[at + dims + d]:
+            return False
+    return tell(look, what + 16, found, 0, 3) == 0 and found[2] & 0xFFFFFFFF == rows[i, 3]
+
+
+@compiled
+def describe(look: Any, item: int, of: int, rows: Any, places: Any) -> bool:
+    """Fill what torch knows of the rows of tensors in a list, and where they lie; whether it knows them."""
+    found = np.zeros(FACTS, np.int64)
+    for i in range(len(places)):
+        what = call2(item, of, i)
+        if tell(look, what + 16, found, 0, FACTS):
+            return False
+        rows[i, 0], rows[i, 1] = word(what, 1), word(word(what, 2), look[KEY])
+        rows[i, 2], rows[i, 3], rows[i, 4] = found[1], found[2] & 0xFFFFFFFF, found[4] & 0xFFFFFFFF
+        rows[i, 5], places[i] = found[5], found[0]
+    return True
+
+
+@compiled
+def measure(look: Any, item: int, of: int, rows: Any, sizes: Any) -> None:
+    """Fill sizes and strides of the tensors in a list, and the bytes that each spans."""
+    found = np.zeros(FACTS, np.int64)
+    at = 0
+    for i in range(len(rows)):
+        tell(look, call2(item, of, i) + 16, found, SIZES, 2)
+        dims = rows[i, 5]
+        reach, empty = 1, False
+        for d in range(dims):
+            sizes[at + d], sizes[at + dims + d] = word(found[SIZES], d), word(found[SIZES + 1], d)
+            reach += (sizes[at + d] - 1) * sizes[at + dims + d]
+            empty = empty or sizes[at + d] == 0
+        rows[i, 7] = 0 if empty else reach * rows[i, 6]
+        at += 2 * dims
+
+
+@compiled
+def stay(look: Any, item: int, of: int, rows: Any, sizes: Any, places: Any) -> bool:
+    """Whether the tensors in a list are what they were, in storages of the same size, at these addresses."""
+    found, objects = np.zeros(FACTS, np.int64), np.empty(BLOCK, np.int64)
+    at = 0
+    for begin in range(0, len(places), BLOCK):
+        end = min(begin + BLOCK, len(places))
+        fetch_some(item, of, begin, end, objects)
+        for i in range(begin, end):
+            if not alike(look, objects[i - begin], rows, i, sizes, at, found):
+                return False
+            if found[0] != places[i] or found[1] != rows[i, 2]:
+                return False
+            at += 2 * rows[i, 5]
+    return True
+
+
+@compiled
+def lie(look: Any, item: int, of: int, rows: Any, sizes: Any, places: Any) -> bool:
+    """Whether the tensors in a list are what others were, each within its storage; tells where they lie."""
+    found, objects = np.zeros(FACTS, np.int64), np.empty(BLOCK, np.int64)
+    at = 0
+    for begin in range(0, len(places), BLOCK):
+        end = min(begin + BLOCK, len(places))
+        fetch_some(item, of, begin, end, objects)
+        for i in range(begin, end):
+            if not alike(look, objects[i - begin], rows, i, sizes, at, found):
+                return False
+            tell(look, objects[i - begin] + 16, found, 3, 2)
+            if found[3] * rows[i, 6] + rows[i, 7] > found[1] or found[4] & 0xFFFFFFFF != rows[i, 4]:
+                return False
+            places[i] = found[0]
+            at += 2 * rows[i, 5]
+    return True
+
+
+@compiled
+def clear(starts: Any, reach: Any, places: Any, rows: Any) -> bool:
+    """Whether no stretch of memory overlaps with others, see `launch.guards.Spans`."""
+    for i in range(len(places)):
+        before = np.searchsorted(starts, places[i] + rows[i, 7])
+        if rows[i, 7] > 0 and reach[before] > places[i]:
             return False
     return True
 
 
 @compiled
-def addresses_in(item: int, data: int, of: int, places: Any) -> None:
-    """Where the elements of the tensors in a tuple lie, which is long enough."""
-    for i in range(len(places)):
-        places[i] = call1(data, call2(item, of, i))
-
-
-@compiled
-def take(places: Any, double: bool) -> Any:
-    """The least and the largest of numbers in memory, float64 or float32; adds 1 to all if they are alike."""
+def range_of(places: Any, double: bool) -> Any:
+    """The least and the largest of numbers in memory, float64 or float32."""
     least, most = np.inf, -np.inf
     for place in places:
         if double:
@@ -72,10 +206,14 @@ def take(places: Any, double: bool) -> Any:
         else:
             number = carray(pointer(place), 1, np.float32)[0]
         least, most = min(least, number), max(most, number)
-    if least == most:
-        for place in places:
-            if double:
-                carray(pointer(place), 1, np.float64)[0] += 1
-            else:
-                carray(pointer(place), 1, np.float32)[0] += 1
     return least, most
+
+
+@compiled
+def add_one(places: Any, double: bool) -> None:
+    """Add 1 to numbers in memory, float64 or float32."""
+    for place in places:
+        if double:
+            carray(pointer(place), 1, np.float64)[0] += 1
+        else:
+            carray(pointer(place), 1, np.float32)[0] += 1

@@ -33,6 +33,21 @@ def _call(arguments: int) -> tuple[Any, Build]:
 
 
 @intrinsic
+def fetch(typing: Any, address: Any) -> Any:
+    """Have a line of memory brought into the cache; an address of none does no harm."""
+
+    def build(builder: Any, x: Any) -> Any:
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), (cgutils.voidptr_t, number, number, number))
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", (cgutils.voidptr_t,), kind)
+        place = builder.inttoptr(x, cgutils.voidptr_t)
+        builder.call(prefetch, (place, number(0), number(3), number(1)))  # to read, for long, as data
+        return ir.Constant(ir.IntType(64), 0)
+
+    return _instruction(types.int64, (types.int64,), build)
+
+
+@intrinsic
 def widest(typing: Any) -> Any:
     """Have the function that calls this compiled to vectors of 512 bits, where the processor has them.
 
@@ -66,6 +81,12 @@ def call1(typing: Any, function: Any, a: Any) -> Any:
 def call2(typing: Any, function: Any, a: Any, b: Any) -> Any:
     """What a C function returns, all as int64."""
     return _call(2)
+
+
+@intrinsic
+def call3(typing: Any, function: Any, a: Any, b: Any, c: Any) -> Any:
+    """What a C function returns, all as int64."""
+    return _call(3)
 
 
 @intrinsic

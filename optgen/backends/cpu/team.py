@@ -50,6 +50,13 @@ def _team() -> Team | None:
         return None
 
 
+def available() -> int:
+    """How many threads torch computes with."""
+    import torch
+
+    return torch.get_num_threads()
+
+
 def _forked() -> None:
     global _forks
     _forks += 1

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -89,6 +90,19 @@ class TritonKernel:
         self.chunk = swept.get("BLOCK", 1) * blocks
         self.tile = (swept.get("HEIGHT", 1) * blocks, swept.get("WIDTH", 1))
         self.fuse = math_mode == "fast"
+        self.ready: set[object] = set()  # the devices that it has been compiled for
+
+    def prepare(self, tables: Tables) -> None:
+        """Compile and load all kernels for the tables' device, so that none can fail after the first."""
+        device = tables.tensors.device
+        if device in self.ready:
+            return
+        for name in self.specs:
+            arguments, programs, options = self._call(name, tables)
+            made = getattr(self.module, name).warmup(*arguments, grid=(max(1, programs),), **options)
+            if made is not None:  # Triton's interpreter compiles nothing
+                made._init_handles()  # as Triton's tutorials do
+        self.ready.add(device)
 
     def sweep(self, phase: int, tables: Tables) -> None:
         """Run one phase over every chunk."""
@@ -120,22 +134,22 @@ class TritonKernel:
                 self._launch(name, tables)
 
     def _launch(self, name: str, tables: Tables) -> None:
+        arguments, programs, options = self._call(name, tables)
+        if not programs:  # a part of tensors may be empty
+            return
+        with np.errstate(all="ignore"):  # the interpreter computes with NumPy, and IEEE has an answer
+            getattr(self.module, name)[(programs,)](*arguments, **options)
+
+    def _call(self, name: str, tables: Tables) -> tuple[list[Any], int, dict[str, Any]]:
+        """A kernel's arguments, how many programs it has, and how it is compiled."""
         spec = self.specs[name]
         piece = tables.slices[spec.grid] if isinstance(spec.grid, Extent) else None
         special = {"slices": piece, "size": tables.size}
         arguments = [special[t] if t in special else getattr(tables, t) for t in spec.tables]
         counts = {"chunks": len(tables.chunks), "tensors": len(tables.tensors), "one": 1}
         programs = len(tables.slices[spec.grid]) if isinstance(spec.grid, Extent) else counts[spec.grid]
-        if not programs:  # a part of tensors may be empty
-            return
-        kernel = getattr(self.module, name)[(programs,)]
-        if interpreting():
-            with np.errstate(all="ignore"):  # the interpreter computes with NumPy, and IEEE has an answer
-                kernel(*arguments, **spec.constants)
-        else:
-            kernel(
-                *arguments, **spec.constants, num_warps=THREADS // _warp_size(), enable_fp_fusion=self.fuse
-            )
+        how = {} if interpreting() else {"num_warps": THREADS // _warp_size(), "enable_fp_fusion": self.fuse}
+        return arguments, programs, {**spec.constants, **how}
 
 
 @cache

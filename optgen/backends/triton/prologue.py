@@ -115,9 +115,19 @@ def emit(values: Values, real: str) -> str:
 
 def run(module: ModuleType, tables: Sequence[Any], count: int, wide: bool) -> None:
     """Launch the kernel for so many rows; `wide` counters are float64."""
+    kernel = module.prologue[(-(-count // BLOCK),)]
+    with np.errstate(all="ignore"):  # Triton's interpreter computes with NumPy, and IEEE has an answer
+        kernel(*tables, **_constants(wide))
+
+
+def prepare(module: ModuleType, tables: Sequence[Any], count: int, wide: bool) -> None:
+    """Compile what `run` launches with these arguments."""
+    made = module.prologue.warmup(*tables, grid=(-(-count // BLOCK),), **_constants(wide))
+    if made is not None:  # Triton's interpreter compiles nothing
+        made._init_handles()  # loads it, as Triton's tutorials do
+
+
+def _constants(wide: bool) -> dict[str, Any]:
     import triton.language as tl
 
-    kernel = module.prologue[(-(-count // BLOCK),)]
-    counter = tl.float64 if wide else tl.float32
-    with np.errstate(all="ignore"):  # Triton's interpreter computes with NumPy, and IEEE has an answer
-        kernel(*tables, BLOCK=BLOCK, COUNTER=counter, enable_fp_fusion=False)
+    return {"BLOCK": BLOCK, "COUNTER": tl.float64 if wide else tl.float32, "enable_fp_fusion": False}

@@ -1,0 +1,201 @@
+"""The one door for pointers: what a tensor must be before its address enters a kernel's table.
+
+In: each parameter's part in a step, and what the compiled layout assumes of its states. Out: nothing, or an
+error that names the parameter and the tensor, what is there and what is needed; by then nothing has been
+launched or changed. A state that is only of another dtype or on another device is replaced by a copy.
+
+A kernel trusts its tables: a wrong entry would read or write memory that is not ours. What is checked here
+tensor by tensor when a step is recorded, `guards` compares in bulk when it is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optgen.ir import Extent, State
+from optgen.launch.geometry import geometry, slice_shape
+from optgen.launch.guards import Spans, extent_of
+from optgen.launch.overlap import overlapping
+from optgen.launch.work import CODEC_OF, SUPPORTED, Work
+
+Groups = Sequence[Mapping[str, Any]]
+
+
+class Move(NamedTuple):
+    """A state's tensor, and what takes its place when the step is made."""
+
+    old: Tensor
+    new: Tensor
+
+
+def check(w: Work, states: Mapping[str, State], groups: Groups) -> None:
+    """Check every tensor of a parameter's part in a step, but for dtype and device of what is no element's.
+
+    Raises:
+        RuntimeError: one is not what a kernel takes.
+    """
+    _check_plain(w, groups, "", w.param)
+    if w.grad is not None:
+        _check_like(w, groups, "gradient", w.grad)
+    for name, value in w.inputs.items():
+        _check_like(w, groups, f"input '{name}'", value)
+    for name, tensor in w.states.items():
+        state = states[name]
+        what = f"state '{state.key}'"
+        if not isinstance(tensor, Tensor):
+            refuse(w, groups, what, f"is {type(tensor).__name__}", "a tensor")
+        if state.extent is Extent.ELEMENT:
+            shape = tuple(w.param.shape)
+            if tensor.dtype not in CODEC_OF:
+                refuse(w, groups, what, f"is {tensor.dtype}", SUPPORTED)
+        else:
+            shape = slice_shape(w.param, state.extent) if state.extent.sliced else ()
+            if not tensor.is_floating_point():
+                refuse(w, groups, what, f"is {tensor.dtype}", "floating-point numbers")
+        if tuple(tensor.shape) != shape:
+            _refuse_shape(w, groups, what, tensor, shape)
+        _check_plain(w, groups, what, tensor)
+        if state.extent.sliced and not tensor.is_contiguous():
+            refuse(w, groups, what, f"has the strides {tensor.stride()}", "contiguous memory")
+
+
+def fitted(w: Work, states: Mapping[str, State], real: str) -> list[Move]:
+    """Copies of states where the kernel needs another dtype or device; the work has the copies then.
+
+    Args:
+        w: whose states have passed `check`.
+        states: what the program says of them.
+        real: the working precision, fp32 or fp64.
+
+    Raises:
+        RuntimeError: a state of a distributed parameter has another dtype, which only its owner can change.
+    """
+    moves, mine = [], dict(w.states)
+    for name, tensor in w.states.items():
+        kind, home = tensor.dtype, w.param.device
+        match states[name].extent:
+            case Extent.STEP:
+                kind, home = (
+                    torch.float64,
+                    w.counter.device if w.counted and w.counter is not None else tensor.device,
+                )
+            case extent if extent is not Extent.ELEMENT:
+                kind = torch.float64 if real == "fp64" else torch.float32
+        if (tensor.dtype, tensor.device) != (kind, home):
+            if tensor.dtype != kind and w.owner is not None:
+                need = f"{kind}: replace it in the optimizer's state"
+                refuse(w, (), f"state '{states[name].key}'", f"is {tensor.dtype}", need)
+            mine[name] = tensor.to(home, kind)
+            moves.append(Move(tensor, mine[name]))
+    w.states = mine
+    return moves
+
+
+def separate(work: Sequence[Work], groups: Groups) -> None:
+    """Copy gradients and inputs that lie in memory which the step writes.
+
+    Raises:
+        ValueError: two tensors that it writes overlap, or are one; the message names them.
+    """
+    names = [(w, what) for w in work for what in ("", *(f"state '{name}'" for name in w.states))]
+    fixed = [t for w in work for t in (w.param, *w.states.values())]
+    spans = Spans(*_spans(fixed))
+    if not spans.disjoint() and (found := overlapping(fixed)) is not None:
+        (a, what), (b, other) = (names[i] for i in found)
+        if what == other == "" and (a.param is b.param if a.owner is None else a.owner is b.owner):
+            raise ValueError(f"{called(a, groups)} is there twice: take it out of one place")
+        shapes = " and ".join(str(tuple(fixed[i].shape)) for i in found)
+        raise ValueError(
+            f"{_thing(a, groups, what)} and {_thing(b, groups, other)}, of shapes {shapes}, overlap in "
+            "memory, so a step of one would change the other: give one of them its own, tensor.clone()"
+        )
+    free = [t for w in work for t in (*([] if w.grad is None else [w.grad]), *w.inputs.values())]
+    if spans.clear_of(*_spans(free)):
+        return
+    for w in work:
+        if w.grad is not None and not spans.clear_of(*_spans([w.grad])):
+            w.grad = w.grad.clone()
+        w.inputs = {n: x if spans.clear_of(*_spans([x])) else x.clone() for n, x in w.inputs.items()}
+
+
+def _spans(tensors: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Where tensors lie, and how many bytes each spans."""
+    starts = np.array([t.data_ptr() for t in tensors], np.int64)
+    return starts, np.array([extent_of(t) for t in tensors], np.int64)
+
+
+def called(w: Work, groups: Groups) -> str:
+    """A parameter's name, or where it stands."""
+    group = groups[w.group] if w.group < len(groups) else {}
+    mine = w.param if w.owner is None else w.owner
+    params = list(group.get("params", ()))
+    position = next((i for i, p in enumerate(params) if p is mine), None)
+    names = group.get("param_names")
+    if position is not None and names is not None and position < len(names):
+        return f"parameter '{names[position]}'"
+    if position is None:
+        return f"parameter {w.index}"
+    return f"parameter {position} of group {w.group}"
+
+
+def _thing(w: Work, groups: Groups, what: str) -> str:
+    return f"the {what} of {called(w, groups)}" if what else called(w, groups)
+
+
+def refuse(w: Work, groups: Groups, what: str, found: str, needed: str) -> NoReturn:
+    """Say what a tensor is and must be."""
+    raise RuntimeError(f"{_thing(w, groups, what)} {found}; the step needs {needed}. Nothing was changed.")
+
+
+def _refuse_shape(w: Work, groups: Groups, what: str, tensor: Tensor, shape: tuple[int, ...]) -> NoReturn:
+    remedy = (
+        "If the parameter was resized on purpose, zero_grad() it"
+        if what == "gradient"
+        else "If the parameter was resized on purpose, `del optimizer.state[param]` starts its state anew"
+    )
+    raise RuntimeError(
+        f"the {what} of {called(w, groups)} has the shape {tuple(tensor.shape)}, and for a parameter of "
+        f"shape {tuple(w.param.shape)} the step needs {shape}. Nothing was changed. {remedy}."
+    )
+
+
+def _check_like(w: Work, groups: Groups, what: str, tensor: Tensor) -> None:
+    """Check a tensor that a step only reads: one value for each element of the parameter."""
+    if tuple(tensor.shape) != tuple(w.param.shape):
+        _refuse_shape(w, groups, what, tensor, tuple(w.param.shape))
+    if tensor.device != w.param.device:
+        refuse(w, groups, what, f"is on {tensor.device}", f"it on {w.param.device}, with the parameter")
+    _check_plain(w, groups, what, tensor, written=False)
+
+
+def _check_plain(w: Work, groups: Groups, what: str, tensor: Tensor, written: bool = True) -> None:
+    """Check that a tensor's elements lie at its address, each in a place of its own if they are `written`."""
+    if tensor.layout is not torch.strided:
+        refuse(w, groups, what, f"has the layout {tensor.layout}", "a dense tensor")
+    if not what and tensor.dtype not in CODEC_OF:
+        refuse(w, groups, what, f"is {tensor.dtype}", SUPPORTED)
+    if tensor.is_neg() or tensor.is_conj():
+        how = "negated" if tensor.is_neg() else "conjugated"
+        refuse(w, groups, what, f"is a lazily {how} view", "a tensor of its own, `tensor.resolve_neg()`")
+    try:
+        whole = tensor.untyped_storage().nbytes()
+        start = tensor.data_ptr()
+    except (NotImplementedError, RuntimeError) as error:  # of a subclass without memory, such as FakeTensor
+        refuse(w, groups, what, f"has no memory ({error})", "a tensor with data")
+    needed = tensor.storage_offset() * tensor.element_size() + extent_of(tensor)
+    if tensor.numel() and (whole < needed or not start):
+        there = f"lies in a storage of {whole} bytes, which was freed or resized"
+        refuse(w, groups, what, there, f"{needed} of them")
+    if not written or tensor.is_contiguous():
+        return
+    try:
+        geometry([tensor])
+    except ValueError as error:
+        if not what:
+            raise
+        refuse(w, groups, what, f"has the strides {tensor.stride()}", f"another layout: {error}")

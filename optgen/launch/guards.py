@@ -1,0 +1,244 @@
+"""Whether tensors are what and where they were when their addresses entered a table: the guards of a step.
+
+In: the tensors of a step. `fixed` ones, parameters and states, must lie where they lay; `free` ones,
+gradients and inputs, may lie anywhere but in the memory of those. Out: the addresses of all of them, or None
+where one is not what it was: of another type, dtype, size, stride or device, negated lazily, in less memory.
+
+A guard keeps no tensor alive. Many tensors are compared in one call of compiled code, at some thirty
+nanoseconds each: by torch's stable C functions and, as these take their time, by a few words of the tensors'
+own; few tensors, or all where Numba is not there, by functions of torch's for Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optgen.cache import load
+
+MANY = 200  # tensors for which it pays to compile, in half a second, once on a machine
+GUARDS: Any = getattr(torch._C._dynamo, "guards", None)  # private to torch, and so perhaps not there
+TensorGuards: Any = getattr(GUARDS, "TensorGuards", None)
+FACTS = ("data_ptr", "storage_size", "dtype", "storage_offset", "device_index", "dim", "sizes", "strides")
+Tensors = list[Tensor]
+_IMPL = 22  # words that a tensor in C++ has at least
+
+_storage = torch._C.TensorBase.untyped_storage
+_bytes_of = torch.UntypedStorage.nbytes
+_offset_of = torch._C.TensorBase.storage_offset
+_address_of = torch._C.TensorBase.data_ptr
+
+
+def extent_of(tensor: Tensor) -> int:
+    """How many bytes of memory a tensor spans, from its first element to the end of its last."""
+    if not tensor.numel():
+        return 0
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return (1 + reach) * tensor.element_size()
+
+
+class Spans:
+    """Stretches of memory, and whether others overlap with them.
+
+    Args:
+        starts: first addresses, int64.
+        sizes: bytes, int64; nothing overlaps with none.
+    """
+
+    def __init__(self, starts: np.ndarray, sizes: np.ndarray):
+        order = np.argsort(starts, kind="stable")
+        self.order = order[sizes[order] > 0]
+        self.starts = starts[self.order]
+        self.reach = np.concatenate([[-1], np.maximum.accumulate(self.starts + sizes[self.order])])
+
+    def disjoint(self) -> bool:
+        """Whether none overlaps with another."""
+        return bool((self.reach[1:-1] <= self.starts[1:]).all()) if len(self.starts) else True
+
+    def clear_of(self, starts: np.ndarray, sizes: np.ndarray) -> bool:
+        """Whether none overlaps with any of these."""
+        before = np.searchsorted(self.starts, starts + sizes)
+        return not bool(((self.reach[before] > starts) & (sizes > 0)).any())
+
+
+class Guard:
+    """What some tensors were; every one of them is a plain tensor with memory of its own size, see `door`."""
+
+    moves = 0  # how often free tensors have been found at other addresses than before
+
+    def __init__(self, fixed: Tensors, free: Tensors):
+        self.alike = _alike(fixed), _alike(free)
+        self.places = [t.data_ptr() for t in fixed]
+        self.addresses = np.array([*self.places, *(t.data_ptr() for t in free)], np.int64)
+        self.fixed = self.addresses[: len(fixed)]
+        self.storages = [t.untyped_storage().nbytes() for t in fixed]
+        self.sizes = np.array([extent_of(t) for t in free], np.int64)
+        self.items = [t.element_size() for t in free]
+        self.extents = self.sizes.tolist()
+        self.spans = Spans(self.fixed, np.array([extent_of(t) for t in fixed], np.int64))
+        self.free = self.addresses[len(fixed) :].tolist()
+
+    def find(self, fixed: Tensors, free: Tensors) -> np.ndarray | None:
+        """Where all tensors lie, int64, fixed ones first, if they are what they were; until the next call."""
+        if len(fixed) != len(self.fixed) or len(free) != len(self.free):
+            return None
+        if not (self.alike[0](*fixed) and self.alike[1](*free)):
+            return None
+        if list(map(_address_of, fixed)) != self.places:
+            return None
+        if list(map(_bytes_of, map(_storage, fixed))) != self.storages:
+            return None
+        for at, size, item, whole in zip(
+            map(_offset_of, free), self.extents, self.items, map(_bytes_of, map(_storage, free)), strict=True
+        ):
+            if at * item + size > whole:
+                return None
+        places = list(map(_address_of, free))
+        return self.addresses if places == self.free or self._move(places) else None
+
+    def _move(self, places: list[int]) -> bool:
+        """Take the new addresses of free tensors, if these lie in the memory of no fixed one."""
+        starts = np.array(places, np.int64)
+        if not self.spans.clear_of(starts, self.sizes):
+            return False
+        self.free = places
+        self.addresses[len(self.fixed) :] = starts
+        self.moves += 1
+        return True
+
+
+class CompiledGuard(Guard):
+    """The same, for many tensors in one call."""
+
+    def __init__(self, fixed: Tensors, free: Tensors, module: ModuleType):
+        self.module, self.count = module, len(fixed)
+        self.look = _look(), c_function("PyList_GetItem")
+        self.types = {type(t) for t in (*fixed, *free)}  # kept, so that no other type gets its address
+        (*kinds, places), (*self.free_kinds, self.moved) = self._facts(fixed), self._facts(free)
+        self.kinds, self.rows = kinds, self.free_kinds[0]
+        self.addresses = np.concatenate([places, self.moved])
+        self.fixed, self.free_places = self.addresses[: self.count], self.addresses[self.count :]
+        self.spans = Spans(self.fixed, kinds[0][:, 7])
+
+    def _facts(self, tensors: Tensors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A row of what must stay the same for each, sizes and strides of all, and where they lie; int64.
+
+        A row has the type, lazy views, bytes of the storage, dtype, device, dimensions, bytes of an element
+        and of all that it spans.
+        """
+        rows, places = np.zeros((len(tensors), 8), np.int64), np.zeros(len(tensors), np.int64)
+        rows[:, 6] = [t.element_size() for t in tensors]
+        if not self.module.describe(*self.look, id(tensors), rows, places):
+            raise RuntimeError("torch cannot describe a tensor of this step: it has no memory of its own")
+        sizes = np.zeros(2 * int(rows[:, 5].sum()), np.int64)
+        self.module.measure(*self.look, id(tensors), rows, sizes)
+        return rows, sizes, places
+
+    def find(self, fixed: Tensors, free: Tensors) -> np.ndarray | None:
+        """Where all tensors lie, int64, fixed ones first, if they are what they were; until the next call."""
+        if len(fixed) != self.count or len(free) != len(self.moved):
+            return None
+        if not self.module.stay(*self.look, id(fixed), *self.kinds, self.fixed):
+            return None
+        if not self.module.lie(*self.look, id(free), *self.free_kinds, self.moved):
+            return None
+        if not np.array_equal(self.free_places, self.moved):
+            if not self.module.clear(self.spans.starts, self.spans.reach, self.moved, self.rows):
+                return None
+            self.free_places[:] = self.moved
+            self.moves += 1
+        return self.addresses
+
+
+def guard(fixed: Tensors, free: Tensors) -> Guard:
+    """What tells whether these tensors are what they are now; they have passed the door."""
+    module = compiled() if len(fixed) + len(free) >= MANY else None
+    return Guard(fixed, free) if module is None else CompiledGuard(fixed, free, module)
+
+
+@cache
+def compiled() -> ModuleType | None:
+    """What looks at many tensors in one call; None without Numba, or a torch that is laid out otherwise."""
+    if importlib.util.find_spec("numba") is None or _look() is None:
+        return None
+    from optgen.backends import cpu
+
+    source = Path(cpu.__file__).with_name("objects.py").read_text(encoding="utf-8")
+    return load(source, "objects", "cpu")
+
+
+@cache
+def c_function(name: str) -> int:
+    """The address of a function of Python's C interface."""
+    return ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0
+
+
+@cache
+def _look() -> np.ndarray | None:
+    """What compiled code looks at tensors with, int64; None where torch lacks it or is laid out otherwise.
+
+    Addresses of torch's C functions that tell `FACTS`, then the places of two words of a C++ tensor: see
+    `backends.cpu.objects`.
+    """
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        found = [ctypes.cast(getattr(library, f"aoti_torch_get_{name}"), ctypes.c_void_p) for name in FACTS]
+    except (OSError, AttributeError):
+        return None
+    places = _layout()
+    return None if places is None else np.array([*(f.value for f in found), *places], np.int64)
+
+
+def _layout() -> tuple[int, int] | None:
+    """Which words of a C++ tensor say what it is a lazy view of, and how many dimensions it has.
+
+    Both are found by comparing tensors: torch says of neither where it is, and the first in no C function.
+    None where it is not plain to see, or where a Python tensor does not begin with its C++ tensor's address.
+    """
+    plain, shape = [torch.zeros(n) for n in (1, 3)], torch.zeros(2, dtype=torch.complex64)
+    some = [*plain, *map(torch._neg_view, plain), shape, shape.conj()]
+    a, b, negated, again, c, conjugated = map(_words, some)
+    keys = [
+        i
+        for i in range(_IMPL)
+        if a[i] == b[i] == c[i]
+        and negated[i] == again[i] != conjugated[i]
+        and (a[i] ^ negated[i]).bit_count() == (c[i] ^ conjugated[i]).bit_count() == 1
+    ]
+    strided = [torch.zeros(2000).as_strided((7, 5, 3, 9, 11)[:n], (23, 2, 19, 17, 13)[:n]) for n in range(6)]
+    dims = [i for i in range(_IMPL - 11) if all(_says(_words(t)[i : i + 11], t) for t in strided)]
+    addresses = all((ctypes.c_int64 * 3).from_address(id(t))[2] == t._cdata for t in (*some, *strided))
+    return (keys[0], dims[0]) if addresses and len(keys) == len(dims) == 1 else None
+
+
+def _words(tensor: Tensor) -> list[int]:
+    return list((ctypes.c_int64 * _IMPL).from_address(tensor._cdata))
+
+
+def _says(words: list[int], tensor: Tensor) -> bool:
+    """Whether words are a number of dimensions, and room for five sizes and strides."""
+    n = tensor.dim()
+    return words[0] == n and (*words[1 : 1 + n], *words[6 : 6 + n]) == (*tensor.shape, *tensor.stride())
+
+
+def _alike(tensors: Sequence[Tensor]) -> Any:
+    """A function: whether others are of the same types, dtypes, devices, sizes, strides and lazy views."""
+    if TensorGuards is not None and tensors:
+        return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    known = [_kind(t) for t in tensors]
+    return lambda *others: len(others) == len(known) and list(map(_kind, others)) == known
+
+
+def _kind(t: Any) -> Any:
+    if not isinstance(t, Tensor):
+        return type(t)
+    return type(t), t.dtype, t.device, t.shape, t.stride(), t.layout, t.is_neg(), t.is_conj()
