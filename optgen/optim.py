@@ -226,9 +226,11 @@ class Optimizer(torch.optim.Optimizer):
     def _steps(self, on_device: bool, entries: Entries) -> float | Tensor:
         """How many steps the optimizer has made, where a state counts them: one tensor, if on the device."""
         steps = self.param_groups[0].get("steps", 0)
-        if not (on_device and self._launcher.counts):
+        home = self._home()
+        device_counts = on_device and resolve(self._settings["backend"], home) == "triton"
+        if not (device_counts and self._launcher.counts):
             return float(steps) if isinstance(steps, Tensor) else steps
-        tensor = torch.as_tensor(steps, dtype=torch.float64, device=self._home())
+        tensor = torch.as_tensor(steps, dtype=torch.float64, device=home)
         entries += [(group, "steps", tensor) for group in self.param_groups]
         return tensor
 
