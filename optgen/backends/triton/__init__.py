@@ -16,6 +16,7 @@ contracts. Of two zeros `maximum` takes the second, as everywhere.
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from functools import cache
 from types import ModuleType
 
@@ -29,7 +30,7 @@ from optgen.backends.emit import (
     update,
 )
 from optgen.backends.triton.rounds import finish_lines, round_sources
-from optgen.backends.triton.specs import Spec, kernel_source, specs, word_of
+from optgen.backends.triton.specs import ALONE, Spec, kernel_source, specs, word_of
 from optgen.backends.triton.spelling import (
     BLOCK,
     BLOCKS,
@@ -89,6 +90,7 @@ class TritonKernel:
         self.chunk = swept.get("BLOCK", 1) * blocks
         self.tile = (swept.get("HEIGHT", 1) * blocks, swept.get("WIDTH", 1))
         self.fuse = math_mode == "fast"
+        self.compiled: set[tuple[str, int]] = set()  # kernels, and the devices that they were launched on
 
     def sweep(self, phase: int, tables: Tables) -> None:
         """Run one phase over every chunk."""
@@ -130,12 +132,16 @@ class TritonKernel:
             return
         kernel = getattr(self.module, name)[(programs,)]
         if interpreting():
-            with np.errstate(all="ignore"):  # the interpreter computes with NumPy, and IEEE has an answer
+            # the interpreter computes with NumPy, and IEEE has an answer
+            with ALONE, np.errstate(all="ignore"):
                 kernel(*arguments, **spec.constants)
-        else:
+            return
+        first = (name, tables.tensors.get_device())
+        with nullcontext() if first in self.compiled else ALONE:
             kernel(
                 *arguments, **spec.constants, num_warps=THREADS // _warp_size(), enable_fp_fusion=self.fuse
             )
+        self.compiled.add(first)
 
 
 @cache

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from optgen.backends.emit import PYTHON, Names, identifier, indent, write
+from optgen.backends.triton.specs import ALONE
 from optgen.backends.triton.spelling import GLOBALS, extremes, speller
 from optgen.ir import ATOM, DType, Node, Op, Spelling, toposort
 
@@ -119,5 +120,6 @@ def run(module: ModuleType, tables: Sequence[Any], count: int, wide: bool) -> No
 
     kernel = module.prologue[(-(-count // BLOCK),)]
     counter = tl.float64 if wide else tl.float32
-    with np.errstate(all="ignore"):  # Triton's interpreter computes with NumPy, and IEEE has an answer
+    # Triton's interpreter computes with NumPy, and IEEE has an answer
+    with ALONE, np.errstate(all="ignore"):
         kernel(*tables, BLOCK=BLOCK, COUNTER=counter, enable_fp_fusion=False)
