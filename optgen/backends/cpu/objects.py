@@ -1,7 +1,7 @@
 """Python's and torch's objects by their addresses, read by compiled code that holds the interpreter's lock.
 
-In: C functions of Python and torch, by address. The text of this module is loaded as kernels are, from the
-cache folder, where Numba keeps what it has compiled.
+In: C functions of Python and torch, by address. The text of this module is loaded as kernels are, and what is
+compiled of it is kept as they are.
 """
 # ruff: noqa: SIM110
 
@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 
 from optgen.backends.cpu.runtime import call1, call2, call4, pointer
+from optgen.backends.cpu.stored import stored
 
-compiled: Any = njit(cache=True)
+compiled: Any = stored()
 
 
 @compiled
