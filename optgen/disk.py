@@ -147,8 +147,15 @@ def _tighten(path: str, own: bool) -> None:
     if not OWNERS or status.st_uid != os.geteuid() or not status.st_mode & 0o077:
         return
     names = os.listdir(path)
-    if own or (names and all(map(OURS.fullmatch, names))):
-        os.chmod(path, 0o700)
+    if not own and not (names and all(map(OURS.fullmatch, names))):
+        return
+    os.chmod(path, 0o700)
+    for each in (os.path.join(path, name) for name in names if OURS.fullmatch(name)):
+        status = os.lstat(each)
+        if stat.S_ISREG(status.st_mode) and _writable_by_others(status):
+            os.unlink(each)  # closing it would make it look like ours
+        elif stat.S_ISREG(status.st_mode):
+            os.chmod(each, 0o600)
 
 
 def _sweep(path: str) -> None:

@@ -2,6 +2,8 @@
 
 4, 9, 10, 24 and a part of 27, on distributed tensors, are in `test_distributed.py`, 11 in `test_scaler.py`,
 13 and a part of 22 in `test_gpu.py`. 1 and 12 wait for what they are about, compensated and 8-bit storage.
+
+Those of the second part have the numbers of a list of their own. More of its 7 to 10 is in `test_cache.py`.
 """
 
 import contextlib
@@ -9,6 +11,9 @@ import copy
 import io
 import json
 import pickle
+import random
+import textwrap
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -17,7 +22,8 @@ import torch
 from torch import nn
 
 import optgen
-from optgen import cache, library
+from fresh import run
+from optgen import cache, library, schedules
 from optgen.backends import Layout
 from optgen.launch.runners import Act, Launch
 from optgen.settings import planned
@@ -320,3 +326,135 @@ def test_trap_22_a_launch_is_on_the_device_of_its_tensors(monkeypatch):
     launch.bucket = Mock(device=torch.device("cuda", 1), kernel=Kernel())
     launch.run(Act("sweep", 0))
     assert entered == [torch.device("cuda", 1), None]
+
+
+# Second part: what happens between two steps
+
+
+def test_trap_memory_07_threads_that_ask_together_get_one_thing(tmp_path):
+    """The first step of a rule in two threads, and classes by name and by program in eight."""
+    run(
+        """
+        from optgen.ir import Extent
+        sys.setswitchinterval(1e-5)  # at the default, threads seldom meet in so short a time
+        kinds = together(*[lambda: optgen.AdamW] * 8)
+        assert all(kind is kinds[0] for kind in kinds)
+        chains = together(*[lambda: optgen.optimizer(optgen.chain("clip_norm", "adamw"))] * 8)
+        assert all(kind is chains[0] for kind in chains)
+        for k in range(100):
+            made = together(*[lambda: Extent.dim(k)] * 4)
+            assert all(extent is made[0] for extent in made)
+        sys.setswitchinterval(0.005)
+        a, b, c, d = together(*[lambda: moved(optgen.Lion)] * 2, *[lambda: moved(chains[0])] * 2)
+        assert a == b and c == d
+        assert moved(optgen.Lion) == a and moved(chains[0]) == c
+        """,
+        tmp_path,
+    )
+
+
+def test_trap_memory_08_a_fork_waits_for_a_compilation(tmp_path):
+    """Children of forks in the middle of another thread's imports, first step or compilation step too."""
+    run(
+        """
+        def forked(busy, delay):
+            thread = threading.Thread(target=lambda: moved(getattr(optgen, busy)))
+            thread.start()
+            time.sleep(delay)
+            out, into = os.pipe()
+            child = os.fork()
+            if not child:
+                signal.alarm(30)
+                os.write(into, moved(getattr(optgen, busy), 20) + moved(optgen.SGD, 20))
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            thread.join()
+            assert status == 0, (busy, delay, status)
+            right = moved(getattr(optgen, busy), 20) + moved(optgen.SGD, 20)
+            assert os.read(out, 1000) == right, (busy, delay)
+
+        forked("Lion", 0.01)
+        forked("AdamW", 0.1)
+        forked("RMSprop", 0.3)
+        """,
+        tmp_path,
+    )
+
+
+STEP = """
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    print(moved(optgen.AdamW).hex()[:400])
+for each in said:
+    print(each.category.__name__, each.message)
+"""
+
+
+def test_trap_memory_09_a_damaged_cache_heals(tmp_path):
+    """Files that were cut or overwritten are compiled again and replaced; nobody else may read one."""
+    folder = tmp_path / "cache"
+    right = run(f"os.umask(0)\n{STEP}", folder)
+    assert right.count("\n") == 1
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert paths
+    assert [oct(path.stat().st_mode & 0o777) for path in paths] == ["0o600"] * len(paths)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    whole = {path: path.read_bytes() for path in paths}
+    for i, (path, data) in enumerate(whole.items()):
+        path.write_bytes(random.Random(0).randbytes(len(data)) if i % 2 else data[: len(data) // 2])
+    assert run(STEP, folder) == right
+    assert sorted(folder.iterdir()) == paths
+    assert all(len(path.read_bytes()) > 0.9 * len(data) for path, data in whole.items())
+
+
+def test_trap_memory_09_nowhere_to_write(tmp_path):
+    """One warning with the folder and what to do, and nothing left in the temporary directory."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "temporary").mkdir()
+    folder = tmp_path / "file" / "cache"
+    lines = run(STEP, folder, TMPDIR=str(tmp_path / "temporary")).splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("RuntimeWarning")
+    assert str(folder) in lines[1]
+    assert "set OPTGEN_CACHE_DIR to a folder that only you can write" in lines[1]
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_trap_memory_09_a_disk_that_is_full(tmp_path):
+    """A limit on the size of files stands for it here; a file system of 64 KB is in test_cache.py."""
+    limit = """
+    import numba, resource
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    """
+    lines = run(textwrap.dedent(limit) + STEP, tmp_path / "cache").splitlines()
+    assert len(lines) == 2
+    assert f"{tmp_path / 'cache'}, where nothing can be written" in lines[1]
+    assert "make room there" in lines[1]
+    assert list((tmp_path / "cache").iterdir()) == []  # no half files
+
+
+def test_trap_memory_10_one_kernel_for_what_the_host_computes():
+    """Thirty schedules differ in what stands in the header, and in nothing that the machine runs."""
+    before, stems = cache.built, set()
+    for k in range(30):
+        rule = schedules.scheduled("p = p - 0.375*g*lr\nhyper(lr=0.1)", lr=f"lr*minimum(t/{k + 10}, 1)")
+        params = parameters((5,))
+        train(optgen.optimizer(rule)(params), params, 1)
+        stems.add(params[0].detach().numpy().tobytes())
+    assert cache.built == before + 1
+    assert len(stems) == 30  # and each has its own values
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_trap_memory_10_every_file_of_a_back_end_is_in_its_key(backend, monkeypatch):
+    """An intrinsic that changes makes another kernel, in whichever file it is."""
+    pytest.importorskip({"cpu": "numba"}.get(backend, backend))
+    versions, home = cache._versions.__wrapped__, Path(optgen.__file__).parent / "backends" / backend
+    before, read_bytes, read_text = versions(backend), Path.read_bytes, Path.read_text
+    for file in sorted(home.glob("*.py")):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", lambda p, f=file: read_bytes(p) + b"\n" * (p == f))
+            patch.setattr(Path, "read_text", lambda p, f=file, **o: read_text(p, **o) + "\n" * (p == f))
+            assert versions(backend) != before, file
+    assert versions(backend) == before

@@ -88,7 +88,7 @@ class Stored:
         if data is None:
             return None
         digest, content = data[:32], data[32:]
-        if hashlib.sha256(content).digest() == digest:
+        if _digest(name, content) == digest:
             try:
                 found, parts = pickle.loads(content)
                 if found == signature:
@@ -106,7 +106,7 @@ class Stored:
             return
         content = dumps((signature, result._reduce()))  # type: ignore[no-untyped-call]
         name = self._file(signature, result.codegen)
-        disk.write(name, hashlib.sha256(content).digest() + content)
+        disk.write(name, _digest(name, content) + content)
 
     def _file(self, signature: Any, codegen: Any) -> str:
         """The file of a signature: `cpu_<the module's hash>.<the function>.<a hash>.nbc`."""
@@ -125,3 +125,8 @@ class Stored:
 
     def flush(self) -> None:
         """What is compiled again is written again."""
+
+
+def _digest(name: str, content: bytes) -> bytes:
+    """What a whole file begins with; one that was renamed is none."""
+    return hashlib.sha256(name.encode() + content).digest()
