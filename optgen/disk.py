@@ -117,6 +117,8 @@ def _found() -> Path | None:
         fault = None if os.path.isabs(path) else "there is no home folder"
         if fault is None:
             _make(path)
+            fault = exposure(os.path.dirname(path), used=False)
+        if fault is None:
             _tighten(path, not given)
             fault = exposure(path)
     except OSError as error:
@@ -168,11 +170,11 @@ def _sweep(path: str) -> None:
                         os.unlink(entry.path)
 
 
-def exposure(path: str) -> str | None:
+def exposure(path: str, used: bool = True) -> str | None:
     """How others could change what lies in a folder, given by an absolute path; None if they could not.
 
-    Every folder and link on the way is looked at. Those above the last may be root's, and may be writable by
-    everybody if only an entry's owner can rename it there, as in /tmp.
+    Every folder and link on the way is looked at. Those above the one that is used may be root's, and may be
+    writable by everybody if only an entry's owner can rename it there, as in /tmp.
     """
     if not OWNERS:
         return None
@@ -187,21 +189,21 @@ def exposure(path: str) -> str | None:
             left += target.split("/")[::-1]
             at = "/" if target.startswith("/") else os.path.dirname(at)
             continue
-        fault = _folder_exposure(at, status, not any(left))
+        fault = _folder_exposure(at, status, used and not any(left))
         if fault is not None or not any(left):
             return fault
         part = left.pop()
         at = os.path.dirname(at) if part == ".." else os.path.join(at, part) if part not in ("", ".") else at
 
 
-def _folder_exposure(path: str, status: os.stat_result, last: bool) -> str | None:
+def _folder_exposure(path: str, status: os.stat_result, used: bool) -> str | None:
     if not stat.S_ISDIR(status.st_mode):
         return f"{path} is no folder"
     me = os.geteuid()
-    if status.st_uid != me and (last or status.st_uid != 0):
+    if status.st_uid != me and (used or status.st_uid != 0):
         return f"{path} belongs to another user"
     open_to_all = _writable_by_others(status) if status.st_uid == me else bool(status.st_mode & 0o022)
-    if open_to_all and (last or not status.st_mode & stat.S_ISVTX):
+    if open_to_all and (used or not status.st_mode & stat.S_ISVTX):
         return f"others can write in {path}"
     return None
 

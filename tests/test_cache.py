@@ -95,6 +95,21 @@ def test_eight_threads_take_the_first_steps_of_twenty_rules(tmp_path):
     first_steps(5, 20, tmp_path)
 
 
+def test_the_interpreter_of_triton_in_several_threads(tmp_path):
+    """It keeps the place in the grid for the whole process."""
+    pytest.importorskip("triton")
+    run(
+        """
+        kinds = [lambda p, kind=kind: kind(p, backend="triton") for kind in (optgen.AdamW, optgen.SGD)]
+        sys.setswitchinterval(1e-4)
+        a, b, c, d = together(*[lambda kind=kind: moved(kind, 1000, 1) for kind in kinds] * 2)
+        assert (a, b) == (c, d) == tuple(moved(kind, 1000, 1) for kind in kinds)
+        """,
+        tmp_path,
+        TRITON_INTERPRET="1",
+    )
+
+
 def test_different_kernels_are_made_at_once():
     """A key waits for its own maker only."""
     table, first, second = {}, threading.Event(), threading.Event()
