@@ -11,6 +11,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from optgen import locks as _locks  # noqa: F401 - from now on a fork waits for what another thread imports
+
 __version__ = "0.1.0"
 
 _HOME = {

@@ -1,45 +1,39 @@
 """Compiled kernels, in memory and on disk.
 
-In: a plan, a layout's dimensions, a back end, a math mode. Out: a `Kernel`, built once per process. The
-emitted source lies in the cache folder under the hash of everything that it depends on, because Numba
-and Triton both need a file, and keep their own compiled code beside it or in their own folder.
-
-The folder is `$OPTGEN_CACHE_DIR`, or `optgen` in `$XDG_CACHE_HOME` or `~/.cache`.
+In: a plan, a layout's dimensions, a back end, a math mode. Out: a `Kernel`, built once per process, whichever
+thread asks first. A module is known by the hash of all that machine code depends on: its text without the
+docstring, every file of the back end, the versions of the compilers. So rules that differ in what the host
+computes, as a sweep over schedules does, share one. It is run from memory, and never from a file; the text
+lies in the cache folder (`optgen.disk`) for whoever wants to read it, and Numba's functions for the next
+process (`optgen.backends.cpu.stored`). Triton keeps its own in a folder of its own.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
-import importlib.util
+import linecache
 import os
 import sys
-import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
-from optgen import __version__
+from optgen import __version__, disk
 from optgen.backends import Kernel, Layout
+from optgen.backends.emit import identifier
+from optgen.disk import folder
+from optgen.locks import lock, once, uncut
 from optgen.plan import Plan
 
+__all__ = ["compiling", "emit", "folder", "kernel", "load"]
+
+compiling = uncut  # `with compiling:` a fork waits; any number of threads compile at once
+
 _kernels: dict[tuple[str, int, bool, str, str], Kernel] = {}
+_modules: dict[str, ModuleType] = {}
+_counting = lock()
 built = 0  # kernels built by this process; a step that compiles nothing leaves it as it is
-
-
-@cache
-def folder() -> Path:
-    """The cache folder; a private temporary one where the usual place cannot be written."""
-    given = os.environ.get("OPTGEN_CACHE_DIR")
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    path = Path(given) if given else Path(base) / "optgen"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return path
-    except OSError as error:
-        if given:
-            raise OSError(f"OPTGEN_CACHE_DIR={given} cannot be written: {error}") from error
-        return Path(tempfile.mkdtemp(prefix="optgen-"))
 
 
 def emit(plan: Plan, backend: str, math_mode: str = "exact", dims: int = 0, sharded: bool = False) -> str:
@@ -60,60 +54,71 @@ def emit(plan: Plan, backend: str, math_mode: str = "exact", dims: int = 0, shar
 
 def kernel(plan: Plan, backend: str, math_mode: str, dims: int = 0, sharded: bool = False) -> Kernel:
     """The compiled kernel of a plan, from memory, from disk, or made now."""
-    global built
     key = (plan.fingerprint(), dims, sharded, backend, math_mode)
-    found = _kernels.get(key)
-    if found is None:
-        module = load(emit(plan, backend, math_mode, dims, sharded), plan.name, backend)
-        layout = Layout(plan, dims, sharded)
-        if backend == "cpu":
-            from optgen.backends.cpu import CpuKernel
+    return once(_kernels, key, partial(_build, plan, backend, math_mode, dims, sharded))
 
-            found = CpuKernel(layout, module)
-        else:
-            from optgen.backends.triton import TritonKernel
 
-            found = TritonKernel(layout, module, math_mode)
-        _kernels[key] = found
+def _build(plan: Plan, backend: str, math_mode: str, dims: int, sharded: bool) -> Kernel:
+    global built
+    module = load(emit(plan, backend, math_mode, dims, sharded), plan.name, backend)
+    layout = Layout(plan, dims, sharded)
+    made: Kernel
+    if backend == "cpu":
+        from optgen.backends.cpu import CpuKernel
+
+        made = CpuKernel(layout, module)
+    else:
+        from optgen.backends.triton import TritonKernel
+
+        made = TritonKernel(layout, module, math_mode)
+    with _counting:
         built += 1
-    return found
+    return made
 
 
 def load(source: str, name: str, backend: str) -> ModuleType:
-    """Import emitted source from the cache folder, written there first where it is not yet."""
+    """The module of an emitted source: one for all sources that differ in their docstrings only.
+
+    Args:
+        source: its text.
+        name: what it is of, for whoever looks into the cache folder.
+        backend: what compiles it, `cpu` or `triton`.
+    """
+    tree = ast.parse(source)
+    if ast.get_docstring(tree, clean=False) is not None:
+        lines = source.splitlines(keepends=True)
+        source = "".join(lines[tree.body[0].end_lineno :]).lstrip("\n")
     digest = hashlib.sha256("\0".join((source, _versions(backend))).encode()).hexdigest()[:20]
-    stem = f"{name}_{backend}_{digest}" if name.isascii() else f"rule_{backend}_{digest}"
-    path = folder() / f"{stem[-120:]}.py"
-    if not path.exists() or path.read_text(encoding="utf-8") != source:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            file.write(source)
-        os.replace(file.name, path)  # so that no other process ever reads half a file
-    qualified = f"optgen_kernel_{stem}"
-    if qualified in sys.modules:
-        return sys.modules[qualified]
-    spec = importlib.util.spec_from_file_location(qualified, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[qualified] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[qualified]
-        raise
+    known = f"{backend}_{digest}"
+    return once(_modules, known, partial(_execute, source, known, f"{identifier(name)[:80]}_{known}.py"))
+
+
+def _execute(source: str, known: str, file: str) -> ModuleType:
+    """Run a module's text, and show it only then to others."""
+    data, where = source.encode(), folder()
+    if where is not None and disk.read(file) != data:
+        disk.write(file, data)
+    path = os.fspath(where / file) if where is not None else f"<{file}>"
+    # For tracebacks, and for Triton, which reads the text of its functions: no file is looked at then.
+    linecache.cache[path] = len(source), None, source.splitlines(keepends=True), path
+    module = ModuleType(f"optgen_kernel_{known}")
+    module.__file__ = path
+    exec(compile(source, path, "exec"), module.__dict__)
+    sys.modules[module.__name__] = module  # where Numba looks for the module of a function that it reads
     return module
 
 
 @cache
 def _versions(backend: str) -> str:
-    """What compiled code depends on besides its source."""
+    """What compiled code depends on besides its source: what it calls, and what compiles it and how."""
     if backend == "cpu":
         import numba
 
-        from optgen.backends import cpu
+        version = numba.__version__
+    else:
+        import triton
 
-        runtime = Path(cpu.__file__).read_text(encoding="utf-8")
-        return f"{__version__} {numba.__version__} {sys.version_info[:2]} {runtime}"
-    import triton
-
-    return f"{__version__} {triton.__version__}"
+        version = triton.__version__
+    files = sorted(Path(__file__).parent.joinpath("backends", backend).glob("*.py"))
+    texts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return f"{__version__} {version} {sys.version_info[:2]} {texts}"

@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import cache, reduce
+from functools import reduce
 from typing import ClassVar, TypeVar
 from weakref import WeakValueDictionary
 
 from optgen.errors import Source, Span
+from optgen.locks import lock, once
 
 T = TypeVar("T")
 Value = float | bool | str | None  # what a hyperparameter can hold, besides a tuple of them
@@ -49,16 +50,14 @@ class Extent:
     ELEMENT: ClassVar[Extent]
 
     @staticmethod
-    @cache
     def dim(k: int) -> Extent:
         """One value for each index of dimension k."""
-        return Extent(f"DIM({k})", 5, k)
+        return once(_extents, ("DIM", k), lambda: Extent(f"DIM({k})", 5, k))
 
     @staticmethod
-    @cache
     def block(n: int) -> Extent:
         """One value for each n elements in a row."""
-        return Extent(f"BLOCK({n})", 5, n)
+        return once(_extents, ("BLOCK", n), lambda: Extent(f"BLOCK({n})", 5, n))
 
     def __lt__(self, other: Extent) -> bool:
         return self.rank < other.rank
@@ -90,6 +89,7 @@ class Extent:
         return plain.get(self.name) or f"a value per {self.name.lower()}"
 
 
+_extents: dict[tuple[str, int], Extent] = {}  # each is one object, whichever thread asks first
 Extent.CONST, Extent.STEP, Extent.ALL = Extent("CONST", 0), Extent("STEP", 1), Extent("ALL", 2)
 Extent.TENSOR, Extent.MATRIX = Extent("TENSOR", 3), Extent("MATRIX", 4)
 Extent.ROW, Extent.COL, Extent.UNIT = Extent("ROW", 5), Extent("COL", 5), Extent("UNIT", 5)
@@ -247,6 +247,7 @@ class Node:
 
 
 _nodes: WeakValueDictionary[tuple[object, ...], Node] = WeakValueDictionary()
+_adding = lock()  # two threads that build the same node get one
 
 
 def node(
@@ -270,7 +271,10 @@ def node(
             extent = reduce(join, (a.extent for a in args))
     key = (op, dtype, args, value, extent)
     found = _nodes.get(key)
-    return found if found is not None else _nodes.setdefault(key, Node(op, dtype, args, value, extent))
+    if found is not None:
+        return found
+    with _adding:
+        return _nodes.setdefault(key, Node(op, dtype, args, value, extent))
 
 
 def _result_dtype(op: Op, args: tuple[Node, ...]) -> DType:

@@ -37,6 +37,7 @@ from optgen.launch import (
     shard_of,
 )
 from optgen.loading import LoadReport, load
+from optgen.locks import once
 from optgen.opaque import opaque
 from optgen.options import GROUP, checked, complete_group
 from optgen.saved import as_tuple, counter_dtype, from_texts, part_names, rule_text
@@ -558,11 +559,12 @@ _made: dict[tuple[Any, ...], type[Optimizer]] = {}
 
 
 def _make(program: Program, name: str) -> type[Optimizer]:
-    key = (name, as_tuple(rule_text(program)), repr(program.hypers))
-    if key not in _made:
+    """The class of a program, one object whichever thread asks first."""
+
+    def make() -> type[Optimizer]:
         shipped = library.classes().get(name)
         own = not (shipped and not program.parts and library.rule(shipped).sources == program.sources)
-        _made[key] = type(
+        return type(
             name,
             (Optimizer,),
             {
@@ -573,7 +575,8 @@ def _make(program: Program, name: str) -> type[Optimizer]:
                 "__qualname__": name,
             },
         )
-    return _made[key]
+
+    return once(_made, (name, as_tuple(rule_text(program)), repr(program.hypers)), make)
 
 
 def _restore(

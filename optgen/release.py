@@ -12,7 +12,6 @@ rules are refused.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet, finalize, ref
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from optgen.ir import REDUCTIONS, Extent, Program, toposort
 from optgen.launch import Launcher
+from optgen.locks import Section
 from optgen.optim import Optimizer, Place
 
 _released: WeakSet[Optimizer] = WeakSet()
@@ -37,7 +37,7 @@ class Release:
         # A GradScaler calls step() with its attributes only then, and would not see scaled updates otherwise.
         self._scaling, optimizer._step_supports_amp_scaling = optimizer._step_supports_amp_scaling, True
         _released.add(optimizer)
-        lock = threading.Lock()  # backward has a thread for each device
+        lock = Section()  # backward has a thread for each device
         for place in optimizer._places():
             p = optimizer.param_groups[place[1]]["params"][place[2]]
             if p.requires_grad:
@@ -63,9 +63,7 @@ def _remove(handles: list[Any]) -> None:
         handle.remove()
 
 
-def _hook(
-    owner: ref[Optimizer], place: Place, launcher: Launcher, lock: threading.Lock
-) -> Callable[[Tensor], None]:
+def _hook(owner: ref[Optimizer], place: Place, launcher: Launcher, lock: Section) -> Callable[[Tensor], None]:
     """A hook that holds no parameter: Python does not see a cycle through a tensor's hooks."""
 
     def step(p: Tensor) -> None:

@@ -15,6 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "optgen"
 
 MODULES = [
+    "locks",
     "errors",
     "ir",
     "semantics",
@@ -42,7 +43,9 @@ MODULES = [
     "backends",
     "backends.emit",
     "backends.numpy",
+    "disk",
     "backends.cpu.runtime",
+    "backends.cpu.stored",
     "backends.cpu.objects",
     "backends.cpu.spelling",
     "backends.cpu.sweeps",
@@ -134,10 +137,11 @@ OUTSIDE = {
     | {
         "backends.cpu",
         "backends.cpu.runtime",
+        "backends.cpu.stored",
         "backends.cpu.objects",
         "cache",
     },  # whose version is part of a kernel's name
-    "llvmlite": {"backends.cpu", "backends.cpu.runtime"},
+    "llvmlite": {"backends.cpu", "backends.cpu.runtime", "backends.cpu.stored"},
     "triton": AFTER_LAUNCH | {"backends.triton", "backends.triton.prologue", "backends.ahead", "cache"},
     "sympy": {"algebra.proof"},
     "mpmath": {"algebra.proof"},  # sympy's own arithmetic

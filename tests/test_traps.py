@@ -2,13 +2,20 @@
 
 4, 9, 10, 24 and a part of 27, on distributed tensors, are in `test_distributed.py`, 11 in `test_scaler.py`,
 13 and a part of 22 in `test_gpu.py`. 1 and 12 wait for what they are about, compensated and 8-bit storage.
+
+Those of the second part have the numbers of a list of their own. More of its 7 to 10 is in `test_cache.py`.
 """
 
 import contextlib
 import copy
+import gc
 import io
 import json
 import pickle
+import random
+import textwrap
+import weakref
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -17,8 +24,10 @@ import torch
 from torch import nn
 
 import optgen
-from optgen import cache, library
+from fresh import run
+from optgen import cache, library, schedules
 from optgen.backends import Layout
+from optgen.launch import resolve
 from optgen.launch.runners import Act, Launch
 from optgen.settings import planned
 from test_backends import check_far
@@ -320,3 +329,392 @@ def test_trap_22_a_launch_is_on_the_device_of_its_tensors(monkeypatch):
     launch.bucket = Mock(device=torch.device("cuda", 1), kernel=Kernel())
     launch.run(Act("sweep", 0))
     assert entered == [torch.device("cuda", 1), None]
+
+
+# Second part: what happens between two steps
+
+
+EDITED = """
+def step(o, g=1.0):
+    for group in o.param_groups:
+        for p in group["params"]:
+            p.grad = torch.full_like(p, g)
+    o.step()
+
+def facts(o):
+    # everything that a step may change, with where it lies
+    found = []
+    for group in o.param_groups:
+        found.append({k: v for k, v in group.items() if k != "params"})
+        for p in group["params"]:
+            for key, t in {"p": p, "g": p.grad, **o.state.get(p, {})}.items():
+                found.append((key, t.data_ptr(), t.shape, t.dtype, t.stride(), t.detach().clone()))
+    return found
+
+def same(a, b):
+    flat = zip([x for r in a for x in (r if isinstance(r, tuple) else (r,))],
+               [x for r in b for x in (r if isinstance(r, tuple) else (r,))], strict=True)
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in flat)
+
+def refused(o, *words, kind=RuntimeError):
+    # the step raises, names all this, and has changed nothing
+    before = facts(o)
+    try:
+        o.step()
+    except kind as error:
+        missing = [word for word in words if word not in str(error)]
+        assert not missing, (missing, str(error))
+    else:
+        raise AssertionError(f"not refused: {words}")
+    assert same(before, facts(o)), words
+"""
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+@pytest.mark.parametrize("count", [1, 60])
+def test_trap_memory_01_sizes_are_compared_before_a_kernel_has_an_address(tmp_path, backend, count):
+    """One of few tensors, and of so many that they are compared in compiled code."""
+    code = f"""
+        def trained(n=1000):
+            params = [torch.nn.Parameter(torch.ones(n)) for _ in range({count})]
+            o = optgen.AdamW(params, backend="{backend}")
+            for _ in range(4):
+                step(o)
+            return o, params[-1], o.state[params[-1]]
+
+        where = "parameter {count - 1} of group 0"
+        for size in (5000, 10, 0):  # the first reads and writes beyond the ends of the state
+            o, p, state = trained()
+            p.data = torch.ones(size)
+            p.grad = torch.ones(size)
+            refused(o, where, "'exp_avg'", "(1000,)", f"({{size}},)") if size else o.step()
+        o, p, state = trained()
+        state["exp_avg_sq"] = torch.zeros(10)
+        refused(o, where, "'exp_avg_sq'", "(10,)", "(1000,)")
+        state["exp_avg_sq"] = torch.zeros(1000)
+        state["exp_avg"].data = state["exp_avg"].data[:999]
+        refused(o, where, "'exp_avg'", "(999,)")
+        o, p, state = trained()
+        for wrong in (torch.ones(999), torch.ones(1001), torch.ones(10, 100), torch.ones(1000, 1)):
+            p.grad = torch.ones(1000)
+            p.grad.data = wrong
+            refused(o, "gradient", where, str(tuple(wrong.shape)))
+        p.grad = torch.ones(1000)
+        p.data = p.data.view(10, 100)  # the same size in another shape
+        refused(o, "gradient", where, "(10, 100)")
+        o, p, state = trained()
+        p.grad = torch.ones(1000)
+        p.grad.untyped_storage().resize_(8)
+        refused_text = "lies in a storage of 8 bytes"
+        before = p.detach().clone()
+        try:
+            o.step()
+        except RuntimeError as error:
+            assert refused_text in str(error) and where in str(error), error
+        else:
+            raise AssertionError
+        assert torch.equal(p, before) and state["step"] == 4
+        p.grad = torch.ones(1000)
+        o.step()  # and training goes on
+        assert state["step"] == 5
+    """
+    run(EDITED + textwrap.dedent(code), tmp_path)
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_trap_memory_02_states_of_slices_and_tensors_have_the_dtype_of_the_kernel(tmp_path, every):
+    """`model.double()` after three steps: the reference's result, for each class or kind of such states."""
+    code = """
+        import copy
+        from optgen import library
+        from optgen.ir import Extent
+        kinds = {}
+        for name in sorted(library.classes()):
+            kind = getattr(optgen, name, None)
+            states = kind.program.states.values() if kind and not kind.program.inputs else ()
+            coarse = frozenset(s.extent.name for s in states if s.extent is not Extent.ELEMENT)
+            if coarse:
+                kinds.setdefault(name if EVERY else coarse, kind)
+        assert len(kinds) > 5
+        generator = torch.Generator().manual_seed(0)
+        start = [torch.randn(4, 6, generator=generator), torch.randn(5, generator=generator)]
+        for kind in kinds.values():
+            ends = []
+            for backend in ("cpu", "numpy"):
+                params = [torch.nn.Parameter(x.clone()) for x in start]
+                o = kind(params, backend=backend)
+                for k in range(6):
+                    if k == 3:
+                        for p in params:
+                            p.data = p.data.double()
+                    gradients = torch.Generator().manual_seed(k)
+                    for p in params:
+                        p.grad = torch.randn(p.shape, generator=gradients).to(p.dtype)
+                    o.step()
+                ends.append([*params, *(v for p in params for v in o.state[p].values())])
+            for a, b in zip(*ends, strict=True):
+                assert a.dtype == b.dtype, kind
+                scale = b.detach().abs().max() + 1e-30
+                assert ((a - b).abs().max() <= 1e-6 * scale) or not b.isfinite().all(), (kind, a, b)
+    """
+    run(f"EVERY = {every}" + textwrap.dedent(code), cache.folder() if every else tmp_path, 600)
+
+
+def test_trap_memory_03_what_torch_resolves_or_refuses_about_a_tensor(tmp_path):
+    code = """
+        def trained(count=3):
+            params = [torch.nn.Parameter(torch.full((6,), float(k))) for k in range(count)]
+            o = optgen.AdamW(params, lr=0.1, backend="cpu")
+            for _ in range(4):
+                step(o)
+            return o, params
+
+        for count in (3, 80):
+            o, (p, q, r, *_) = trained(count)
+            twin, (a, b, c, *_) = trained(count)
+            step(o)
+            step(twin)
+            p.grad = torch._neg_view(torch.full((6,), -2.0))  # 2.0, if its sign is not forgotten
+            q.grad = torch.ones(1).expand(6)
+            r.grad = torch.ones(12)[::2]
+            a.grad, b.grad, c.grad = torch.full((6,), 2.0), torch.ones(6), torch.ones(6)
+            o.step()
+            twin.step()
+            assert all(torch.equal(x, y) for x, y in zip((p, q, r), (a, b, c)))
+            p.grad = p.data  # a gradient in the parameter's own memory is read before it is written
+            a.grad = a.detach().clone()
+            o.step()
+            twin.step()
+            assert torch.equal(p, a)
+            o, (p, q, *_) = trained(count)
+            q.data = p.data
+            names = "parameter 0 of group 0 and parameter 1 of group 0"
+            refused(o, names, "overlap in memory", kind=ValueError)
+            q.data = torch.zeros(6)
+            o.state[q]["exp_avg"] = o.state[p]["exp_avg"]
+            refused(o, "'m' of parameter 0", "'m' of parameter 1", "overlap", kind=ValueError)
+            o, (p, q, *_) = trained(count)
+            o.state[p]["exp_avg"].data = torch._neg_view(o.state[p]["exp_avg"].data)
+            refused(o, "'exp_avg'", "negated view", "resolve_neg")
+            o, (p, q, *_) = trained(count)
+            o.state[p]["exp_avg"].untyped_storage().resize_(0)
+            before = p.detach().clone()
+            try:
+                o.step()
+            except RuntimeError as error:
+                assert "'exp_avg'" in str(error) and "storage of 0 bytes" in str(error), error
+            else:
+                raise AssertionError
+            assert torch.equal(p, before)
+            o, (p, q, *_) = trained(count)
+            o.state[p]["exp_avg"] = torch.zeros(1).expand(6)
+            refused(o, "'exp_avg'", "strides (0,)")
+            o.state[p]["exp_avg"] = torch.zeros(6, dtype=torch.int32)
+            refused(o, "'exp_avg'", "int32")
+            o.state[p]["exp_avg"] = None
+            o.step()  # as if it had never been
+            o.state[p]["step"] = "many"
+            try:
+                o.step()
+            except RuntimeError as error:
+                assert "'step'" in str(error) and "'many'" in str(error), error
+            else:
+                raise AssertionError
+            o.state[p]["step"] = 7  # as old checkpoints have it
+            o.step()
+            assert o.state[p]["step"] == 8
+            o.param_groups[0]["params"].append(p)
+            try:
+                o.step()
+            except ValueError as error:
+                assert "is there twice" in str(error), error
+            else:
+                raise AssertionError
+    """
+    run(EDITED + textwrap.dedent(code), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "LAMB", "Adafactor", "Prodigy"])
+@pytest.mark.parametrize("count", [2, 100])
+def test_trap_memory_04_a_state_that_was_replaced_is_freed_at_once(name, count):
+    params = parameters(*[(4, 3)] * count)
+    optimizer = getattr(optgen, name)(params, backend="cpu")
+    train(optimizer, params, 4)
+    for p in params:
+        for key in list(optimizer.state[p]):
+            gone = weakref.ref(optimizer.state[p][key])
+            optimizer.state[p][key] = optimizer.state[p][key].clone()
+            assert gone() is None, key
+    old = [weakref.ref(value) for p in params for value in optimizer.state[p].values()]
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert all(each() is None for each in old)
+    train(optimizer, params, 2, 4)
+    old = [weakref.ref(value) for p in params for value in optimizer.state[p].values()]
+    optimizer.state.clear()
+    assert all(each() is None for each in old)
+    removed = weakref.ref(params[0])
+    del optimizer.param_groups[0]["params"][0], params[0]
+    gc.collect()
+    assert removed() is None
+
+
+def test_trap_memory_05_the_interpreter_refuses_a_gpu(monkeypatch):
+    """It would follow a GPU's addresses on the host."""
+    monkeypatch.setattr("optgen.backends.triton.interpreting", lambda: True)
+    with pytest.raises(
+        ValueError, match=r"TRITON_INTERPRET=1 runs kernels on the CPU, and .* is on cuda:0: unset"
+    ):
+        resolve("auto", torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+@pytest.mark.parametrize(
+    "name", ["AdamW", "NAdam", "Prodigy", "DoG", "MoMo", "DAdaptAdam", "SGLD", "Adafactor"]
+)
+def test_trap_memory_05_capturable_on_a_cpu(name, backend):
+    """Every class was tried; of these the first is usual, and others have counts that a device would keep."""
+    kind = getattr(optgen, name)
+    ends = []
+    for capturable in (True, False):
+        params = parameters((3, 4), (5,))
+        optimizer = kind(params, backend=backend, capturable=capturable)
+        for k in range(4):
+            give(params, k)
+            optimizer.step(**({"loss": 1.0} if kind.program.inputs else {}))
+        ends.append([*params, *(v for p in params for v in optimizer.state[p].values())])
+    assert all(map(torch.equal, *ends))
+
+
+def give(params, k):
+    generator = torch.Generator().manual_seed(k)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator)
+
+
+def test_trap_memory_07_threads_that_ask_together_get_one_thing(tmp_path):
+    """The first step of a rule in two threads, and classes by name and by program in eight."""
+    run(
+        """
+        from optgen.ir import Extent
+        sys.setswitchinterval(1e-5)  # at the default, threads seldom meet in so short a time
+        kinds = together(*[lambda: optgen.AdamW] * 8)
+        assert all(kind is kinds[0] for kind in kinds)
+        chains = together(*[lambda: optgen.optimizer(optgen.chain("clip_norm", "adamw"))] * 8)
+        assert all(kind is chains[0] for kind in chains)
+        for k in range(100):
+            made = together(*[lambda: Extent.dim(k)] * 4)
+            assert all(extent is made[0] for extent in made)
+        sys.setswitchinterval(0.005)
+        a, b, c, d = together(*[lambda: moved(optgen.Lion)] * 2, *[lambda: moved(chains[0])] * 2)
+        assert a == b and c == d
+        assert moved(optgen.Lion) == a and moved(chains[0]) == c
+        """,
+        tmp_path,
+    )
+
+
+def test_trap_memory_08_a_fork_waits_for_a_compilation(tmp_path):
+    """Children of forks in the middle of another thread's imports, first step or compilation step too."""
+    run(
+        """
+        def forked(busy, delay):
+            thread = threading.Thread(target=lambda: moved(getattr(optgen, busy)))
+            thread.start()
+            time.sleep(delay)
+            out, into = os.pipe()
+            child = os.fork()
+            if not child:
+                signal.alarm(30)
+                os.write(into, moved(getattr(optgen, busy), 20) + moved(optgen.SGD, 20))
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            thread.join()
+            assert status == 0, (busy, delay, status)
+            right = moved(getattr(optgen, busy), 20) + moved(optgen.SGD, 20)
+            assert os.read(out, 1000) == right, (busy, delay)
+
+        forked("Lion", 0.01)
+        forked("AdamW", 0.1)
+        forked("RMSprop", 0.3)
+        """,
+        tmp_path,
+    )
+
+
+STEP = """
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    print(moved(optgen.AdamW).hex()[:400])
+for each in said:
+    print(each.category.__name__, each.message)
+"""
+
+
+def test_trap_memory_09_a_damaged_cache_heals(tmp_path):
+    """Files that were cut or overwritten are compiled again and replaced; nobody else may read one."""
+    folder = tmp_path / "cache"
+    right = run(f"os.umask(0)\n{STEP}", folder)
+    assert right.count("\n") == 1
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert paths
+    assert [oct(path.stat().st_mode & 0o777) for path in paths] == ["0o600"] * len(paths)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    whole = {path: path.read_bytes() for path in paths}
+    for i, (path, data) in enumerate(whole.items()):
+        path.write_bytes(random.Random(0).randbytes(len(data)) if i % 2 else data[: len(data) // 2])
+    assert run(STEP, folder) == right
+    assert sorted(folder.iterdir()) == paths
+    assert all(len(path.read_bytes()) > 0.9 * len(data) for path, data in whole.items())
+
+
+def test_trap_memory_09_nowhere_to_write(tmp_path):
+    """One warning with the folder and what to do, and nothing left in the temporary directory."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "temporary").mkdir()
+    folder = tmp_path / "file" / "cache"
+    lines = run(STEP, folder, TMPDIR=str(tmp_path / "temporary")).splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("RuntimeWarning")
+    assert str(folder) in lines[1]
+    assert "set OPTGEN_CACHE_DIR to a folder that only you can write" in lines[1]
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_trap_memory_09_a_disk_that_is_full(tmp_path):
+    """A limit on the size of files stands for it here; a file system of 64 KB is in test_cache.py."""
+    limit = """
+    import numba, resource
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    """
+    lines = run(textwrap.dedent(limit) + STEP, tmp_path / "cache").splitlines()
+    assert len(lines) == 2
+    assert f"{tmp_path / 'cache'}, where nothing can be written" in lines[1]
+    assert "make room there" in lines[1]
+    assert list((tmp_path / "cache").iterdir()) == []  # no half files
+
+
+def test_trap_memory_10_one_kernel_for_what_the_host_computes():
+    """Thirty schedules differ in what stands in the header, and in nothing that the machine runs."""
+    before, stems = cache.built, set()
+    for k in range(30):
+        rule = schedules.scheduled("p = p - 0.375*g*lr\nhyper(lr=0.1)", lr=f"lr*minimum(t/{k + 10}, 1)")
+        params = parameters((5,))
+        train(optgen.optimizer(rule)(params), params, 1)
+        stems.add(params[0].detach().numpy().tobytes())
+    assert cache.built == before + 1
+    assert len(stems) == 30  # and each has its own values
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_trap_memory_10_every_file_of_a_back_end_is_in_its_key(backend, monkeypatch):
+    """An intrinsic that changes makes another kernel, in whichever file it is."""
+    pytest.importorskip({"cpu": "numba"}.get(backend, backend))
+    versions, home = cache._versions.__wrapped__, Path(optgen.__file__).parent / "backends" / backend
+    before, read_bytes, read_text = versions(backend), Path.read_bytes, Path.read_text
+    for file in sorted(home.glob("*.py")):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", lambda p, f=file: read_bytes(p) + b"\n" * (p == f))
+            patch.setattr(Path, "read_text", lambda p, f=file, **o: read_text(p, **o) + "\n" * (p == f))
+            assert versions(backend) != before, file
+    assert versions(backend) == before

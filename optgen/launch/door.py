@@ -102,13 +102,16 @@ def separate(work: Sequence[Work], groups: Groups) -> None:
     Raises:
         ValueError: two tensors that it writes overlap, or are one; the message names them.
     """
+    seen: set[int] = set()
+    for w in work:
+        if id(w.param if w.owner is None else w.owner) in seen:
+            raise ValueError(f"{called(w, groups)} is there twice: take it out of one place")
+        seen.add(id(w.param if w.owner is None else w.owner))
     names = [(w, what) for w in work for what in ("", *(f"state '{name}'" for name in w.states))]
     fixed = [t for w in work for t in (w.param, *w.states.values())]
     spans = Spans(*_spans(fixed))
     if not spans.disjoint() and (found := overlapping(fixed)) is not None:
         (a, what), (b, other) = (names[i] for i in found)
-        if what == other == "" and (a.param is b.param if a.owner is None else a.owner is b.owner):
-            raise ValueError(f"{called(a, groups)} is there twice: take it out of one place")
         shapes = " and ".join(str(tuple(fixed[i].shape)) for i in found)
         raise ValueError(
             f"{_thing(a, groups, what)} and {_thing(b, groups, other)}, of shapes {shapes}, overlap in "

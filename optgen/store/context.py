@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from optgen.locks import lock
 from optgen.store.base import ParameterID, ParameterStore, checked_id, owner_text
 from optgen.store.memory import TorchParameterStore
 
@@ -30,6 +31,7 @@ class _Registration:
 
 
 _registered: dict[Hashable, _Registration] = {}
+_registering = lock()
 
 
 def get_store(context: Mapping[str, Any] | None = None) -> ParameterStore:
@@ -60,22 +62,21 @@ def register_parameters(owner: Hashable, items: Items, calls: Iterable[Hashable]
     Raises:
         ValueError: the owner is registered already, or an item is neither a name nor an ID.
     """
-    if owner in _registered:
-        raise ValueError(
-            f"the parameters of {owner_text(owner)} are registered already: unregister_parameters first"
-        )
-    if callable(items):
-        _registered[owner] = _Registration(frozenset(), items, tuple(calls))
-        return
     if isinstance(items, str):
         raise ValueError(f"register_parameters takes a list of names, not the string {items!r}")
     ids = set()
-    for item in items:
+    for item in () if callable(items) else items:
         try:
             ids.add((owner, item) if isinstance(item, str) else checked_id(item))
         except TypeError:
             raise ValueError(f"a parameter is a name or a tuple (owner, name), not {item!r}") from None
-    _registered[owner] = _Registration(frozenset(ids), None, tuple(calls))
+    made = _Registration(frozenset(ids), items if callable(items) else None, tuple(calls))
+    with _registering:  # of two threads that register an owner, one is told
+        if owner in _registered:
+            raise ValueError(
+                f"the parameters of {owner_text(owner)} are registered already: unregister_parameters first"
+            )
+        _registered[owner] = made
 
 
 def unregister_parameters(owner: Hashable) -> None:

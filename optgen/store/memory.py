@@ -2,7 +2,8 @@
 
 In: values and increments of any device. Out: live tensors on the store's device. Each parameter has its
 own lock, so that threads add to one accumulator in turn, and to different ones at once. On a GPU the lock
-orders the launches, and an event the streams: each access waits for the one before it.
+orders the launches, and an event the streams: each access waits for the one before it. A fork waits for all
+of them, so that its child finds whole values and free locks.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
-from threading import RLock
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from optgen.locks import Section
 from optgen.store.base import (
     ParameterID,
     ParameterStore,
@@ -36,7 +37,7 @@ class Entry:
 
     def __init__(self, value: Tensor, gradient: Tensor, number: int):
         self.value, self.gradient, self.number = value, gradient, number
-        self.lock = RLock()
+        self.lock = Section()
         self.done: torch.cuda.Event | None = None  # of the last access, on whatever stream it was
 
     @contextmanager
@@ -68,7 +69,7 @@ class TorchParameterStore(ParameterStore):
         self.device = None if device is None else torch.device(device)
         self._entries: dict[ParameterID, Entry] = {}
         self._states: dict[str, Mapping[str, Any]] = {}
-        self._table = RLock()  # of the two dicts; taken before any entry's lock
+        self._table = Section()  # of the two dicts; taken before any entry's lock
         self._numbers = count()
 
     def __repr__(self) -> str:

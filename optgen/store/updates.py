@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from optgen.locks import Section
 from optgen.store.base import ParameterID, ParameterStore, checked_ids, label, owner_text
 from optgen.store.configurations import Configuration
 from optgen.store.context import default_parameter_store, get_parameters
@@ -77,6 +78,7 @@ class StoreOptimizer:
         self.conf, self.ids, self.store, self.name = conf, list(ids), store, name
         self._params: list[Tensor] = []
         self._optimizer: torch.optim.Optimizer | None = None
+        self._lock = Section()  # of these two; taken after the locks of a store, never before
         saved = None if name is None else store.get_optimizer_state(name)
         if saved is not None:
             self.load_state_dict(saved)
@@ -87,7 +89,9 @@ class StoreOptimizer:
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The torch optimizer inside, over tensors that share the memory of the store's values."""
-        return self._bound([self.store.get_parameter_value(id) for id in self.ids])
+        values = [self.store.get_parameter_value(id) for id in self.ids]
+        with self._lock:
+            return self._bound(values)
 
     def apply_update(self, **inputs: Any) -> None:
         """One step of the rule for every parameter, then zero gradients; KeyError if one is not initialised.
@@ -103,16 +107,17 @@ class StoreOptimizer:
         undo: list[Callable[[], None]] = []
 
         def step(values: list[Tensor], gradients: list[Tensor]) -> None:
-            if self.store.durable:
-                undo.append(self._undo())
-            stepper = self._bound(values)
-            for p, gradient in zip(self._params, gradients, strict=True):
-                p.grad = -gradient if self.conf.negates else gradient
-            try:
-                stepper.step(**{key: self._ordered(value) for key, value in inputs.items()})
-            finally:
-                for p in self._params:
-                    p.grad = None
+            with self._lock:
+                if self.store.durable:
+                    undo.append(self._undo())
+                stepper = self._bound(values)
+                for p, gradient in zip(self._params, gradients, strict=True):
+                    p.grad = -gradient if self.conf.negates else gradient
+                try:
+                    stepper.step(**{key: self._ordered(value) for key, value in inputs.items()})
+                finally:
+                    for p in self._params:
+                        p.grad = None
 
         try:
             self.store.update(self.ids, step, self.name, self.state_dict)

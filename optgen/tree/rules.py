@@ -17,6 +17,7 @@ import torch
 
 from optgen import compose, library
 from optgen.ir import Program
+from optgen.locks import once
 from optgen.options import check, checked
 from optgen.saved import as_tuple, from_texts, rule_text
 
@@ -327,9 +328,18 @@ def rule(source: library.Rule, name: str | None = None) -> Kind:
     return _kinds.setdefault((name, as_tuple(rule_text(program))), Kind(name, program))
 
 
-@cache
 def named(name: str) -> Kind | None:
-    """The constructor of a rule of Optimisers.jl, or of a shipped class; None if there is neither."""
+    """The constructor of a rule of Optimisers.jl, or of a shipped class; None if there is neither.
+
+    It is one object, whichever thread asks first.
+    """
+    return once(_named, name, lambda: _find(name))
+
+
+_named: dict[str, Kind | None] = {}
+
+
+def _find(name: str) -> Kind | None:
     if name in NAMES:
         source, fields, defaults = NAMES[name]
         return Kind(name, library.rule(source), fields, defaults)

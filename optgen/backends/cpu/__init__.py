@@ -23,7 +23,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import pairwise
 from operator import is_
 from types import ModuleType
@@ -31,15 +30,17 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding
-from numba import cfunc, int64, typeof
+from numba import int64, typeof
 
 from optgen.backends import Layout, Tables
 from optgen.backends import numpy as reference
 from optgen.backends.cpu.rounds import finish_source, round_sources
 from optgen.backends.cpu.spelling import CHUNK, FORMS, GLOBALS, LOCALS, RUNTIME, TILE
+from optgen.backends.cpu.stored import c_function
 from optgen.backends.cpu.sweeps import sweep_source
 from optgen.backends.cpu.team import Team, available, team
 from optgen.backends.emit import Names, header
+from optgen.locks import once
 from optgen.plan import Reduction, Round
 
 __all__ = ["CHUNK", "CpuKernel", "emit"]
@@ -62,10 +63,11 @@ import numpy as np
 from numba import carray, njit
 
 from optgen.backends.cpu.runtime import {", ".join(RUNTIME)}
+from optgen.backends.cpu.stored import stored
 
 f32, f64, u16, u32, u64 = np.float32, np.float64, np.uint16, np.uint32, np.uint64
 inline = njit(error_model="numpy", forceinline=True{fast})
-compiled = njit(nogil=True, error_model="numpy", cache=True{fast})
+compiled = stored(nogil=True, error_model="numpy"{fast})
 """
     ]
     for k, phase in enumerate(plan.phases):
@@ -77,13 +79,16 @@ compiled = njit(nogil=True, error_model="numpy", cache=True{fast})
     return "\n\n".join(parts)
 
 
-@cache
+_pools: dict[str, ThreadPoolExecutor] = {}  # the one of this process
+
+
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="optgen")
+    threads = max(1, (os.cpu_count() or 1) - 1)
+    return once(_pools, "all", lambda: ThreadPoolExecutor(threads, thread_name_prefix="optgen"))
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
 
 
 class CpuKernel:
@@ -114,8 +119,7 @@ class CpuKernel:
             getattr(self.module, name).compile(arguments)
         for phase in range(len(self.layout.plan.phases)):
             if parts:
-                compiled = cfunc("void(voidptr)", error_model="numpy", cache=True)
-                self.parts[phase] = compiled(getattr(self.module, f"part{phase}"))
+                self.parts[phase] = c_function(getattr(self.module, f"part{phase}"))
             else:
                 getattr(self.module, f"sweep{phase}").compile((int64, int64, *arguments))
         self.ready.add(parts)

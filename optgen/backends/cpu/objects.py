@@ -1,8 +1,8 @@
 """Python's and torch's objects by their addresses, read by compiled code that holds the interpreter's lock.
 
 In: C functions of Python and torch, by address; a tensor is where its object has the address of its C++
-tensor, in the third word. The text of this module is loaded as kernels are, from the cache folder, where
-Numba keeps what it has compiled.
+tensor, in the third word. The text of this module is loaded as kernels are, and what is compiled of it is
+kept as they are.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import numpy as np
 from numba import carray, njit
 
 from optgen.backends.cpu.runtime import call1, call2, call3, call4, fetch, pointer
+from optgen.backends.cpu.stored import stored
 
-compiled: Any = njit(cache=True)
+compiled: Any = stored()
 inline: Any = njit(forceinline=True)
 BLOCK = 32  # tensors that are fetched together
 # What is looked with: torch's functions in the order of `launch.guards.FACTS`, then which words of a C++

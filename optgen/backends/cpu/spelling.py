@@ -24,7 +24,10 @@ DIMS = {"lines": 1, "numbers": 1, "line_parts": 3, "column_parts": 3}  # of tabl
 FIRST_TABLE = 3  # after where a thread's number, the number of threads and that of chunks lie
 TYPES = {"fp64": "f64", "fp32": "f32", "bf16": "u16", "fp16": "u16"}
 RUNTIME = ("ask", "bits_of", "float_of", "maximum", "minimum", "pointer", "where", "widest")
-GLOBALS = {"math", "np", "carray", "njit", "f32", "f64", "u16", "u32", "u64", "inline", "compiled", *RUNTIME}
+GLOBALS = {
+    "math", "np", "carray", "njit", "f32", "f64", "u16", "u32", "u64", "inline", "compiled", "stored",
+    *RUNTIME,
+}  # fmt: skip
 LOCALS = {
     *TABLES, "lines", "line_parts", "column_parts", "numbers",
     "words", "data", "thread", "threads", "begin", "end", "c", "tensor", "start", "count", "row", "whole",

@@ -16,6 +16,7 @@ contracts. Of two zeros `maximum` takes the second, as everywhere.
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -30,7 +31,7 @@ from optgen.backends.emit import (
     update,
 )
 from optgen.backends.triton.rounds import finish_lines, round_sources
-from optgen.backends.triton.specs import Spec, kernel_source, specs, word_of
+from optgen.backends.triton.specs import ALONE, Spec, kernel_source, specs, word_of
 from optgen.backends.triton.spelling import (
     BLOCK,
     BLOCKS,
@@ -97,11 +98,12 @@ class TritonKernel:
         device = tables.tensors.device
         if device in self.ready:
             return
-        for name in self.specs:
-            arguments, programs, options = self._call(name, tables)
-            made = getattr(self.module, name).warmup(*arguments, grid=(max(1, programs),), **options)
-            if made is not None:  # Triton's interpreter compiles nothing
-                made._init_handles()  # as Triton's tutorials do
+        with ALONE:
+            for name in self.specs:
+                arguments, programs, options = self._call(name, tables)
+                made = getattr(self.module, name).warmup(*arguments, grid=(max(1, programs),), **options)
+                if made is not None:  # Triton's interpreter compiles nothing
+                    made._init_handles()  # as Triton's tutorials do
         self.ready.add(device)
 
     def sweep(self, phase: int, tables: Tables) -> None:
@@ -137,7 +139,8 @@ class TritonKernel:
         arguments, programs, options = self._call(name, tables)
         if not programs:  # a part of tensors may be empty
             return
-        with np.errstate(all="ignore"):  # the interpreter computes with NumPy, and IEEE has an answer
+        # The interpreter computes with NumPy, where IEEE has an answer, and has one grid for the process.
+        with ALONE if interpreting() else nullcontext(), np.errstate(all="ignore"):
             getattr(self.module, name)[(programs,)](*arguments, **options)
 
     def _call(self, name: str, tables: Tables) -> tuple[list[Any], int, dict[str, Any]]:

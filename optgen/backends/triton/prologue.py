@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from optgen.backends.emit import PYTHON, Names, identifier, indent, write
+from optgen.backends.triton.specs import ALONE
 from optgen.backends.triton.spelling import GLOBALS, extremes, speller
 from optgen.ir import ATOM, DType, Node, Op, Spelling, toposort
 
@@ -116,15 +117,17 @@ def emit(values: Values, real: str) -> str:
 def run(module: ModuleType, tables: Sequence[Any], count: int, wide: bool) -> None:
     """Launch the kernel for so many rows; `wide` counters are float64."""
     kernel = module.prologue[(-(-count // BLOCK),)]
-    with np.errstate(all="ignore"):  # Triton's interpreter computes with NumPy, and IEEE has an answer
+    # Triton's interpreter computes with NumPy, where IEEE has an answer, and has one grid for the process.
+    with ALONE, np.errstate(all="ignore"):
         kernel(*tables, **_constants(wide))
 
 
 def prepare(module: ModuleType, tables: Sequence[Any], count: int, wide: bool) -> None:
     """Compile what `run` launches with these arguments."""
-    made = module.prologue.warmup(*tables, grid=(-(-count // BLOCK),), **_constants(wide))
-    if made is not None:  # Triton's interpreter compiles nothing
-        made._init_handles()  # loads it, as Triton's tutorials do
+    with ALONE:
+        made = module.prologue.warmup(*tables, grid=(-(-count // BLOCK),), **_constants(wide))
+        if made is not None:  # Triton's interpreter compiles nothing
+            made._init_handles()  # loads it, as Triton's tutorials do
 
 
 def _constants(wide: bool) -> dict[str, Any]:

@@ -1,0 +1,227 @@
+"""The cache folder: files that nobody but this user can write, or no files at all.
+
+In: names and bytes. Out: these bytes again, in this process or a later one; or None. What lies here is
+unpickled, and so executed: the folder is used only if it belongs to this user, and nobody else can write in
+it or put another in its place, and a file only if that is so too. Whatever is wrong is said once, with what
+to do about it, and then kernels stay in memory: nothing here fails because of a disk.
+
+The folder is `$OPTGEN_CACHE_DIR`, or `optgen` in `$XDG_CACHE_HOME` or `~/.cache`. What optgen makes there
+can be read and written by this user alone, whatever the umask, as can the older folders that it made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+from optgen.locks import lock, once
+
+OWNERS = hasattr(os, "getuid")  # elsewhere a user's folders are that user's by themselves
+OURS = re.compile(r"(\w+_)?(cpu|triton)_[0-9a-f]{20}\b.*|__pycache__|\.optgen-.*")
+TEMPORARY = ".optgen-"
+LEFT_BEHIND = 3600  # seconds after which nobody is writing a temporary file any more
+MOST_LINKS = 40
+
+_folders: dict[str, Path | None] = {}  # the folder, once it was looked for
+_said: set[str] = set()
+_talking = lock()
+
+
+def folder() -> Path | None:
+    """The cache folder; None where there is none that this user alone can write."""
+    return once(_folders, "cache", _found)
+
+
+def read(name: str) -> bytes | None:
+    """A file's bytes; None if there is none, or somebody else may have written it."""
+    where = folder()
+    if where is None:
+        return None
+    path = where / name
+    flags = sum(getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+    try:
+        handle = os.open(path, os.O_RDONLY | flags)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _say("file", f"{path}, which cannot be read ({error.strerror})", "remove it")
+        return None
+    with open(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or (OWNERS and _writable_by_others(status)):
+            _say("file", f"{path}, which somebody else can write or has written", "remove it")
+            remove(name)
+            return None
+        if OWNERS and status.st_mode & 0o077:
+            os.fchmod(handle, 0o600)
+        return file.read()
+
+
+def write(name: str, data: bytes) -> None:
+    """Write a file, whole or not at all; after a failure nothing more is written by this process."""
+    where = folder()
+    if where is None or "space" in _said:
+        return
+    try:
+        _make(str(where))  # somebody may have removed it
+        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=where)
+        try:
+            with open(handle, "wb") as file:
+                if OWNERS:
+                    os.fchmod(handle, 0o600)
+                file.write(data)
+            os.replace(temporary, where / name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        what = f"{where}, where nothing can be written ({error.strerror or error})"
+        _say("space", what, "make room there, or set OPTGEN_CACHE_DIR to another folder of yours")
+
+
+def remove(name: str) -> None:
+    """Remove a file, if it is there and can be removed."""
+    where = folder()
+    if where is not None:
+        with contextlib.suppress(OSError):
+            os.unlink(where / name)
+
+
+def _say(kind: str, what: str, remedy: str) -> None:
+    """Warn, once for each kind of trouble."""
+    with _talking:
+        if kind in _said:
+            return
+        _said.add(kind)
+    warnings.warn(
+        f"optgen does not use {what}: kernels stay in memory, and the next process compiles them again. "
+        f"To avoid that, {remedy}.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _found() -> Path | None:
+    """Look for the folder, and make it where it is missing."""
+    given = os.environ.get("OPTGEN_CACHE_DIR")
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    path = os.path.abspath(given) if given else os.path.join(base, "optgen")
+    try:
+        fault = None if os.path.isabs(path) else "there is no home folder"
+        if fault is None:
+            _make(path)
+            fault = exposure(os.path.dirname(path), used=False)
+        if fault is None:
+            _tighten(path, not given)
+            fault = exposure(path)
+    except OSError as error:
+        fault = error.strerror or str(error)
+    if fault is None:
+        _sweep(path)
+        return Path(path)
+    place = f"OPTGEN_CACHE_DIR={given}" if given else f"the cache folder {path}"
+    _say("folder", f"{place} ({fault})", "set OPTGEN_CACHE_DIR to a folder that only you can write")
+    return None
+
+
+def _make(path: str) -> None:
+    """Make a folder, and those above it that are missing, for this user alone."""
+    missing = []
+    while path != os.path.dirname(path) and not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for each in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            os.mkdir(each, 0o700)
+            os.chmod(each, 0o700)
+
+
+def _tighten(path: str, own: bool) -> None:
+    """Close a folder that optgen made: the one at its own place, or one with nothing but its files."""
+    status = os.stat(path)
+    if not OWNERS or status.st_uid != os.geteuid() or not status.st_mode & 0o077:
+        return
+    names = os.listdir(path)
+    if not own and not (names and all(map(OURS.fullmatch, names))):
+        return
+    os.chmod(path, 0o700)
+    for each in (os.path.join(path, name) for name in names if OURS.fullmatch(name)):
+        status = os.lstat(each)
+        if stat.S_ISREG(status.st_mode) and _writable_by_others(status):
+            os.unlink(each)  # closing it would make it look like ours
+        elif stat.S_ISREG(status.st_mode):
+            os.chmod(each, 0o600)
+
+
+def _sweep(path: str) -> None:
+    """Remove what processes that were killed have left behind."""
+    with contextlib.suppress(OSError), os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY):
+                with contextlib.suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFT_BEHIND:
+                        os.unlink(entry.path)
+
+
+def exposure(path: str, used: bool = True) -> str | None:
+    """How others could change what lies in a folder, given by an absolute path; None if they could not.
+
+    Every folder and link on the way is looked at. Those above the one that is used may be root's, and may be
+    writable by everybody if only an entry's owner can rename it there, as in /tmp.
+    """
+    if not OWNERS:
+        return None
+    left, at, links = path.split("/")[::-1], "/", 0
+    while True:
+        status = os.lstat(at)
+        if stat.S_ISLNK(status.st_mode):
+            links += 1
+            if status.st_uid not in (os.geteuid(), 0) or links > MOST_LINKS:
+                return f"{at} is a link that somebody else made"
+            target = os.readlink(at)
+            left += target.split("/")[::-1]
+            at = "/" if target.startswith("/") else os.path.dirname(at)
+            continue
+        fault = _folder_exposure(at, status, used and not any(left))
+        if fault is not None or not any(left):
+            return fault
+        part = left.pop()
+        at = os.path.dirname(at) if part == ".." else os.path.join(at, part) if part not in ("", ".") else at
+
+
+def _folder_exposure(path: str, status: os.stat_result, used: bool) -> str | None:
+    if not stat.S_ISDIR(status.st_mode):
+        return f"{path} is no folder"
+    me = os.geteuid()
+    if status.st_uid != me and (used or status.st_uid != 0):
+        return f"{path} belongs to another user"
+    open_to_all = _writable_by_others(status) if status.st_uid == me else bool(status.st_mode & 0o022)
+    if open_to_all and (used or not status.st_mode & stat.S_ISVTX):
+        return f"others can write in {path}"
+    return None
+
+
+def _writable_by_others(status: os.stat_result) -> bool:
+    """Whether something is another user's, or others can write it; a group of this user alone is no other."""
+    if status.st_uid != os.geteuid() or status.st_mode & 0o002:
+        return True
+    return bool(status.st_mode & 0o020) and not _alone_in(status.st_gid)
+
+
+def _alone_in(group: int) -> bool:
+    """Whether a group is this user's own, as many systems make one for each user."""
+    import grp
+    import pwd
+
+    try:
+        name, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return found.gr_name == name and set(found.gr_mem) <= {name}
