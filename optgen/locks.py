@@ -33,28 +33,30 @@ class Uncut:
     """
 
     def __init__(self) -> None:
-        self._changed = Condition()  # re-entrant: a signal's handler may compile too
+        self._lock = RLock()  # a signal's handler may compile too
+        self._changed = Condition(self._lock)
         self._depth: dict[int, int] = {}  # by thread
         self._forks = 0  # that wait
 
     def __enter__(self) -> None:
         me = get_ident()
-        with self._changed:
+        with self._lock:
             while self._forks and me not in self._depth:
                 self._changed.wait()
             self._depth[me] = self._depth.get(me, 0) + 1
 
     def __exit__(self, *_: object) -> None:
         me = get_ident()
-        with self._changed:
+        with self._lock:
             self._depth[me] -= 1
             if not self._depth[me]:
                 del self._depth[me]
-                self._changed.notify_all()
+                if self._forks:
+                    self._changed.notify_all()
 
     def close(self) -> bool:
         """Wait until nobody else is inside, and keep others out; whether this thread is outside itself."""
-        self._changed.acquire()
+        self._lock.acquire()
         outside = get_ident() not in self._depth
         self._forks += 1
         while outside and self._depth:
@@ -65,7 +67,7 @@ class Uncut:
         """Let others in again."""
         self._forks -= 1
         self._changed.notify_all()
-        self._changed.release()
+        self._lock.release()
 
     def restart(self) -> None:
         """Forget the threads that a child of a fork does not have."""
