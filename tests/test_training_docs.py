@@ -62,8 +62,9 @@ def test_python_runs(names, capsys):
 
 def test_what_is_printed(capsys, request):
     request.getfixturevalue("names")
-    (shown,) = re.findall(r"^print\(.*# (.*)$", TEXT, re.M)
-    assert capsys.readouterr().out.strip() == shown
+    shown = re.findall(r"^ *print\(.*# (.*)$", TEXT, re.M)
+    for line, said in zip(shown, capsys.readouterr().out.splitlines(), strict=True):
+        assert said.startswith(line.removesuffix("…")) if line.endswith("…") else said == line
 
 
 def test_rules_are_shipped():
