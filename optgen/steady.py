@@ -91,9 +91,9 @@ class Steady:
             return False
         for r in self.runners:
             r.again(self.guard, groups, steps + 1)
+        # Before the launches, which leave nothing of the tensors' own data in any cache.
+        torch.autograd.graph.increment_version(fixed)
         with Uninterrupted():
-            # Before the launches, which leave nothing of the tensors' own data in any cache.
-            torch.autograd.graph.increment_version(fixed)
             for r in self.runners:
                 r.repeat()
             self.count.advance(counters)

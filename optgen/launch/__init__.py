@@ -202,6 +202,9 @@ class Launcher:
             runners.append(kind(bucket, work, values, rows, groups, guard.addresses))
         if any(r.plan.numbers for r in runners):
             self._fill(runners, groups, numbers or {}, steps)
+        written = [*fixed_of(work), *(move.old for move in moves), *(numbers or {}).values()]
+        written += [w.owner for w in work if w.owner is not None]
+        torch.autograd.graph.increment_version(written)  # which torch refuses for inference tensors
         return Ready(runners, work, moves, numbers or {}, stop, guard)
 
     def _fill(

@@ -40,8 +40,8 @@ _address_of = torch._C.TensorBase.data_ptr
 
 def extent_of(tensor: Tensor) -> int:
     """How many bytes of memory a tensor spans, from its first element to the end of its last."""
-    if not tensor.numel():
-        return 0
+    if tensor.is_contiguous() or not tensor.numel():
+        return tensor.numel() * tensor.element_size()
     reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     return (1 + reach) * tensor.element_size()
 

@@ -331,11 +331,6 @@ class Ready:
         for name, value in kept.items():
             self.numbers[name].fill_(value)
         self._store_host_states()
-        torch.autograd.graph.increment_version(
-            [w.param for w in self.work]
-            + [w.owner for w in self.work if w.owner is not None]
-            + [s for w in self.work for s in w.states.values()]
-        )
         return self.runners
 
     def _store_host_states(self) -> None:
