@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optgen.ir import Extent, Program
 from optgen.launch import CODEC_OF, SUPPORTED, matching
+from optgen.launch.door import has_numbers, resolved
 
 
 def handed_to(
@@ -39,7 +40,7 @@ def handed_to(
         if made.extent is Extent.ALL:
             value = loss if value is None else value
             if value is not None:
-                value = torch.as_tensor(value).detach().to(home, torch.float64).reshape(())
+                value = _one_number(key, value, home)
         elif value is not None and not isinstance(value, Mapping):
             params = [p for group in optimizer.param_groups for p in group["params"]]
             if isinstance(value, Tensor) or len(value) != len(params):
@@ -53,6 +54,18 @@ def handed_to(
     return handed
 
 
+def _one_number(name: str, value: Any, home: torch.device) -> Tensor:
+    """An input that is one number, 0-d float64 on a device."""
+    try:
+        value = torch.as_tensor(value).detach()
+        if not has_numbers(value) or value.is_complex():
+            raise ValueError(f"a tensor of {value.dtype} without such numbers")
+        number: Tensor = value.to(home, torch.float64).reshape(())
+        return number
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"input '{name}' must be one number: {error}") from None
+
+
 def for_parameter(handed: Mapping[str, Any], p: Tensor) -> dict[str, Tensor]:
     """The inputs of one parameter by name.
 
@@ -64,11 +77,12 @@ def for_parameter(handed: Mapping[str, Any], p: Tensor) -> dict[str, Tensor]:
         if isinstance(values, Tensor):  # one number for all
             continue
         value = values.get(p)
-        if not isinstance(value, Tensor) or value.shape != p.shape or value.dtype not in CODEC_OF:
-            what = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "none"
+        fits = isinstance(value, Tensor) and has_numbers(value) and value.dtype in CODEC_OF
+        if not fits or value.shape != p.shape:
+            what = f"one of shape {tuple(value.shape)}" if fits else "none that has such numbers"
             raise ValueError(
                 f"input '{name}' needs a tensor of {SUPPORTED} for the parameter of shape "
                 f"{tuple(p.shape)}, and has {what}"
             )
-        found[name] = matching(value.detach(), p).to(p.device)
+        found[name] = resolved(matching(value.detach(), p)).to(p.device)
     return found

@@ -8,8 +8,9 @@ pickling and torch's distributed checkpoints keep nothing else.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from optgen.launch import (
     resolve,
     shard_of,
 )
+from optgen.launch.door import has_numbers, has_room, name_of, resolved
 from optgen.loading import LoadReport, load
 from optgen.locks import once
 from optgen.opaque import opaque
@@ -49,6 +51,7 @@ from optgen.steady import Steady
 _add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
 
 Place = tuple[int, int, int]  # a parameter's number, its group's index, its position there
+COUNTERS = (torch.float32, torch.float64)
 Entries = list[tuple[Any, Any, Any]]  # what a step will put into dictionaries: each, a key, a value
 
 
@@ -236,8 +239,18 @@ class Optimizer(torch.optim.Optimizer):
         return tensor
 
     @torch.no_grad()
-    def _step_parameter(self, place: Place, launcher: Launcher) -> None:
-        """The step of one parameter, whose own launcher keeps its tables; for `optgen.release`."""
+    def _step_parameter(self, p: Tensor, place: Place, launcher: Launcher) -> None:
+        """The step of one parameter, whose own launcher keeps its tables; for `optgen.release`.
+
+        `place` is where it was; nothing is done for one that is in no group any more.
+        """
+        params = self.param_groups[place[1]]["params"] if place[1] < len(self.param_groups) else ()
+        if place[2] >= len(params) or params[place[2]] is not p:
+            places = self._places()
+            found = [at for at in places if self.param_groups[at[1]]["params"][at[2]] is p]
+            if not found:
+                return
+            place = found[0]
         group = self.param_groups[place[1]]
         if not group.get("train_mode", True):
             raise RuntimeError(
@@ -252,7 +265,7 @@ class Optimizer(torch.optim.Optimizer):
                 ready.launch()
             if counters:
                 advance(counters, None)
-            group["params"][place[2]].grad = None
+            p.grad = None
 
     def _home(self) -> torch.device:
         """Where the numbers lie that are one for the whole optimizer."""
@@ -309,16 +322,25 @@ class Optimizer(torch.optim.Optimizer):
         for number, index, position in self._places() if places is None else places:
             group = self.param_groups[index]
             p, frozen = group["params"][position], group["frozen"]
+            if not isinstance(p, Tensor):
+                raise TypeError(f"group {index} has {p!r} among its parameters, which is no tensor")
             grad = p.grad
             if grad is None or (frozen and position in frozen):
                 continue
             if grad.layout is not torch.strided or grad.dtype not in CODEC_OF or p.dtype not in CODEC_OF:
-                self._refuse(p, grad)
-            moving.append((number, index, group, p, grad, for_parameter(handed, p) if handed else {}))
+                self._refuse(index, position)
+            if grad.is_nested or p.is_nested:
+                self._refuse(index, position)
+            try:
+                mine = for_parameter(handed, p) if handed else {}
+            except ValueError as error:
+                raise ValueError(f"{name_of(self.param_groups, index, position)}: {error}") from None
+            moving.append((number, index, position, p, grad, mine))
         work, counters = [], []
         counting: dict[torch.device, bool] = {}  # which devices count the steps themselves
         used: dict[tuple[int, int], tuple[Truths, list[State]]] = {}
-        for number, index, group, p, grad, inputs in moving:
+        for number, index, position, p, grad, inputs in moving:
+            group = self.param_groups[index]
             key = (index, p.dim() if self._launcher.per_shape else 0)
             if key not in used:
                 truths = self._launcher.truths(group, p.dim(), handed)
@@ -329,35 +351,39 @@ class Optimizer(torch.optim.Optimizer):
             if on_device and device not in counting:
                 counting[device] = resolve(self._settings["backend"], device) == "triton"
             counted = on_device and counting[device]
-            counter, states = self._states(p, group, wanted, entries, device if counted else None)
+            place = number, index, position
+            counter, states = self._states(place, wanted, entries, device if counted else None)
             counters.append(counter)
             shard = shard_of(p) if part is not p else None
             if part.numel() or (shard is not None and p.numel() and self._launcher.reduces):
-                grad = (grad if part is p else matching(grad, p)).resolve_neg()
+                grad = resolved(grad if part is p else matching(grad, p))
                 made = Work(part, grad, states, index, truths, 0.0, inputs, number, shard)
                 made.owner = None if part is p else p
                 made.counter, made.counted = counter, counted
                 if not counted:
                     made.step = counter.item() + 1.0
+                    if not math.isfinite(made.step):
+                        what = f"the state 'step' of {name_of(self.param_groups, index, position)}"
+                        raise RuntimeError(f"{what} must be one number, not {made.step}")
                 work.append(made)
         return work, counters
 
     def _materialise(self) -> None:
         """Create the state of every parameter that has a gradient; nothing moves and no step is counted."""
         entries: Entries = []
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    truths = self._launcher.truths(group, p.dim())
-                    self._states(p, group, self._launcher.lowered(truths).states.values(), entries)
+        for place in self._places():
+            group = self.param_groups[place[1]]
+            p = group["params"][place[2]]
+            if p.grad is not None:
+                truths = self._launcher.truths(group, p.dim())
+                self._states(place, self._launcher.lowered(truths).states.values(), entries)
         self._numbers(entries)
         with Uninterrupted():
             _enter(entries)
 
     def _states(
         self,
-        p: Tensor,
-        group: Mapping[str, Any],
+        place: Place,
         wanted: Iterable[State],
         entries: Entries,
         counting: torch.device | None = None,
@@ -366,14 +392,12 @@ class Optimizer(torch.optim.Optimizer):
 
         `counting` is the device that the count and what follows from it must be on.
         """
+        group = self.param_groups[place[1]]
+        p = group["params"][place[2]]
         kept = self.state.get(p, {})
         if not kept:
             entries.append((self.state, p, kept))
-        counter = kept.get("step")
-        if counter is None:
-            counter = torch.tensor(0.0, dtype=counter_dtype())
-        if not isinstance(counter, Tensor) or not counter.is_floating_point() or counter.dim():
-            counter = self._as_counter(p, counter)
+        counter = self._counter(place, kept.get("step"))
         counter = counter if counting is None else counter.to(counting)
         if counter is not kept.get("step"):
             entries.append((kept, "step", counter))
@@ -385,6 +409,9 @@ class Optimizer(torch.optim.Optimizer):
             if tensor is None:
                 made = self._launcher.initial(state, local(p), group, self._settings["state_dtype"])
                 tensor = like(p, made, state.extent)
+            if not isinstance(tensor, Tensor) or (state.extent is Extent.STEP and not has_numbers(tensor)):
+                what = f"the state '{state.key}' of {name_of(self.param_groups, *place[1:])}"
+                raise RuntimeError(f"{what} must be a tensor that has numbers, not {type(tensor).__name__}")
             if counting is not None and state.extent is Extent.STEP:
                 tensor = tensor.to(counting)
             if tensor is not kept.get(state.key):
@@ -392,26 +419,39 @@ class Optimizer(torch.optim.Optimizer):
             states[state.name] = local(tensor)
         return counter, states
 
-    def _as_counter(self, p: Tensor, count: Any) -> Tensor:
-        """A step count that others have written, such as a number, as a tensor."""
+    def _counter(self, place: Place, count: Any) -> Tensor:
+        """A parameter's step count as a tensor: what is kept, or a new one of the number that is kept."""
+        if count is None:
+            return torch.tensor(0.0, dtype=counter_dtype())
         try:
+            if type(count) is Tensor and count.dtype in COUNTERS and not count.dim() and has_room(count):
+                return count
+            if isinstance(count, Tensor) and (not has_numbers(count) or count.is_complex()):
+                raise ValueError(f"it is a tensor of {count.dtype} that has none")
             return torch.tensor(float(count), dtype=counter_dtype())
-        except (TypeError, ValueError, RuntimeError):
-            raise RuntimeError(
-                f"the state 'step' of a parameter of shape {tuple(p.shape)} must be one number, not {count!r}"
-            ) from None
+        except (TypeError, ValueError, RuntimeError) as error:
+            what = f"the state 'step' of {name_of(self.param_groups, *place[1:])}"
+            raise RuntimeError(f"{what} must be one number: {error}") from None
 
-    def _refuse(self, p: Tensor, grad: Tensor) -> NoReturn:
+    def _refuse(self, index: int, position: int) -> NoReturn:
         """Say why a parameter cannot be stepped."""
-        name = type(self).__name__
+        p: Tensor = self.param_groups[index]["params"][position]
+        grad, name = cast(Tensor, p.grad), type(self).__name__
+        where = name_of(self.param_groups, index, position)
         if grad.layout is not torch.strided:
             raise RuntimeError(
-                f"{name} does not support sparse gradients: pass dense ones, or torch.optim.SparseAdam for "
-                "the embedding layers"
+                f"{name} does not support sparse gradients: pass dense ones for {where}, or "
+                "torch.optim.SparseAdam for the embedding layers"
             )
         if p.is_complex() or grad.is_complex():
-            raise RuntimeError(f"{name} does not support complex tensors: optimize torch.view_as_real(param)")
-        raise RuntimeError(f"{name} supports {SUPPORTED}, not {p.dtype} with a gradient of {grad.dtype}")
+            raise RuntimeError(
+                f"{name} does not support complex tensors: optimize torch.view_as_real(param) for {where}"
+            )
+        if grad.dtype in CODEC_OF and p.dtype in CODEC_OF:
+            raise RuntimeError(f"{name} needs dense tensors with memory, for {where} and its gradient too")
+        raise RuntimeError(
+            f"{name} supports {SUPPORTED}, not {p.dtype} with a gradient of {grad.dtype} for {where}"
+        )
 
     def train(self, mode: bool = True) -> None:
         """Run the rule's `train()` program on every parameter that has state; nothing without one."""
@@ -429,16 +469,16 @@ class Optimizer(torch.optim.Optimizer):
         mode = "train" if training else "eval"
         work: list[Work] = []
         entries: Entries = []
-        for index, group in enumerate(self.param_groups):
-            if group.get("train_mode", True) == training:
-                continue
-            for p in group["params"]:
-                if p in self.state and local(p).numel():
-                    truths = self._launcher.truths(group, p.dim())
-                    wanted = self._launcher.lowered(truths).states.values()
-                    counter, states = self._states(p, group, wanted, entries)
-                    step = counter.item()
-                    work.append(Work(local(p), None, states, index, truths, step, shard=shard_of(p), owner=p))
+        for place in self._places():
+            group = self.param_groups[place[1]]
+            p = group["params"][place[2]]
+            if group.get("train_mode", True) != training and p in self.state and local(p).numel():
+                truths = self._launcher.truths(group, p.dim())
+                wanted = self._launcher.lowered(truths).states.values()
+                counter, states = self._states(place, wanted, entries)
+                made = Work(local(p), None, states, place[1], truths, counter.item(), shard=shard_of(p))
+                made.owner = p
+                work.append(made)
         ready = None
         if work and mode in self.program.modes:
             ready = self._launcher.prepare(work, self.param_groups, mode, self._numbers(entries))

@@ -70,7 +70,7 @@ def _hook(owner: ref[Optimizer], place: Place, launcher: Launcher, lock: Section
         optimizer = owner()
         if optimizer is not None:
             with lock:
-                optimizer._step_parameter(place, launcher)
+                optimizer._step_parameter(p, place, launcher)
 
     return step
 

@@ -38,8 +38,11 @@ def check(w: Work, states: Mapping[str, State], groups: Groups) -> None:
 
     Raises:
         RuntimeError: one is not what a kernel takes.
+        ValueError: elements of the parameter share memory.
     """
     _check_plain(w, groups, "", w.param)
+    if w.counter is not None:
+        _check_plain(w, groups, "state 'step'", w.counter)
     if w.grad is not None:
         _check_like(w, groups, "gradient", w.grad)
     for name, value in w.inputs.items():
@@ -49,6 +52,8 @@ def check(w: Work, states: Mapping[str, State], groups: Groups) -> None:
         what = f"state '{state.key}'"
         if not isinstance(tensor, Tensor):
             refuse(w, groups, what, f"is {type(tensor).__name__}", "a tensor")
+        if tensor.is_nested:
+            refuse(w, groups, what, "is nested", "a dense tensor")
         if state.extent is Extent.ELEMENT:
             shape = tuple(w.param.shape)
             if tensor.dtype not in CODEC_OF:
@@ -100,15 +105,20 @@ def separate(work: Sequence[Work], groups: Groups) -> None:
     """Copy gradients and inputs that lie in memory which the step writes.
 
     Raises:
-        ValueError: two tensors that it writes overlap, or are one; the message names them.
+        ValueError: two tensors that it writes, step counts too, overlap, or are one; the message names them.
     """
     seen: set[int] = set()
     for w in work:
         if id(w.param if w.owner is None else w.owner) in seen:
             raise ValueError(f"{called(w, groups)} is there twice: take it out of one place")
         seen.add(id(w.param if w.owner is None else w.owner))
-    names = [(w, what) for w in work for what in ("", *(f"state '{name}'" for name in w.states))]
-    fixed = [t for w in work for t in (w.param, *w.states.values())]
+    names, fixed = [], []
+    for w in work:
+        names += [(w, what) for what in ("", *(f"state '{name}'" for name in w.states))]
+        fixed += [w.param, *w.states.values()]
+        if w.counter is not None:
+            names.append((w, "state 'step'"))
+            fixed.append(w.counter)
     spans = Spans(*_spans(fixed))
     if not spans.disjoint() and (found := overlapping(fixed)) is not None:
         (a, what), (b, other) = (names[i] for i in found)
@@ -134,16 +144,43 @@ def _spans(tensors: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
 
 def called(w: Work, groups: Groups) -> str:
     """A parameter's name, or where it stands."""
-    group = groups[w.group] if w.group < len(groups) else {}
     mine = w.param if w.owner is None else w.owner
-    params = list(group.get("params", ()))
+    params = groups[w.group].get("params", ()) if w.group < len(groups) else ()
     position = next((i for i, p in enumerate(params) if p is mine), None)
-    names = group.get("param_names")
-    if position is not None and names is not None and position < len(names):
-        return f"parameter '{names[position]}'"
-    if position is None:
-        return f"parameter {w.index}"
-    return f"parameter {position} of group {w.group}"
+    return f"parameter {w.index}" if position is None else name_of(groups, w.group, position)
+
+
+def name_of(groups: Groups, group: int, position: int) -> str:
+    """What a parameter is called, by its name if it has one."""
+    names = groups[group].get("param_names", ())
+    named = position < len(names)
+    return f"parameter '{names[position]}'" if named else f"parameter {position} of group {group}"
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor is dense and its elements can be read where they lie, or resolved."""
+    if tensor.is_nested or tensor.layout is not torch.strided or tensor.device.type == "meta":
+        return False
+    if tensor._is_zerotensor() or not tensor.numel():
+        return True
+    return has_room(tensor) and bool(tensor.data_ptr())
+
+
+def has_room(tensor: Tensor) -> bool:
+    """Whether the elements of a tensor lie within its storage."""
+    try:
+        return tensor.untyped_storage().nbytes() >= _needed(tensor)
+    except (NotImplementedError, RuntimeError):  # of a subclass without memory, such as FakeTensor
+        return False
+
+
+def resolved(tensor: Tensor) -> Tensor:
+    """A tensor that is only read, with numbers of its own where it is lazily negated or zero."""
+    return tensor.clone() if tensor._is_zerotensor() else tensor.resolve_neg()
+
+
+def _needed(tensor: Tensor) -> int:
+    return int(tensor.storage_offset()) * tensor.element_size() + extent_of(tensor)
 
 
 def _thing(w: Work, groups: Groups, what: str) -> str:
@@ -178,10 +215,13 @@ def _check_like(w: Work, groups: Groups, what: str, tensor: Tensor) -> None:
 
 def _check_plain(w: Work, groups: Groups, what: str, tensor: Tensor, written: bool = True) -> None:
     """Check that a tensor's elements lie at its address, each in a place of its own if they are `written`."""
-    if tensor.layout is not torch.strided:
-        refuse(w, groups, what, f"has the layout {tensor.layout}", "a dense tensor")
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        layout = "nested" if tensor.is_nested else f"of the layout {tensor.layout}"
+        refuse(w, groups, what, f"is {layout}", "a dense tensor")
     if not what and tensor.dtype not in CODEC_OF:
         refuse(w, groups, what, f"is {tensor.dtype}", SUPPORTED)
+    if tensor._is_zerotensor():
+        refuse(w, groups, what, "is a zero that torch keeps no memory for", "a tensor of its own, `clone()`")
     if tensor.is_neg() or tensor.is_conj():
         how = "negated" if tensor.is_neg() else "conjugated"
         refuse(w, groups, what, f"is a lazily {how} view", "a tensor of its own, `tensor.resolve_neg()`")
@@ -190,15 +230,14 @@ def _check_plain(w: Work, groups: Groups, what: str, tensor: Tensor, written: bo
         start = tensor.data_ptr()
     except (NotImplementedError, RuntimeError) as error:  # of a subclass without memory, such as FakeTensor
         refuse(w, groups, what, f"has no memory ({error})", "a tensor with data")
-    needed = tensor.storage_offset() * tensor.element_size() + extent_of(tensor)
-    if tensor.numel() and (whole < needed or not start):
+    if tensor.numel() and (whole < _needed(tensor) or not start):
         there = f"lies in a storage of {whole} bytes, which was freed or resized"
-        refuse(w, groups, what, there, f"{needed} of them")
+        refuse(w, groups, what, there, f"{_needed(tensor)} of them")
     if not written or tensor.is_contiguous():
         return
     try:
         geometry([tensor])
     except ValueError as error:
         if not what:
-            raise
+            raise ValueError(f"{called(w, groups)}: {error}") from None
         refuse(w, groups, what, f"has the strides {tensor.stride()}", f"another layout: {error}")

@@ -38,6 +38,10 @@ _offset_of = torch._C.TensorBase.storage_offset
 _address_of = torch._C.TensorBase.data_ptr
 
 
+def _is_nested(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_nested
+
+
 def extent_of(tensor: Tensor) -> int:
     """How many bytes of memory a tensor spans, from its first element to the end of its last."""
     if tensor.is_contiguous() or not tensor.numel():
@@ -90,6 +94,8 @@ class Guard:
     def find(self, fixed: Tensors, free: Tensors) -> np.ndarray | None:
         """Where all tensors lie, int64, fixed ones first, if they are what they were; until the next call."""
         if len(fixed) != len(self.fixed) or len(free) != len(self.free):
+            return None
+        if any(map(_is_nested, fixed)) or any(map(_is_nested, free)):  # of which the next ends the process
             return None
         if not (self.alike[0](*fixed) and self.alike[1](*free)):
             return None

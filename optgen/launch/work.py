@@ -126,7 +126,12 @@ class Scalars:
     def _row(
         self, number: int, options: Mapping[str, Any], step: float, facts: Mapping[str, float]
     ) -> list[float]:
-        given = [options[name] if item is None else options[name][item] for _, _, name, item in self.hypers]
+        try:
+            given = [
+                options[name] if item is None else options[name][item] for _, _, name, item in self.hypers
+            ]
+        except (KeyError, TypeError, IndexError):
+            given = [lookup(options, text) for _, text, _, _ in self.hypers]  # which says what is wrong
         known = self.known.get(number)
         if known is not None and all(map(is_, known[0], given)):
             values, tasks = known[1], self.changing
@@ -152,10 +157,18 @@ def path_of(path: str) -> tuple[str, int | None]:
 def lookup(options: Mapping[str, Any], path: str) -> Any:
     """The value of `lr`, or of one item of a tuple, `betas[0]`, in a parameter group."""
     name, item = path_of(path)
-    return options[name] if item is None else options[name][item]
+    if name not in options:
+        raise ValueError(f"a parameter group has no '{name}' any more, which the rule needs")
+    try:
+        return options[name] if item is None else options[name][item]
+    except (TypeError, IndexError, KeyError):
+        raise ValueError(f"hyperparameter '{name}' is {options[name]!r} and has no item {item}") from None
 
 
 def _number(path: str, value: Any) -> np.float64:
     if value is None:
         raise ValueError(f"hyperparameter '{path}' is None, but the rule needs a number here")
-    return np.float64(float(value))
+    try:
+        return np.float64(float(value))
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"hyperparameter '{path}' must be a number, not {value!r}") from None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from optgen.ir import Extent
 from optgen.launch import Ready, Uninterrupted, Work
+from optgen.launch.door import resolved
 from optgen.tree.nodes import (
     Array,
     Path,
@@ -181,9 +182,7 @@ def _like(value: Any, target: Tensor, path: Path, what: str) -> Tensor:
         ValueError: it has another shape, or is no array.
     """
     try:
-        tensor = (
-            value.detach().resolve_neg() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-        )
+        tensor = resolved(value.detach()) if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
     except TypeError as error:
         raise ValueError(f"the {what} at {text_of(path)} is no array: {error}") from None
     if tensor.is_complex():
