@@ -61,6 +61,11 @@ class Others:
     def __init__(self) -> None:
         self.start = _busy(), _own(), time.perf_counter()
 
+    def warn(self) -> None:
+        """Say on standard output where it is so much that figures are not to be quoted."""
+        if (used := self.share() or 0.0) > self.NOTED:
+            print(f"\nothers used {used:.0%} of the processors meanwhile: figures not to be quoted")
+
     def share(self) -> float | None:
         """The part of all processors' time since the start; None where the system does not say."""
         busy, own, now = _busy(), _own(), time.perf_counter()

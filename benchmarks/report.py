@@ -81,8 +81,7 @@ def finish(
     print()
     for row in rows:
         print(row)
-    if (used or 0.0) > Others.NOTED:
-        print(f"\nothers used {used:.0%} of the processors meanwhile: figures not to be quoted")
+    others.warn()
     if keep:
         path = save(f"{script}-{slug()}", rows, {"used_by_others": used, **figures})
         draw(path.with_suffix(".png"), rows, f"{script}.py on {describe()['cpu']}")

@@ -51,8 +51,7 @@ def main() -> int:
     print(f"\n{describe()['cpu']}, {describe()['cores']} cores, {time.perf_counter() - start:.0f} s")
     for row in rows:
         print(row)
-    if (used or 0.0) > Others.NOTED:
-        print(f"others used {used:.0%} of the processors meanwhile: figures not to be quoted")
+    others.warn()
     for script in failed:
         print(f"{script}.py FAILED: its error is above", file=sys.stderr)
     return 1 if failed else 0

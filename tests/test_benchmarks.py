@@ -3,6 +3,7 @@
 What the scripts measure is not tested, but that each runs from end to end on small tensors is (full).
 """
 
+import gc
 import json
 import os
 import re
@@ -20,7 +21,18 @@ import optgen
 from optgen import library
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-NAMES = ("clocks", "machine", "memory", "report", "roof", "shapes", "static", "turns")
+NAMES = (
+    "checkouts",
+    "clocks",
+    "machine",
+    "memory",
+    "overhead",
+    "report",
+    "roof",
+    "shapes",
+    "static",
+    "turns",
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +105,99 @@ def test_a_ratio_is_the_median_of_those_within_a_turn(bench):
     ratios = [2 * 1 / 2, 2 * 20 / 10, 2 * 3 / 1, 2 * 1 / 2]
     assert found.median == median(ratios) == 2.5
     assert found.quartiles == (1.0, 4.5)
+
+
+# Two checkouts
+
+
+def against(path, *arguments):
+    """`overhead.py --against` on few small tensors, when it has ended."""
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, FOLDER / "overhead.py", "--against", path, "--counts", "1,10", "--pairs", "1"]
+    return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+
+
+def test_a_checkout_beside_itself():
+    done = against(FOLDER.parent, "--turns", "6", "--rules", "SGD", "--fresh-grads", "--limit", "0.001")
+    assert done.returncode == 1, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()[1:3]]
+    assert [line[:2] + line[-2:] for line in lines] == [["SGD", n, "above", "0.001"] for n in ("1", "10")]
+    assert all(0.1 < float(middle) < 10 for _, _, middle, *_ in lines)
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
+    (tmp_path / "optgen").mkdir()  # without __init__.py the installed package would be taken
+    done = against(tmp_path, "--turns", "2")
+    assert done.returncode == 2
+    assert f"{tmp_path} is no checkout of optgen" in done.stderr
+    assert f"the process of {tmp_path} ended" in done.stderr
+
+
+def test_a_limit_is_for_the_median_of_each_question(bench, monkeypatch, capsys):
+    overhead = bench.overhead
+    found = {
+        ("AdamW", 1): {"this": [1.0, 2.0, 9.0], "other": [1.0, 2.0, 3.0]},
+        ("AdamW", 10): {"this": [1.05, 2.1, 3.0], "other": [1.0, 2.0, 3.0]},
+    }
+    monkeypatch.setattr(overhead, "compare", lambda *_: found)
+    for limit, ended in ((None, 0), (1.05, 0), (1.04, 1)):
+        assert overhead.against(Path(), 3, [1, 10], ["AdamW"], 1, limit, False) == ended
+        _, first, second = capsys.readouterr().out.splitlines()[:3]
+        assert first.split()[2:5] == ["1.000", "[1.000,", "2.000]"]
+        assert second.split()[2] == "1.050"
+        assert ("above 1.04" in second) is bool(ended)
+        assert "above" not in first
+
+
+class FakeCheckout:
+    """Answers with the values that it was given, and notes what it is asked for."""
+
+    def __init__(self, values, seconds):
+        self.values, self.seconds, self.asked = values, seconds, []
+
+    def ask(self, what, *given):
+        self.asked.append(what)
+
+    def answer(self):
+        return self.values.pop(0)
+
+    def fastest(self, steps):
+        self.asked.append(steps)
+        return self.seconds
+
+
+@pytest.mark.parametrize(("number", "places"), [(1, 8), (1000, 8), (4000, 2), (10_000, 2)])
+@pytest.mark.parametrize("turns", [1, 10, 300])
+def test_turns_are_divided_among_processes_and_tensors(bench, number, places, turns):
+    found = bench.checkouts.shares(("AdamW", number), turns, 3)
+    assert len(found) == 3 * places
+    assert sum(found) == turns
+    assert max(found) - min(found) <= 1
+
+
+def test_both_take_as_many_steps_and_must_agree(bench):
+    mine, theirs = FakeCheckout([[1.0], [1.0]], 2e-3), FakeCheckout([[1.0], [1.001]], 1e-3)
+    times = bench.checkouts.in_turns(mine, theirs, ("AdamW", 1), 4, False)
+    assert times == {"this": 4 * [2e-3], "other": 4 * [1e-3]}
+    assert mine.asked == theirs.asked
+    assert mine.asked[2] == round(bench.checkouts.BLOCK / 1e-3)
+    for values in ([[1.001], [1.0]], [[1.0], [1.1]], [[1.0], [float("nan")]]):
+        mine, theirs = FakeCheckout([[1.0], [1.0]], 1.0), FakeCheckout(values, 1.0)
+        with pytest.raises(bench.checkouts.Failed, match="parameters of both differ"):
+            bench.checkouts.in_turns(mine, theirs, ("AdamW", 1), 4, False)
+        assert mine.asked == theirs.asked
+
+
+def test_fresh_gradients_are_new_tensors_with_the_same_values(bench):
+    steps = bench.checkouts.Steps()
+    steps.prepare("SGD", 3, True)
+    gc.unfreeze()  # a process of its own leaves it so
+    before = [p.grad for p in steps.params]
+    steps.step()
+    for p, old, first in zip(steps.params, before, steps.grads, strict=True):
+        assert p.grad is not old
+        assert p.grad is not first
+        assert torch.equal(p.grad, first)
 
 
 # The machine
