@@ -156,7 +156,7 @@ REPLACED: dict[str, Callable[[Any, Tensor], Any]] = {
     **{str(dtype).removeprefix("torch."): cast(dtype) for dtype in DTYPES},
     "moved": lambda c, t: t.clone(),
     "other values": lambda c, t: need(real(t)) and torch.rand_like(t),
-    "larger": lambda c, t: torch.rand([n + c.rng.choice([1, 5000]) for n in t.shape] or [2]).to(t.dtype),
+    "larger": lambda c, t: torch.rand([n + c.rng.choice([1, 5000]) for n in t.shape] or [2]).to(t),
     "more rows": lambda c, t: need(t.dim()) and torch.cat([t, t, t]),
     "smaller": lambda c, t: need(t.numel() > 1) and t.flatten()[: t.numel() // 2].clone(),
     "fewer rows": lambda c, t: need(t.dim() and t.shape[0] > 1) and t[1:],
@@ -202,7 +202,7 @@ ALTERED: dict[str, Callable[[Any, Tensor], Any]] = {
     "far grown": lambda c, t: t.resize_(50_000).fill_(0),
     "shrunk": lambda c, t: need(t.dim() and t.shape[0] > 1) and t.resize_([t.shape[0] - 1, *t.shape[1:]]),
     "cut": lambda c, t: need(t.dim() and t.shape[0] > 1) and setattr(t, "data", t.data[: t.shape[0] // 2]),
-    "set": lambda c, t: t.set_(torch.rand(c.rng.choice([t.shape, (3,), (300, 3)])).to(t.dtype)),
+    "set": lambda c, t: t.set_(torch.rand(c.rng.choice([t.shape, (3,), (300, 3)])).to(t)),
     "set to less": lambda c, t: need(t.numel() > 1) and t.set_(t.untyped_storage(), 1, (t.numel() - 1,)),
     "storage freed": lambda c, t: need(t.numel()) and t.untyped_storage().resize_(0),
     "storage cut": lambda c, t: (
@@ -254,6 +254,9 @@ def group_of(case: Any) -> dict[str, Any]:
 def new_param(case: Any) -> nn.Parameter:
     p = nn.Parameter(torch.rand(case.rng.choice([(2, 3), (7,), (500,)])))
     p.grad = torch.rand_like(p, requires_grad=False)
+    for values in case.inputs.values():
+        if isinstance(values, dict):
+            values[p] = torch.rand_like(p, requires_grad=False)
     return p
 
 

@@ -26,6 +26,7 @@ import traceback
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -35,15 +36,17 @@ import torch
 from torch import Tensor, nn
 
 import optgen
-from changes import EDITS, GO, STOP, Inapplicable, readable, usual
+from changes import EDITS, GO, STOP, Inapplicable, need, readable, usual
 from optgen.ir import Extent
 from optgen.launch import Launcher
+from optgen.release import attach
 from optgen.training import accumulated
 from optgen.trial import FEEDBACK, TOLERANCE, allowed, difference
 
 GOOD = ("right", "torch", "refused")
 SHAPES = [(), (0,), (2, 3), (4, 1, 5), (7,), (1025,), (3, 1), (2, 3, 2, 2)]
 LONG = 60  # seconds for one case
+PYTHON = [sys.executable, __file__]
 
 
 class Rule(NamedTuple):
@@ -75,6 +78,7 @@ def rules() -> dict[str, Rule]:
         "Lion cautious": Rule(optgen.optimizer(optgen.chain("lion", "cautious"))),
         "clipped AdamW": Rule(optgen.optimizer(optgen.chain("clip_global_norm", "adamw"))),
         "accumulated SGD": Rule(accumulated("sgd", 2)),
+        "released AdamW": Rule(optgen.AdamW, {}, torch.optim.AdamW),
     }
 
 
@@ -88,13 +92,14 @@ class Case:
         self.rule = rules()[self.name]
         self.wide = self.name in ("AdamW", "SGD")  # gets every dtype and shape, each of which is compiled
         many = self.name in ("AdamW", "SGD", "LAMB") and self.rng.random() < 0.4
-        shapes = [self._shape() for _ in range(70 if many else self.rng.randint(3, 6))]
+        shapes = [self._shape() for _ in range(60 if many else self.rng.randint(3, 6))]
         dtypes = self.rule.dtypes if self.rng.random() < 0.4 else (torch.float32,)
         params = [nn.Parameter(torch.randn(s, dtype=self.rng.choice(dtypes), device=device)) for s in shapes]
         named = [(f"layer{i}.weight", p) for i, p in enumerate(params)] if self.rng.random() < 0.5 else params
         cut = self.rng.randrange(1, len(params))
         groups = [{"params": named[:cut]}, {"params": named[cut:]}]
         self.optimizer: Any = self.rule.kind(groups, backend=backend, **self.rule.options)
+        self.release = attach(self.optimizer) if self.name == "released AdamW" else None
         self.still = {params[-1]} if self.rng.random() < 0.2 else set()  # have no gradient
         self.in_place = self.rng.random() < 0.4  # as after zero_grad(set_to_none=False)
         self.inputs: dict[str, Any] = {}
@@ -120,19 +125,18 @@ class Case:
 
     def replace(self, duplicate: Callable[[Any], Any]) -> None:
         """Go on with a copy of the optimizer, which has its own parameters."""
-        grads = [p.grad for p in self.params]
+        grads = [p.grad for p in self.params if need(not self.release)]
         self.optimizer, self.inputs, still = duplicate((self.optimizer, self.inputs, list(self.still)))
         self.still = set(still)
         for p, g in zip(self.params, grads, strict=True):
             p.grad = g
 
     def feed(self) -> None:
-        """New gradients and inputs, as a backward pass leaves them."""
-        for p in self.params:
+        """New gradients and inputs, as a backward pass leaves them; of one parameter if hooks step it."""
+        params = [p for p in self.params if p not in self.still and p.is_floating_point()]
+        for p in self.rng.sample(params, 1) if self.release and params else params:
             g = p.grad
-            if p in self.still or not p.is_floating_point():
-                continue
-            if self.in_place and type(g) is Tensor and usual(g):
+            if self.in_place and type(g) is Tensor and usual(g) and g.dtype in TOLERANCE:
                 g.normal_()
                 continue
             p.grad = None
@@ -143,6 +147,16 @@ class Case:
             whole = declared.extent is Extent.ALL
             each = {p: torch.rand_like(p, requires_grad=False) for p in self.params if p.dtype in TOLERANCE}
             self.inputs[name] = torch.rand(()) if whole else each
+
+    def step(self) -> None:
+        """What is judged: a step of all parameters, or of those with a gradient in the backward pass."""
+        if not self.release:
+            self.optimizer.step(**self.inputs)
+            return
+        for p in [p for p in self.params if p.grad is not None]:
+            for hook in [*(p._post_accumulate_grad_hooks or {}).values()]:
+                hook(p)
+        self.optimizer.step()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that a step may read or write, and those that it may not."""
@@ -303,36 +317,45 @@ def view_in(memory: Tensor, known: tuple[Any, ...]) -> Tensor:
 class Twin:
     """The same numbers in plain memory of their own."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, shared: bool = False):
         self.given: dict[str, Any] = {}
         self.groups = []
+        self.copies: dict[int, Any] | None = {} if shared else None  # of tensors that are there twice
         made: dict[int, Any] = {}
         for group in case.optimizer.param_groups:
-            mine = {k: plain(v) for k, v in group.items() if k != "params"}
+            mine = {k: self.plain(v) for k, v in group.items() if k != "params"}
             for i, p in enumerate(group["params"]):
                 if id(p) not in made:
                     made[id(p)] = self._parameter(p, group, i)
             self.groups.append({**mine, "params": [made[id(p)] for p in group["params"]]})
         own = case.optimizer.state
         self.state = {
-            made[id(p)]: {k: plain(v) for k, v in own[p].items()}
+            made[id(p)]: {k: self.plain(v) for k, v in own[p].items()}
             for p in case.params
             if p in own and (p.grad is not None or all(map(readable, own[p].values())))
         }
         for name, value in case.inputs.items():
             pairs = value.items() if isinstance(value, Mapping) else ()
-            moving = {made[id(p)]: plain(v) for p, v in pairs if id(p) in made and p.grad is not None}
-            self.given[name] = moving if isinstance(value, Mapping) else plain(value)
+            moving = {made[id(p)]: self.plain(v) for p, v in pairs if id(p) in made and p.grad is not None}
+            self.given[name] = moving if isinstance(value, Mapping) else self.plain(value)
 
-    @staticmethod
-    def _parameter(p: Any, group: Mapping[str, Any], position: int) -> Any:
+    def plain(self, x: Any) -> Any:
+        """A copy of a tensor's numbers, without strides, laziness and company; others are themselves."""
+        if not isinstance(x, Tensor):
+            return copy.copy(x)
+        if not readable(x):
+            raise Inapplicable("a tensor has no numbers that could be read")
+        made = torch.empty(x.shape, dtype=x.dtype).copy_(x.detach())
+        return made if self.copies is None else self.copies.setdefault(id(x), made)
+
+    def _parameter(self, p: Any, group: Mapping[str, Any], position: int) -> Any:
         if not isinstance(p, Tensor):
             return p
         if p.grad is None or position in group["frozen"]:
-            return nn.Parameter(plain(p) if readable(p) else torch.zeros(()), requires_grad=False)
-        made = nn.Parameter(plain(p), requires_grad=False)
+            return nn.Parameter(self.plain(p) if readable(p) else torch.zeros(()), requires_grad=False)
+        made = nn.Parameter(self.plain(p), requires_grad=False)
         made.grad = torch.zeros_like(made)
-        made.grad.data = plain(p.grad)
+        made.grad.data = self.plain(p.grad)
         return made
 
     def step(self, kind: type[torch.optim.Optimizer], **settings: Any) -> Twin:
@@ -371,15 +394,6 @@ class Twin:
 @cache
 def launcher_of(kind: type[optgen.Optimizer]) -> Launcher:
     return Launcher(kind.program, "numpy")
-
-
-def plain(x: Any) -> Any:
-    """A copy of a tensor's numbers, without strides, laziness and company; other things are themselves."""
-    if not isinstance(x, Tensor):
-        return copy.copy(x)
-    if not readable(x):
-        raise Inapplicable("a tensor has no numbers that could be read")
-    return torch.empty(x.shape, dtype=x.dtype).copy_(x.detach())
 
 
 def differs(case: Case, twin: Twin, limit: float, loose: bool = False) -> str | None:
@@ -425,12 +439,12 @@ def judged(case: Case) -> tuple[str, str]:
     before, limit = Picture(case), limit_of(case)
     right, spare, reason = None, None, ""
     try:
-        right, spare = Twin(case), Twin(case)
+        right, spare = Twin(case), Twin(case, shared=True)
         right.step(case.rule.kind, backend="numpy")
     except Exception as error:
         right, reason = None, f"the reference says {type(error).__name__}: {error}"
     try:
-        case.optimizer.step(**case.inputs)
+        case.step()
     except Exception as error:
         return refusal(before, error)
     spilled = before.spilled()
@@ -473,11 +487,11 @@ def attempts(case: Case, say: Callable[[str], None]) -> Iterator[dict[str, Any]]
     if case.rng.random() < 0.5:
         case.feed()
         yield from attempt(case, say)
-    for k in range(case.rng.randint(3, 5)):
+    for k in range(case.rng.randint(3, 5) * (2 if case.release else 1)):
         case.feed()
         say(f"step {k} after {case.edited or 'nothing'}")
         if not case.edited:
-            case.optimizer.step(**case.inputs)
+            case.step()
             continue
         verdict, detail = judged(case)
         yield {"edit": f"{case.edited}, later", "verdict": verdict, "detail": detail}
@@ -502,6 +516,9 @@ def attempt(case: Case, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     else:
         return
     case.edited = name = f"{where} {name}" if where else name
+    if case.release:  # hooks come one by one, and an error in one leaves others as they are
+        for p in [p for p in case.params if p.grad is not None][1:]:
+            p.grad = None
     stop = name in STOP and case.moves
     if case.rng.random() < 0.3:
         case.feed()
@@ -530,6 +547,15 @@ def attempt(case: Case, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
             case.feed()
 
 
+def run(case: Case, tell: Callable[..., None]) -> None:
+    """Run one seed; when this returns, its tensors are free."""
+    try:
+        for found in attempts(case, lambda text: tell(rule=case.name, step=text)):
+            tell(rule=case.name, **found)
+    except Exception:  # of this module
+        tell(rule=case.name, edit=case.edited, verdict="failed", detail=traceback.format_exc())
+
+
 def serve(backend: str, device: str, seeds: range) -> None:
     """Run seeds in this process: a line of JSON for each outcome, and for each step before it is taken."""
     faulthandler.enable()
@@ -541,49 +567,44 @@ def serve(backend: str, device: str, seeds: range) -> None:
 
     for seed in seeds:
         faulthandler.dump_traceback_later(LONG, exit=True)
-        case = Case(seed, backend, device)
-        common = {"seed": seed, "rule": case.name}
-        try:
-            for found in attempts(case, lambda text, common=common: tell(**common, step=text)):
-                tell(**common, **found)
-        except Exception:  # of this module
-            tell(**common, edit=case.edited, verdict="failed", detail=traceback.format_exc())
+        run(Case(seed, backend, device), lambda seed=seed, **what: tell(seed=seed, **what))
     faulthandler.cancel_dump_traceback_later()
     tell(end=True)
 
 
 def outcomes(backend: str, seeds: range, device: str = "cpu", guard: bool = False) -> list[dict[str, Any]]:
-    """What came of every edit of these seeds, in processes of their own, one after another."""
-    found: list[dict[str, Any]] = []
+    """What came of every edit of these seeds, in two processes at a time."""
     environment = {**os.environ, "MALLOC_PERTURB_": "85", "PYTHONPATH": os.pathsep.join(sys.path)}
     if backend == "triton" and device == "cpu":
         environment["TRITON_INTERPRET"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
+    command = [*PYTHON, "--serve", "--backend", backend, "--device", device]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         if guard:
             library = os.path.join(folder, "guard.so")
             source = str(Path(__file__).with_name("guard.c"))
             subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
             environment["LD_PRELOAD"] = library
-        while seeds:
-            command = [sys.executable, __file__, "--serve", "--backend", backend, "--device", device]
-            command += ["--seeds", f"{seeds.start}:{seeds.stop}"]
-            with open(os.path.join(folder, "said"), "w+", encoding="utf-8") as said:
-                done = subprocess.run(
-                    command, stdout=subprocess.PIPE, stderr=said, env=environment, text=True
-                )
-                said.seek(0)
-                trace = said.read()
-            lines = [json.loads(line) for line in done.stdout.splitlines() if line.endswith("}")]
-            found += [line for line in lines if "verdict" in line]
-            if lines and "end" in lines[-1]:
-                break
-            last = lines[-1] if lines else {"seed": seeds.start, "rule": "?"}
-            what = (
-                f"exit status {done.returncode}: {trace[trace.find('Fatal') :].split('Extension modules')[0]}"
-            )
-            verdict = "hung" if "Timeout" in trace else "crashed" if done.returncode < 0 else "failed"
-            found.append({"edit": "nothing", **last, "verdict": verdict, "detail": what})
-            seeds = range(last["seed"] + 1, seeds.stop)
+        half = seeds.start + len(seeds) // 2
+        parts = [range(seeds.start, half), range(half, seeds.stop)]
+        return [line for part in pool.map(lambda s: _served(command, environment, s), parts) for line in part]
+
+
+def _served(command: list[str], environment: Mapping[str, str], seeds: range) -> list[dict[str, Any]]:
+    """The same in one process, and in another one each time that it has ended before the seeds did."""
+    found: list[dict[str, Any]] = []
+    while seeds:
+        wanted = [*command, "--seeds", f"{seeds.start}:{seeds.stop}"]
+        done = subprocess.run(wanted, capture_output=True, env=environment, text=True)
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.endswith("}")]
+        found += [line for line in lines if "verdict" in line]
+        if lines and "end" in lines[-1]:
+            break
+        last = lines[-1] if lines else {"seed": seeds.start, "rule": "?"}
+        trace = done.stderr.split("Extension modules")[0]
+        verdict = "hung" if "Timeout" in trace else "crashed" if done.returncode < 0 else "failed"
+        what = f"exit status {done.returncode}: {trace[-2000:]}"
+        found.append({"edit": "nothing", **last, "verdict": verdict, "detail": what})
+        seeds = range(last["seed"] + 1, seeds.stop)
     return found
 
 
@@ -599,7 +620,7 @@ def report(found: Sequence[Mapping[str, Any]], backend: str) -> str:
         seeds = " ".join(str(line["seed"]) for line in several[:6])
         first = several[0]
         lines.append(
-            f"{verdict}: {name} ({len(several)}; {first['rule']}; seeds {seeds}): {first['detail'][:700]}"
+            f"{verdict}: {name} ({len(several)}; {first['rule']}; seeds {seeds}): {first['detail'][:1200]}"
         )
     return "\n".join(lines)
 
