@@ -156,7 +156,7 @@ REPLACED: dict[str, Callable[[Any, Tensor], Any]] = {
     **{str(dtype).removeprefix("torch."): cast(dtype) for dtype in DTYPES},
     "moved": lambda c, t: t.clone(),
     "other values": lambda c, t: need(real(t)) and torch.rand_like(t),
-    "larger": lambda c, t: torch.rand([n + c.rng.choice([1, 5000]) for n in t.shape] or [2]).to(t),
+    "larger": lambda c, t: torch.rand([*t.shape[:-1], c.rng.choice([2, 50, 9000])]).to(t),
     "more rows": lambda c, t: need(t.dim()) and torch.cat([t, t, t]),
     "smaller": lambda c, t: need(t.numel() > 1) and t.flatten()[: t.numel() // 2].clone(),
     "fewer rows": lambda c, t: need(t.dim() and t.shape[0] > 1) and t[1:],

@@ -145,7 +145,8 @@ class Case:
                 p.grad = made.mul_(10 ** self.rng.uniform(-2, 1))
         for name, declared in self.optimizer.program.inputs.items():
             whole = declared.extent is Extent.ALL
-            each = {p: torch.rand_like(p, requires_grad=False) for p in self.params if p.dtype in TOLERANCE}
+            able = (p for p in self.params if p.dtype in TOLERANCE and readable(p))
+            each = {p: torch.rand_like(p, requires_grad=False) for p in able}
             self.inputs[name] = torch.rand(()) if whole else each
 
     def step(self) -> None:
