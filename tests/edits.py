@@ -352,7 +352,7 @@ class Twin:
     def _parameter(self, p: Any, group: Mapping[str, Any], position: int) -> Any:
         if not isinstance(p, Tensor):
             return p
-        if p.grad is None or position in group["frozen"]:
+        if p.grad is None or position in (group["frozen"] or ()):
             return nn.Parameter(self.plain(p) if readable(p) else torch.zeros(()), requires_grad=False)
         made = nn.Parameter(self.plain(p), requires_grad=False)
         made.grad = torch.zeros_like(made)
