@@ -134,7 +134,11 @@ class Case:
     def feed(self) -> None:
         """New gradients and inputs, as a backward pass leaves them; of one parameter if hooks step it."""
         params = [p for p in self.params if p not in self.still and p.is_floating_point()]
-        for p in self.rng.sample(params, 1) if self.release and params else params:
+        if self.release and params:
+            for p in params:
+                p.grad = None
+            params = self.rng.sample(params, 1)
+        for p in params:
             g = p.grad
             if self.in_place and type(g) is Tensor and usual(g) and g.dtype in TOLERANCE:
                 g.normal_()
@@ -157,7 +161,8 @@ class Case:
         for p in [p for p in self.params if p.grad is not None]:
             for hook in [*(p._post_accumulate_grad_hooks or {}).values()]:
                 hook(p)
-        self.optimizer.step()
+        if any(p.grad is not None for p in self.params):  # because it has no hook
+            self.optimizer.step()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that a step may read or write, and those that it may not."""
