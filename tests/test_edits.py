@@ -11,7 +11,8 @@ import torch
 
 import edits
 from changes import GO, STOP
-from edits import GOOD, Case, Picture, judged, outcomes, report, rules
+from edits import Case, outcomes, report, rules
+from judge import GOOD, Picture, judged
 from optgen.settings import CLASSES, class_of
 
 GUARD = sys.platform == "linux" and shutil.which("cc") is not None
