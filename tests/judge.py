@@ -173,7 +173,7 @@ class Twin:
 
     def __init__(self, case: Any, shared: bool = False):
         self.given: dict[str, Any] = {}
-        self.groups = []
+        self.groups, self.state = [], {}
         self.copies: dict[int, Any] | None = {} if shared else None  # of tensors that are there twice
         made: dict[int, Any] = {}
         for group in case.optimizer.param_groups:
@@ -183,11 +183,9 @@ class Twin:
                     made[id(p)] = self._parameter(p, group, i)
             self.groups.append({**mine, "params": [made[id(p)] for p in group["params"]]})
         own = case.optimizer.state
-        self.state = {
-            made[id(p)]: {k: self.plain(v) if p.numel() or readable(v) else v for k, v in own[p].items()}
-            for p in case.params
-            if p in own and (p.grad is not None or all(map(readable, own[p].values())))
-        }
+        for p in (p for p in case.params if p in own):
+            if p.grad is not None or all(map(readable, own[p].values())):
+                self.state[made[id(p)]] = {k: self._kept(p, k, v) for k, v in own[p].items()}
         for name, value in case.inputs.items():
             pairs = value.items() if isinstance(value, Mapping) else ()
             moving = {made[id(p)]: self.plain(v) for p, v in pairs if id(p) in made and p.grad is not None}
@@ -201,6 +199,10 @@ class Twin:
             raise Inapplicable("a tensor has no numbers that could be read")
         made = torch.empty(x.shape, dtype=x.dtype).copy_(x.detach())
         return made if self.copies is None else self.copies.setdefault(id(x), made)
+
+    def _kept(self, p: Tensor, key: str, value: Any) -> Any:
+        """A state; that of a parameter without elements is never read, but for the count."""
+        return self.plain(value) if p.numel() or key == "step" or readable(value) else value
 
     def _parameter(self, p: Any, group: Mapping[str, Any], position: int) -> Any:
         if not isinstance(p, Tensor):
