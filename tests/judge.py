@@ -21,7 +21,7 @@ import optgen
 from changes import Inapplicable, readable
 from optgen.ir import Extent
 from optgen.launch import Launcher
-from optgen.trial import FEEDBACK, TOLERANCE, allowed, difference
+from optgen.trial import FEEDBACK, TOLERANCE, allowed, difference, largest
 
 GOOD = ("right", "torch", "refused")
 
@@ -174,6 +174,7 @@ class Twin:
     def __init__(self, case: Any, shared: bool = False):
         self.given: dict[str, Any] = {}
         self.groups, self.state = [], {}
+        self.sizes: dict[int, float] = {}  # the largest number of each before the step
         self.copies: dict[int, Any] | None = {} if shared else None  # of tensors that are there twice
         made: dict[int, Any] = {}
         for group in case.optimizer.param_groups:
@@ -198,6 +199,7 @@ class Twin:
         if not readable(x):
             raise Inapplicable("a tensor has no numbers that could be read")
         made = torch.empty(x.shape, dtype=x.dtype).copy_(x.detach())
+        self.sizes[id(made)] = largest(made) if x.is_floating_point() else 0.0
         return made if self.copies is None else self.copies.setdefault(id(x), made)
 
     def _kept(self, p: Tensor, key: str, value: Any) -> Any:
@@ -209,7 +211,9 @@ class Twin:
             return p
         if p.grad is None or position in (group["frozen"] or ()):
             return nn.Parameter(self.plain(p) if readable(p) else torch.zeros(()), requires_grad=False)
-        made = nn.Parameter(self.plain(p), requires_grad=False)
+        values = self.plain(p)
+        made = nn.Parameter(values, requires_grad=False)
+        self.sizes[id(made)] = self.sizes[id(values)]
         made.grad = torch.zeros_like(made)
         made.grad.data = self.plain(p.grad)
         return made
@@ -269,7 +273,7 @@ def differs(case: Any, twin: Twin, limit: float, loose: bool = False) -> str | N
                 continue
             if a.shape != b.shape or (a.dtype != b.dtype and not loose and key != "step"):
                 return f"{key} of parameter {i} is {a.dtype} {a.shape}, and should be {b.dtype} {b.shape}"
-            worst = difference(a, b)
+            worst = difference(a, b, twin.sizes.get(id(b), 0.0))
             if not worst <= (0 if key == "step" else limit):
                 return f"{key} of parameter {i} is off by {worst:.1e} of it, and {limit:.1e} is allowed"
     keys = {s.key.removeprefix("group:") for s in case.optimizer.program.states.values()} | {"steps"}
