@@ -44,9 +44,14 @@ class Steady:
         self.counters = picker(counters)
         self.count = Count(self.counters(fixed), self.guard.addresses[counters], self.guard)
         params = [p for group in groups for p in group["params"]]
-        frozen = {id(group["params"][at]) for group in groups for at in group["frozen"]}
-        self.still = [i for i, p in enumerate(params) if id(p) not in moving | frozen]
-        self.frozen = [list(group["frozen"]) for group in groups]
+        marks = [group["frozen"] or () for group in groups]
+        frozen = [
+            at in mine
+            for mine, group in zip(marks, groups, strict=True)
+            for at in range(len(group["params"]))
+        ]
+        self.still = [i for i, p in enumerate(params) if id(p) not in moving and not frozen[i]]
+        self.frozen = list(map(list, marks))
         self.truths = {w.group: w.truths for w in work}
         self.subjects = list(dict.fromkeys(path_of(f.subject)[0] for f in launcher.facts))
         self.values: dict[int, list[Any]] = {}  # by group, of the hyperparameters that conditions ask for

@@ -285,7 +285,8 @@ def state_swapped_between_keys(case: Any) -> None:
 def state_shared_by_two(case: Any) -> None:
     a, key = a_key(case)
     b = kept_of(case, key)
-    a[key] = need(a is not b) and b[key]
+    owners = [p for p, kept in case.optimizer.state.items() if kept is a or kept is b]
+    a[key] = need(a is not b and all(map(case.takes_part, owners))) and b[key]
 
 
 @edit

@@ -338,6 +338,10 @@ def refusal(before: Picture, error: Exception) -> tuple[str, str]:
     bare = isinstance(error, NotImplementedError | RecursionError)
     if bare or not isinstance(error, RuntimeError | ValueError | TypeError):
         return "internal", text
-    known = [*program.hypers, *(s.name for s in program.states.values() if s.extent is Extent.ALL)]
+    known = [
+        *program.hypers,
+        *program.inputs,
+        *(s.name for s in program.states.values() if s.extent is Extent.ALL),
+    ]
     pattern = rf"parameter ('[^']+'|\d+)|group \d+|\b({'|'.join(known)})\b"
     return ("refused" if re.search(pattern, str(error)) else "unnamed"), text
