@@ -582,6 +582,15 @@ def evaluated(case: Any) -> None:
         case.optimizer.train()
 
 
+WEIGHTS = dict.fromkeys(EDITS, 1) | {  # how often each is made
+    "in memory of another": 8, "float64": 6, "model double": 6, "model cast": 3, "larger": 3, "smaller": 3,
+    "flat": 3, "short storage": 3, "freed": 3, "grown in place": 3, "shrunk in place": 3, "negated": 2,
+    "storage cut in place": 3, "storage freed in place": 3, "lazily copied in place": 3, "moved": 3,
+    "strided": 2, "transposed": 2, "parameter twice": 2, "view of a parameter in list": 3,
+    "gradient is the parameter": 3, "state swapped between parameters": 3,
+}  # fmt: skip
+
+
 def named(places: str, names: str) -> set[str]:
     """Each place with each name; both are separated by commas."""
     return {f"{where} {name}" for where in places.split(", ") for name in names.split(", ")}

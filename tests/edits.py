@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 import optgen
-from changes import EDITS, GO, STOP, Inapplicable, need, readable, usual
+from changes import EDITS, GO, STOP, WEIGHTS, Inapplicable, need, readable, usual
 from judge import GOOD, Picture, judged, tensors_of
 from optgen.ir import Extent
 from optgen.release import attach
@@ -113,11 +113,16 @@ class Case:
         return tensors_of(self.optimizer.param_groups)
 
     def takes_part(self, p: Tensor) -> bool:
-        """Whether a step moves a parameter."""
-        frozen = any(
-            p is group["params"][i] for group in self.optimizer.param_groups for i in group["frozen"]
-        )
-        return p.grad is not None and p.numel() > 0 and not frozen
+        """Whether a step moves elements of a parameter."""
+        return self.counts(p) and p.numel() > 0
+
+    def counts(self, p: Tensor) -> bool:
+        """Whether a step is one for a parameter."""
+        for group in self.optimizer.param_groups:
+            at = next((i for i, q in enumerate(group["params"]) if q is p), None)
+            if at is not None:
+                return p.grad is not None and at not in (group["frozen"] or ())
+        return False
 
     def replace(self, duplicate: Callable[[Any], Any]) -> None:
         """Go on with a copy of the optimizer, which has its own parameters."""
@@ -201,7 +206,7 @@ def attempt(case: Case, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     undo = case.rng.random() < 0.5
     for _ in range(30):
         picture, case.moves = Picture(case, undo), False
-        name = case.rng.choice(list(EDITS))
+        (name,) = case.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
         try:
             with torch.no_grad():
                 where = EDITS[name](case)
