@@ -203,7 +203,7 @@ def attempts(case: Case, say: Callable[[str], None]) -> Iterator[dict[str, Any]]
 
 def attempt(case: Case, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """One edit, a step, and two more; where it was refused, perhaps undo it and go on."""
-    undo = case.rng.random() < 0.5
+    undo, first = case.rng.random() < 0.5, not case.edited  # an earlier edit may be felt only now
     for _ in range(30):
         picture, case.moves = Picture(case, undo), False
         (name,) = case.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
@@ -226,7 +226,7 @@ def attempt(case: Case, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     for k in range(3):
         say(f"step {k} after {name}")
         verdict, detail = judged(case)
-        if k == 0 and verdict == "refused" and name in GO:
+        if k == 0 and verdict == "refused" and name in GO and first:
             verdict = "refused, but must go on"
         if k == 0 and verdict in ("right", "torch") and stop:
             verdict = "went on, but must be refused"
@@ -242,7 +242,7 @@ def attempt(case: Case, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
         for k in range(2):
             say(f"step {k} after {name} was undone")
             verdict, detail = judged(case)
-            verdict = "refused, but undone" if verdict == "refused" else verdict
+            verdict = "refused, but undone" if verdict == "refused" and first else verdict
             yield {"edit": f"{name}, undone", "verdict": verdict, "detail": detail}
             case.feed()
 
