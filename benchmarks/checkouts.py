@@ -146,7 +146,7 @@ def compare(
 def shares(question: Question, turns: int, pairs: int) -> list[int]:
     """How many turns each of the pairs takes with its first tensors, then with its second ones, and so on."""
     _, number = question
-    parts = pairs * max(2, min(PLACES, 8000 // number))
+    parts = pairs * max(4, min(PLACES, 8000 // number))
     return [len(range(k, turns, parts)) for k in range(parts)]
 
 

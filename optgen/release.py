@@ -20,7 +20,7 @@ from torch import Tensor
 
 from optgen.ir import REDUCTIONS, Extent, Program, toposort
 from optgen.launch import Launcher
-from optgen.locks import Section
+from optgen.locks import lock
 from optgen.optim import Optimizer, Place
 
 _released: WeakSet[Optimizer] = WeakSet()
@@ -37,11 +37,11 @@ class Release:
         # A GradScaler calls step() with its attributes only then, and would not see scaled updates otherwise.
         self._scaling, optimizer._step_supports_amp_scaling = optimizer._step_supports_amp_scaling, True
         _released.add(optimizer)
-        lock = Section()  # backward has a thread for each device
+        turn = lock()  # backward has a thread for each device; an RLock, which no signal leaves closed
         for place in optimizer._places():
             p = optimizer.param_groups[place[1]]["params"][place[2]]
             if p.requires_grad:
-                hook = _hook(ref(optimizer), place, optimizer._launcher.apart(), lock)
+                hook = _hook(ref(optimizer), place, optimizer._launcher.apart(), turn)
                 handles.append(p.register_post_accumulate_grad_hook(hook))
 
     def remove(self) -> None:
@@ -63,13 +63,13 @@ def _remove(handles: list[Any]) -> None:
         handle.remove()
 
 
-def _hook(owner: ref[Optimizer], place: Place, launcher: Launcher, lock: Section) -> Callable[[Tensor], None]:
+def _hook(owner: ref[Optimizer], place: Place, launcher: Launcher, turn: Any) -> Callable[[Tensor], None]:
     """A hook that holds no parameter: Python does not see a cycle through a tensor's hooks."""
 
     def step(p: Tensor) -> None:
         optimizer = owner()
         if optimizer is not None:
-            with lock:
+            with turn:
                 optimizer._step_parameter(p, place, launcher)
 
     return step

@@ -166,7 +166,7 @@ class FakeCheckout:
         return self.seconds
 
 
-@pytest.mark.parametrize(("number", "places"), [(1, 8), (1000, 8), (4000, 2), (10_000, 2)])
+@pytest.mark.parametrize(("number", "places"), [(1, 8), (1000, 8), (1500, 5), (10_000, 4)])
 @pytest.mark.parametrize("turns", [1, 10, 300])
 def test_turns_are_divided_among_processes_and_tensors(bench, number, places, turns):
     found = bench.checkouts.shares(("AdamW", number), turns, 3)

@@ -46,7 +46,7 @@ from optgen.launch.work import (
     lookup,
     step_leaf,
 )
-from optgen.locks import Section
+from optgen.locks import lock
 from optgen.passes import holds, lower, shaped
 from optgen.plan import Plan, element_stores, plan
 from optgen.semantics import evaluate
@@ -98,12 +98,12 @@ class Launcher:
         self._lowered: dict[tuple[Truths, str | None], Program] = {}
         self._plans: dict[tuple[Truths, str | None, tuple[str, ...]], Plan] = {}
         self._recordings: dict[str | None, Recording] = {}
-        self.lock = Section()  # for those who let several threads step with one launcher
+        self.lock = lock()  # for those who let several threads step with one launcher
 
     def apart(self) -> Launcher:
         """A launcher with the same programs and plans, and buckets of its own."""
         made = copy(self)
-        made._recordings, made.lock = {}, Section()
+        made._recordings, made.lock = {}, lock()
         return made
 
     def truths(
