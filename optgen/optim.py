@@ -288,9 +288,13 @@ class Optimizer(torch.optim.Optimizer):
                     )
                 value = firsts[0]
             try:
+                if isinstance(value, Tensor) and not has_numbers(value):
+                    raise ValueError(f"it is a tensor of {value.dtype} that has none")
                 tensor = torch.as_tensor(value, dtype=torch.float64, device=self._home()).reshape(())
             except (TypeError, RuntimeError, ValueError) as error:
                 raise RuntimeError(f"'{key}' in group 0 must be one number: {error}") from None
+            if tensor.device.type == "cpu":  # no door looks at its memory, so what is there is not written
+                tensor = resolved(tensor).clone()
             entries += [(group, key, tensor) for group in self.param_groups]
             found[state.name] = tensor
         return found
@@ -353,9 +357,14 @@ class Optimizer(torch.optim.Optimizer):
             counted = on_device and counting[device]
             place = number, index, position
             counter, states = self._states(place, wanted, entries, device if counted else None)
-            counters.append(counter)
             shard = shard_of(p) if part is not p else None
-            if part.numel() or (shard is not None and p.numel() and self._launcher.reduces):
+            launched = part.numel() or (shard is not None and p.numel() and self._launcher.reduces)
+            kept = self.state.get(p, {})
+            if launched or counted or counter is not kept.get("step"):
+                counters.append(counter)
+            else:  # no launch looks at its memory, so what is there is not written
+                entries.append((kept, "step", counter + 1))
+            if launched:
                 grad = resolved(grad if part is p else matching(grad, p))
                 made = Work(part, grad, states, index, truths, 0.0, inputs, number, shard)
                 made.owner = None if part is p else p
@@ -407,6 +416,8 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             tensor = kept.get(state.key)
             if tensor is None:
+                if not has_numbers(local(p)):
+                    raise RuntimeError(f"{name_of(self.param_groups, *place[1:])} has no memory of its size")
                 made = self._launcher.initial(state, local(p), group, self._settings["state_dtype"])
                 tensor = like(p, made, state.extent)
             if not isinstance(tensor, Tensor) or (state.extent is Extent.STEP and not has_numbers(tensor)):

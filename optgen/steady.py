@@ -106,7 +106,7 @@ class Steady:
 
     def _as_before(self, group: Mapping[str, Any], index: int, truths: Truths) -> bool:
         """Whether the compile-time conditions hold for a group that held for it."""
-        values = [group[name] for name in self.subjects]
+        values = [group.get(name, self) for name in self.subjects]  # which is no value, for one that is gone
         if not all(map(is_, values, self.values.get(index, ()))) or index not in self.values:
             if self.launcher.truths(group) != truths:
                 return False

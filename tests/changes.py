@@ -491,6 +491,7 @@ def model_cast(case: Any) -> None:
 @edit
 def model_double(case: Any) -> None:
     module = nn.Module()
+    need(all(map(readable, case.params)))
     module.all = nn.ParameterList(p for p in case.params if isinstance(p, nn.Parameter))
     module.double()
 

@@ -205,16 +205,20 @@ def attempt(case: Case, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """One edit, a step, and two more; where it was refused, perhaps undo it and go on."""
     undo, first = case.rng.random() < 0.5, not case.edited  # an earlier edit may be felt only now
     for _ in range(30):
-        picture, case.moves = Picture(case, undo), False
+        picture, case.moves = Picture(case, aliases=True), False
         (name,) = case.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
         try:
             with torch.no_grad():
                 where = EDITS[name](case)
             break
-        except (Inapplicable, RuntimeError, TypeError, ValueError):
+        except Inapplicable:
             continue
+        except (RuntimeError, TypeError, ValueError):  # torch may refuse half way
+            picture.restore()
     else:
         return
+    if not undo:  # what is replaced may be freed
+        picture.aliases.clear()
     case.edited = name = f"{where} {name}" if where else name
     if case.release:  # hooks come one by one, and an error in one leaves others as they are
         for p in [p for p in case.params if p.grad is not None][1:]:

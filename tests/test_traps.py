@@ -558,6 +558,43 @@ def test_trap_memory_04_a_state_that_was_replaced_is_freed_at_once(name, count):
     assert removed() is None
 
 
+def test_trap_memory_03_what_no_launch_looks_at():
+    """Counts of empty parameters, numbers for the whole optimizer, and states that start as the parameter."""
+    full, empty = parameters((7,), (0,))
+    optimizer = optgen.AdamW([full, empty], backend="cpu")
+    train(optimizer, [full, empty], 3)
+    optimizer.state[empty]["step"] = optimizer.state[full]["step"]
+    train(optimizer, [full, empty], 1, 3)
+    assert [optimizer.state[p]["step"].item() for p in (full, empty)] == [4, 4]
+    moment = optimizer.state[full]["exp_avg_sq"]
+    optimizer.state[empty]["step"] = moment[0]
+    before = moment[0].item()
+    full.grad = None
+    optimizer.step()
+    assert moment[0].item() == before
+
+    (p,) = parameters((8,))
+    prodigy = optgen.Prodigy([p], backend="cpu")
+    train(prodigy, [p], 3)
+    kept = prodigy.state[p]["exp_avg"]
+    prodigy.param_groups[0]["d_max"] = kept.view(torch.float64)[0]
+    train(prodigy, [p], 1, 3)
+    assert prodigy.param_groups[0]["d_max"].data_ptr() != kept.data_ptr()
+    freed = torch.zeros((), dtype=torch.float64)
+    freed.untyped_storage().resize_(0)
+    prodigy.param_groups[0]["d_max"] = freed
+    with pytest.raises(RuntimeError, match="'d_max' in group 0 must be one number"):
+        prodigy.step()
+
+    (p,) = parameters((1025,))
+    copies = optgen.AdamWScheduleFree([p], backend="cpu")
+    p.grad = torch.ones(1025)
+    p.data.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="parameter 0 of group 0 has no memory of its size"):
+        copies.step()
+    assert not copies.state
+
+
 def test_trap_memory_05_the_interpreter_refuses_a_gpu(monkeypatch):
     """It would follow a GPU's addresses on the host."""
     monkeypatch.setattr("optgen.backends.triton.interpreting", lambda: True)
