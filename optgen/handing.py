@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from optgen.ir import Extent, Program
-from optgen.launch import CODEC_OF, SUPPORTED, matching
+from optgen.launch import CODEC_OF, SUPPORTED, local, matching
 from optgen.launch.door import has_numbers, resolved
 
 
@@ -77,7 +77,7 @@ def for_parameter(handed: Mapping[str, Any], p: Tensor) -> dict[str, Tensor]:
         if isinstance(values, Tensor):  # one number for all
             continue
         value = values.get(p)
-        fits = isinstance(value, Tensor) and has_numbers(value) and value.dtype in CODEC_OF
+        fits = isinstance(value, Tensor) and has_numbers(local(value)) and value.dtype in CODEC_OF
         if not fits or value.shape != p.shape:
             what = f"one of shape {tuple(value.shape)}" if fits else "none that has such numbers"
             raise ValueError(

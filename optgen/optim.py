@@ -417,6 +417,7 @@ class Optimizer(torch.optim.Optimizer):
             tensor = kept.get(state.key)
             if tensor is None:
                 if not has_numbers(local(p)):
+                    resolve(self._settings["backend"], local(p).device)
                     raise RuntimeError(f"{name_of(self.param_groups, *place[1:])} has no memory of its size")
                 made = self._launcher.initial(state, local(p), group, self._settings["state_dtype"])
                 tensor = like(p, made, state.extent)
@@ -435,8 +436,9 @@ class Optimizer(torch.optim.Optimizer):
         if count is None:
             return torch.tensor(0.0, dtype=counter_dtype())
         try:
-            if type(count) is Tensor and count.dtype in COUNTERS and not count.dim() and has_room(count):
-                return count
+            plain = type(count) is Tensor and count.dtype in COUNTERS and not count.dim()
+            if plain and has_room(count) and not count.is_inference():
+                return cast(Tensor, count)
             if isinstance(count, Tensor) and (not has_numbers(count) or count.is_complex()):
                 raise ValueError(f"it is a tensor of {count.dtype} that has none")
             return torch.tensor(float(count), dtype=counter_dtype())

@@ -17,7 +17,6 @@ from itertools import accumulate
 from operator import attrgetter, is_
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from optgen.counting import Count
@@ -97,7 +96,7 @@ class Steady:
         for r in self.runners:
             r.again(self.guard, groups, steps + 1)
         # Before the launches, which leave nothing of the tensors' own data in any cache.
-        torch.autograd.graph.increment_version(fixed)
+        self.guard.change(fixed)
         with Uninterrupted():
             for r in self.runners:
                 r.repeat()

@@ -220,6 +220,7 @@ class Bucket:
         given = self.tensor_states or [{}] * len(tensors)
         states = [{k: np.array(v, real) for k, v in one.items()} for one in given]
         tables = self.tables(kernel, tensors, states)
+        kernel.prepare(tables)
         for act in acts_of(self.plan):
             if act.name == "total":
                 continue

@@ -16,7 +16,7 @@ from judge import GOOD, Picture, judged
 from optgen.settings import CLASSES, class_of
 
 GUARD = sys.platform == "linux" and shutil.which("cc") is not None
-SEEDS = {"cpu": range(220), "numpy": range(1000, 1215)}  # of 300 edits
+SEEDS = {"cpu": range(300), "numpy": range(1000, 1300)}  # of 300 edits and more
 MORE = {"cpu": range(2000, 3430), "numpy": range(4000, 5430)}  # of 2,000
 
 

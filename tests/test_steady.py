@@ -465,6 +465,29 @@ def test_a_guard_sees_what_has_become_of_memory(many):
         assert found.find(fixed, free) is None, change.__name__
 
 
+@pytest.mark.parametrize("many", [True, False])
+def test_a_guard_counts_versions_as_torch_does(many):
+    fixed, free, found = guarded(many)
+    assert found.find(fixed, free) is not None
+    before = [t._version for t in (*fixed, *free)]
+    found.change(fixed)
+    # Tensors that are views of one share its version: each of the write counts for all of them.
+    shared = sum(t._is_view() for t in fixed)
+    assert [t._version for t in fixed] == [
+        v + (shared if t._is_view() else 1) for v, t in zip(before, fixed, strict=False)
+    ]
+    assert [t._version for t in free] == before[len(fixed) :]
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_an_inference_tensor_has_no_version_to_count(many):
+    fixed, free, found = guarded(many)
+    with torch.inference_mode():
+        fixed[1].data = fixed[1].clone()
+        fixed[1] = fixed[1].clone()
+    assert found.find(fixed, free) is None
+
+
 @pytest.mark.parametrize("missing", ["torch's guards", "compiled code"])
 def test_what_is_private_to_torch_may_be_missing(monkeypatch, repeated, missing):
     monkeypatch.setattr(guards, "TensorGuards", None)

@@ -595,6 +595,18 @@ def test_trap_memory_03_what_no_launch_looks_at():
     assert not copies.state
 
 
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+def test_trap_memory_06_a_count_that_cannot_be_written(backend):
+    """An inference tensor may not be written outside `inference_mode`: found before the launch, not after."""
+    (p,) = parameters((7,))
+    optimizer = optgen.AdamW([p], backend=backend)
+    train(optimizer, [p], 3)
+    with torch.inference_mode():
+        optimizer.state[p]["step"] = optimizer.state[p]["step"].clone()
+    train(optimizer, [p], 1, 3)
+    assert optimizer.state[p]["step"].item() == 4
+
+
 def test_trap_memory_05_the_interpreter_refuses_a_gpu(monkeypatch):
     """It would follow a GPU's addresses on the host."""
     monkeypatch.setattr("optgen.backends.triton.interpreting", lambda: True)

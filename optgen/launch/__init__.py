@@ -204,7 +204,7 @@ class Launcher:
             self._fill(runners, groups, numbers or {}, steps)
         written = [*fixed_of(work), *(move.old for move in moves), *(numbers or {}).values()]
         written += [w.owner for w in work if w.owner is not None]
-        torch.autograd.graph.increment_version(written)  # which torch refuses for inference tensors
+        torch.autograd.graph.increment_version(written)  # first, as some torch refuse inference tensors
         return Ready(runners, work, moves, numbers or {}, stop, guard)
 
     def _fill(

@@ -31,6 +31,7 @@ TensorGuards: Any = getattr(GUARDS, "TensorGuards", None)
 FACTS = ("data_ptr", "storage_size", "dtype", "storage_offset", "device_index", "dim", "sizes", "strides")
 Tensors = list[Tensor]
 _IMPL = 22  # words that a tensor in C++ has at least
+_COUNTER = 7  # numbers of 32 bits that a version counter in C++ has at least
 
 _storage = torch._C.TensorBase.untyped_storage
 _bytes_of = torch.UntypedStorage.nbytes
@@ -111,6 +112,10 @@ class Guard:
         places = list(map(_address_of, free))
         return self.addresses if places == self.free or self._move(places) else None
 
+    def change(self, fixed: Tensors) -> None:
+        """Tell autograd that the fixed tensors, which have just been found, are written."""
+        torch.autograd.graph.increment_version(fixed)
+
     def _move(self, places: list[int]) -> bool:
         """Take the new addresses of free tensors, if these lie in the memory of no fixed one."""
         starts = np.array(places, np.int64)
@@ -164,6 +169,10 @@ class CompiledGuard(Guard):
             self.moves += 1
         return self.addresses
 
+    def change(self, fixed: Tensors) -> None:
+        """Tell autograd that the fixed tensors, which have just been found, are written."""
+        self.module.change(*self.look, id(fixed), len(fixed))
+
 
 def guard(fixed: Tensors, free: Tensors) -> Guard:
     """What tells whether these tensors are what they are now; they have passed the door."""
@@ -192,8 +201,7 @@ def c_function(name: str) -> int:
 def _look() -> np.ndarray | None:
     """What compiled code looks at tensors with, int64; None where torch lacks it or is laid out otherwise.
 
-    Addresses of torch's C functions that tell `FACTS`, then the places of two words of a C++ tensor: see
-    `backends.cpu.objects`.
+    Addresses of torch's C functions that tell `FACTS`, then what `_layout` finds.
     """
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
@@ -204,11 +212,12 @@ def _look() -> np.ndarray | None:
     return None if places is None else np.array([*(f.value for f in found), *places], np.int64)
 
 
-def _layout() -> tuple[int, int] | None:
-    """Which words of a C++ tensor say what it is a lazy view of, and how many dimensions it has.
+def _layout() -> tuple[int, ...] | None:
+    """Where a C++ tensor says what it is a lazy view of, its dimensions and version: `backends.cpu.objects`.
 
-    Both are found by comparing tensors: torch says of neither where it is, and the first in no C function.
-    None where it is not plain to see, or where a Python tensor does not begin with its C++ tensor's address.
+    All are found by comparing tensors: torch says of none where it is, and the first and the last in no C
+    function. None where it is not plain to see, or where a Python tensor does not begin with its C++
+    tensor's address.
     """
     plain, shape = [torch.zeros(n) for n in (1, 3)], torch.zeros(2, dtype=torch.complex64)
     some = [*plain, *map(torch._neg_view, plain), shape, shape.conj()]
@@ -222,8 +231,28 @@ def _layout() -> tuple[int, int] | None:
     ]
     strided = [torch.zeros(2000).as_strided((7, 5, 3, 9, 11)[:n], (23, 2, 19, 17, 13)[:n]) for n in range(6)]
     dims = [i for i in range(_IMPL - 11) if all(_says(_words(t)[i : i + 11], t) for t in strided)]
+    versions = _versions(plain[0])
     addresses = all((ctypes.c_int64 * 3).from_address(id(t))[2] == t._cdata for t in (*some, *strided))
-    return (keys[0], dims[0]) if addresses and len(keys) == len(dims) == 1 else None
+    found = len(keys) == len(dims) == len(versions) == 1
+    return (keys[0], dims[0], *versions[0]) if addresses and found else None
+
+
+def _versions(tensor: Tensor) -> list[tuple[int, int]]:
+    """Which words of a C++ tensor may be its version counter's address, and at which byte its number is.
+
+    Autograd has it count for the tensors that share memory by `detach`, and not for those by `.data`.
+    """
+    detached, apart = tensor.detach(), tensor.data
+    a, same, other = map(_words, (tensor, detached, apart))
+    counters = [i for i in range(_IMPL) if a[i] == same[i] != other[i] and a[i] and other[i]]
+    if len(counters) != 1:
+        return []
+    seen = []
+    for times in (1234, 4321):
+        torch.autograd.graph.increment_version([tensor] * times)
+        numbers = (ctypes.c_uint32 * _COUNTER).from_address(a[counters[0]])
+        seen.append({4 * at for at, number in enumerate(numbers) if number == tensor._version})
+    return [(counters[0], at) for at in seen[0] & seen[1]]
 
 
 def _words(tensor: Tensor) -> list[int]:

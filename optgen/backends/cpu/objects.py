@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from optgen.backends.cpu.runtime import call1, call2, call3, call4, fetch, pointer
+from optgen.backends.cpu.runtime import call1, call2, call3, call4, count_up, fetch, pointer
 from optgen.backends.cpu.stored import stored
 
 compiled: Any = stored()
 inline: Any = njit(forceinline=True)
 BLOCK = 32  # tensors that are fetched together
 # What is looked with: torch's functions in the order of `launch.guards.FACTS`, then which words of a C++
-# tensor say what it is a view of, and how many dimensions it has, after which follow sizes and strides of up
-# to five of them.
-FACTS, SIZES, KEY, DIMS, INLINE = 8, 6, 8, 9, 5
+# tensor say what it is a view of, how many dimensions it has, after which follow sizes and strides of up to
+# five of them, and where its version counter is; then the version's place in that, in bytes.
+FACTS, SIZES, KEY, DIMS, COUNTER, VERSION, INLINE = 8, 6, 8, 9, 10, 11, 5
 
 
 @inline
@@ -164,8 +164,17 @@ def stay(look: Any, item: int, of: int, rows: Any, sizes: Any, places: Any) -> b
                 return False
             if found[0] != places[i] or found[1] != rows[i, 2]:
                 return False
+            if word(word(objects[i - begin], 2), look[COUNTER]) == 0:  # an inference tensor has none
+                return False
             at += 2 * rows[i, 5]
     return True
+
+
+@compiled
+def change(look: Any, item: int, of: int, count: int) -> None:
+    """Count a version up for the tensors in a list, as torch does where one is written in place."""
+    for i in range(count):
+        count_up(word(word(call2(item, of, i), 2), look[COUNTER]) + look[VERSION])
 
 
 @compiled

@@ -48,6 +48,18 @@ def fetch(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
+def count_up(typing: Any, address: Any) -> Any:
+    """Add 1 to a uint32 in memory that other threads may count up too."""
+
+    def build(builder: Any, x: Any) -> Any:
+        number = ir.IntType(32)
+        builder.atomic_rmw("add", builder.inttoptr(x, number.as_pointer()), number(1), "monotonic")
+        return ir.Constant(ir.IntType(64), 0)
+
+    return _instruction(types.int64, (types.int64,), build)
+
+
+@intrinsic
 def widest(typing: Any) -> Any:
     """Have the function that calls this compiled to vectors of 512 bits, where the processor has them.
 
