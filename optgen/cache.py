@@ -28,7 +28,7 @@ from optgen.plan import Plan
 
 __all__ = ["compiling", "emit", "folder", "kernel", "load"]
 
-compiling = uncut  # `with compiling:` a fork waits; any number of threads compile at once
+compiling = uncut  # `with compiling():` a fork waits; any number of threads compile at once
 
 _kernels: dict[tuple[str, int, bool, str, str], Kernel] = {}
 _modules: dict[str, ModuleType] = {}

@@ -4,6 +4,8 @@ In: tables that are filled when they are first asked, and work that must not be 
 a key, whatever the number of threads that ask, and children of a fork that never wait for a thread which
 does not exist there: a fork waits until all such work is done, and then nobody holds a lock.
 
+All are re-entrant locks of Python's own: a handler may want what its thread holds, and no signal comes
+between the end of a `with` statement and the release of such a lock, as it may in one written in Python.
 Where there is no fork, as on Windows, nothing waits for one.
 """
 
@@ -13,10 +15,11 @@ import concurrent.futures.thread  # noqa: F401 - its own handler of forks takes 
 import importlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Hashable, MutableMapping
 from functools import cached_property
-from threading import Condition, RLock, get_ident
+from threading import RLock
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -24,88 +27,40 @@ V = TypeVar("V")
 # What a first step imports.
 AWAITED = {"llvmlite", "numba", "numpy", "optgen", "torch", "triton", *sys.stdlib_module_names}
 LONGEST_IMPORT = 60.0  # seconds; one that takes longer may be waiting for the thread that forks
+PATIENCE = 0.05  # seconds for which a fork keeps others from going on while it waits for one of them
 
-
-class Uncut:
-    """Work that a fork waits for. Any number of threads are in it at once, each as deep as it likes.
-
-    A thread that forks inside does not wait for the others, who may be waiting for it.
-    """
-
-    def __init__(self) -> None:
-        self._lock = RLock()  # a signal's handler may compile too
-        self._changed = Condition(self._lock)
-        self._depth: dict[int, int] = {}  # by thread
-        self._forks = 0  # that wait
-
-    def __enter__(self) -> None:
-        me = get_ident()
-        with self._lock:
-            while self._forks and me not in self._depth:
-                self._changed.wait()
-            self._depth[me] = self._depth.get(me, 0) + 1
-
-    def __exit__(self, *_: object) -> None:
-        me = get_ident()
-        with self._lock:
-            self._depth[me] -= 1
-            if not self._depth[me]:
-                del self._depth[me]
-                if self._forks:
-                    self._changed.notify_all()
-
-    def close(self) -> bool:
-        """Wait until nobody else is inside, and keep others out; whether this thread is outside itself."""
-        self._lock.acquire()
-        outside = get_ident() not in self._depth
-        self._forks += 1
-        while outside and self._depth:
-            self._changed.wait()
-        return outside
-
-    def open(self) -> None:
-        """Let others in again."""
-        self._forks -= 1
-        self._changed.notify_all()
-        self._lock.release()
-
-    def restart(self) -> None:
-        """Forget the threads that a child of a fork does not have."""
-        me = get_ident()
-        depth = self._depth.get(me, 0)
-        self.__init__()  # type: ignore[misc]
-        if depth:
-            self._depth[me] = depth
-
-
-uncut = Uncut()
+_making_locks = RLock()
 _locks: WeakSet[Any] = WeakSet()
+_sections: WeakSet[Any] = WeakSet()
 
 
 def lock() -> Any:
     """A re-entrant lock that is free in the child of a fork, unless the thread that forks holds it."""
     made = RLock()
-    _locks.add(made)
+    with _making_locks:
+        _locks.add(made)
     return made
 
 
-class Section:
+def section() -> Any:
     """A re-entrant lock that a fork waits for, so that a child finds nothing half changed."""
+    made = lock()
+    with _making_locks:
+        _sections.add(made)
+    return made
 
+
+class _Mine(threading.local):
     def __init__(self) -> None:
-        self._lock = lock()
+        self.section = section()
 
-    def __enter__(self) -> None:
-        uncut.__enter__()
-        try:
-            self._lock.acquire()
-        except BaseException:
-            uncut.__exit__()
-            raise
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-        uncut.__exit__()
+_mine = _Mine()
+
+
+def uncut() -> Any:
+    """A context that a fork waits for: any number of threads are in it at once, each as deep as it likes."""
+    return _mine.section
 
 
 _making: dict[tuple[int, Hashable], Any] = {}  # a lock for each table and key that is being filled
@@ -118,7 +73,7 @@ def once(table: MutableMapping[Any, V], key: Hashable, make: Callable[[], V]) ->
     except KeyError:
         pass
     # A fork waits for whoever waits here, so nobody may hold the lock without being inside.
-    with uncut, _making.setdefault((id(table), key), lock()):
+    with uncut(), _making.setdefault((id(table), key), lock()):
         if key not in table:
             table[key] = make()
             _making.pop((id(table), key), None)
@@ -130,7 +85,7 @@ def once(table: MutableMapping[Any, V], key: Hashable, make: Callable[[], V]) ->
 
 def _importing() -> bool:
     """Whether another thread is importing what a step needs: a child could never complete that import."""
-    me, others = get_ident(), False
+    me, others = threading.get_ident(), False
     for name, entry in list(getattr(importlib._bootstrap, "_module_locks", {}).items()):
         owner = getattr(entry(), "owner", None)
         if owner == me:
@@ -139,35 +94,53 @@ def _importing() -> bool:
     return others
 
 
-_held: list[Any] = []  # Numba's lock, while a thread forks
+_held: list[Any] = []  # by the thread that forks; the first, which is let go last, is `_making_locks`
 
 
-def _before() -> None:
-    latest = time.monotonic() + LONGEST_IMPORT
-    outside = uncut.close()
-    while outside and _importing() and time.monotonic() < latest:
-        uncut.open()  # for what the import may compile
+def _close() -> bool:
+    """Hold every section, once nobody else does; whether this thread is in none itself.
+
+    A thread that forks inside does not wait for the others, who may be waiting for it.
+    """
+    while True:
+        _hold(_making_locks)
+        sections = list(_sections)
+        if any(each._is_owned() for each in sections):
+            return False
+        for each in sections:
+            if not each.acquire(timeout=PATIENCE):
+                break
+            _held.append(each)
+        else:
+            return True
+        _open()  # who is inside may wait for what is held here
         time.sleep(0.001)
-        uncut.close()
-    numba = sys.modules.get("numba.core.compiler_lock")
-    if outside and numba is not None:  # others than optgen compile with it too
-        numba.global_compiler_lock.acquire()
-        _held.append(numba.global_compiler_lock)
 
 
-def _release() -> None:
+def _hold(what: Any) -> None:
+    what.acquire()
+    _held.append(what)
+
+
+def _open() -> None:
     while _held:
         _held.pop().release()
 
 
-def _in_parent() -> None:
-    _release()
-    uncut.open()
+def _before() -> None:
+    latest = time.monotonic() + LONGEST_IMPORT
+    outside = _close()
+    while outside and _importing() and time.monotonic() < latest:
+        _open()  # for what the import may compile
+        time.sleep(0.001)
+        _close()
+    numba = sys.modules.get("numba.core.compiler_lock")
+    if outside and numba is not None:  # others than optgen compile with it too
+        _hold(numba.global_compiler_lock)
 
 
 def _in_child() -> None:
-    _release()
-    uncut.restart()
+    _open()
     for each in list(_locks):
         if not each._is_owned():
             each._at_fork_reinit()
@@ -185,4 +158,4 @@ def _free_properties() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_open, after_in_child=_in_child)

@@ -184,9 +184,7 @@ def _unlock() -> bool:
     for lock in held:
         while lock._is_owned():
             lock.release()
-    inside = len(locks.uncut._depth)
-    locks.uncut._depth.clear()
-    return bool(held or inside)
+    return bool(held)
 
 
 def _compare(found: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -17,13 +17,9 @@ from typing import Any, NamedTuple
 import optgen
 
 PACKAGE = str(Path(optgen.__file__).parent) + "/"
-# Where a step begins and ends to do what cannot be taken back, by file and function.
-BEGINS = {
-    ("launch/uninterrupted.py", "__enter__"),
-    ("backends/cpu/__init__.py", "sweep"),
-    ("backends/numpy.py", "sweep"),
-}
-ENDS = {("launch/uninterrupted.py", "__exit__")}
+# Where a step begins and ends to do what cannot be taken back, by file and function: as deep as it likes.
+BEGIN, END = (("launch/uninterrupted.py", name) for name in ("__enter__", "__exit__"))
+BEGINS = {BEGIN, ("backends/cpu/__init__.py", "sweep"), ("backends/numpy.py", "sweep")}
 # After these the interpreter looks whether a signal has come.
 LOOKS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"}
 
@@ -57,7 +53,7 @@ class Lines:
         self.at, self.act, self.package, self.calls = at, act, package, calls
         self.times: Counter[Place] = Counter()
         self.events: list[Event] = []
-        self.inside = self.acted = False
+        self.depth, self.launching, self.acted = 0, False, False
         self.looked: dict[int, str] = {}  # by frame, its last instruction
         self.having: dict[CodeType, bool] = {}
 
@@ -76,7 +72,8 @@ class Lines:
         code = frame.f_code
         if not code.co_filename.startswith(self.package) or not (self.at is None or self._has(code)):
             return None
-        self.inside = self.inside or self._name(code) in BEGINS
+        self.launching = self.launching or self._name(code) in BEGINS
+        self.depth += self._name(code) == BEGIN
         frame.f_trace_opcodes = self.calls
         return self._line
 
@@ -98,8 +95,9 @@ class Lines:
             self._meet(frame)
         elif event == "return":
             self.looked.pop(id(frame), None)
-            if self._name(frame.f_code) in ENDS:
-                self.inside = False
+            if self._name(frame.f_code) == END:
+                self.depth -= 1
+                self.launching = self.depth > 0
         return self._line
 
     def _meet(self, frame: FrameType, at: int = 0) -> None:
@@ -109,7 +107,7 @@ class Lines:
         place = Place(frame.f_code.co_filename, line, at)
         time = self.times[place] = self.times[place] + 1
         if self.at is None:
-            self.events.append(Event(place, time, self.inside))
+            self.events.append(Event(place, time, self.launching))
         elif (place, time) == self.at[:2]:
             self.acted = True
             self.act()

@@ -206,7 +206,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_waits_for_sections_and_children_find_them_open():
     """A store's locks and the like: what a thread holds when another one forks."""
-    section, inside, done = locks.Section(), threading.Event(), []
+    section, inside, done = locks.section(), threading.Event(), []
 
     def work():
         with section:
@@ -219,7 +219,7 @@ def test_a_fork_waits_for_sections_and_children_find_them_open():
     assert inside.wait(10)
     child = os.fork()
     if not child:
-        with section, cache.compiling:
+        with section, cache.compiling():
             os._exit(0 if done else 1)
     thread.join()
     assert os.waitpid(child, 0)[1] == 0
@@ -229,7 +229,7 @@ def test_a_fork_waits_for_sections_and_children_find_them_open():
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_thread_that_forks_inside_waits_for_nobody():
     """The others may wait for it; the child keeps its own locks, and finds theirs free."""
-    mine, theirs = locks.Section(), locks.Section()
+    mine, theirs = locks.section(), locks.section()
     inside, end = threading.Event(), threading.Event()
 
     def work():

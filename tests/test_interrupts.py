@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import count
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import optgen
 from interrupts import Case, Look, Stopped, bits, judge
 from lines import Event, chosen
-from optgen import library, tree
+from optgen import library, store, tree
 from optgen.ir import Extent
 from optgen.launch import Uninterrupted
 from optgen.training import accumulated
@@ -152,6 +153,44 @@ class Tree:
         return found
 
 
+class Stored:
+    """Updates of two parameters of a store, as `apply_update` makes them."""
+
+    def __init__(self, place: Callable[[], store.ParameterStore], backend: str):
+        self.place, self.ids = place(), [("owner", "a"), ("owner", "b")]
+        for i, (id, shape) in enumerate(zip(self.ids, ((3, 4), (5,)), strict=True)):
+            self.place.init_parameter(id, numbers(shape, F32, i))
+        conf = store.RuleConf("adam", backend=backend)
+        self.update = store.init_optimizer(conf, self.ids, self.place)
+
+    def ready(self, k: int) -> None:
+        for i, id in enumerate(self.ids):
+            shape = tuple(self.place.get_parameter_value(id).shape)
+            self.place.reset_gradient(id)
+            self.place.increment_gradient(id, numbers(shape, F32, 10 + 10 * k + i))
+
+    def step(self) -> None:
+        self.update.apply_update()
+
+    def look(self) -> Look:
+        found: dict[str, Any] = {}
+        for id in self.ids:
+            found[f"{id} value"] = bits(self.place.get_parameter_value(id))
+            found[f"{id} gradient"] = bits(self.place.get_gradient(id))
+        made = self.update._optimizer
+        for i, kept in enumerate(made.state.values() if made is not None else ()):
+            found |= {f"state{i} {key}": bits(value) for key, value in kept.items()}
+        return {"store": found}
+
+
+def in_files() -> store.ParameterStore:
+    """In a folder of its own, which fsspec keeps in memory."""
+    return store.FileParameterStore(f"memory://interrupts{next(_folders)}")
+
+
+_folders = count()
+
+
 def move(subject: Stepped) -> None:
     """Give a parameter other memory, so that no step before is like the next one."""
     subject.params[0].data = subject.params[0].data.clone()
@@ -218,6 +257,9 @@ def cases(backend: str) -> dict[str, Case]:
         "two rules": partial(mixed, backend),
     }.items():
         found |= {f"tree of {name}: {k}": (partial(Tree, make), k) for k in (0, 3)}
+    for name, place in {"memory": store.TorchParameterStore, "files": in_files}.items():
+        stored = partial(Stored, place, backend)
+        found |= {f"store in {name}: first": (stored, 0), f"store in {name}: repeated": (stored, 3)}
     found["tree, update"] = (partial(Tree, partial(same, tree.Adam, backend), False), 1)
     return {name: Case(f"{name}, {backend}", *case) for name, case in found.items()}
 
@@ -268,14 +310,16 @@ def test_a_step_that_fails_is_not_made(case):
     check(case, partial(fail, error), error, choose=partial(outside, partial(chosen, early=50)))
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_name)
+LOCKING = [case for case in CASES if case.name.startswith(("released", "store", "tree"))]  # others take none
+
+
+@pytest.mark.parametrize("case", LOCKING, ids=by_name)
 def test_an_interrupted_step_leaves_no_lock_closed(case):
     """Another thread, or one that forks, would wait for it."""
-    if not case.name.startswith(("released", "tree")):
-        pytest.skip("steps of optimizers take no lock")
 
     def about_locks(events: Any) -> list[Event]:
-        return [event for event in chosen(events) if event.place.file.endswith(("locks.py", "release.py"))]
+        files = ("locks.py", "release.py", "store/memory.py", "store/files.py", "store/updates.py")
+        return [event for event in chosen(events) if event.place.file.endswith(files)]
 
     report = judge(case, partial(interrupt, signal.SIGINT), (KeyboardInterrupt,), about_locks)
     assert not report.locked, str(report)

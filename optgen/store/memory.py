@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.locks import Section
+from optgen.launch import Uninterrupted
+from optgen.locks import section
 from optgen.store.base import (
     ParameterID,
     ParameterStore,
@@ -37,7 +38,7 @@ class Entry:
 
     def __init__(self, value: Tensor, gradient: Tensor, number: int):
         self.value, self.gradient, self.number = value, gradient, number
-        self.lock = Section()
+        self.lock = section()
         self.done: torch.cuda.Event | None = None  # of the last access, on whatever stream it was
 
     @contextmanager
@@ -69,7 +70,7 @@ class TorchParameterStore(ParameterStore):
         self.device = None if device is None else torch.device(device)
         self._entries: dict[ParameterID, Entry] = {}
         self._states: dict[str, Mapping[str, Any]] = {}
-        self._table = Section()  # of the two dicts; taken before any entry's lock
+        self._table = section()  # of the two dicts; taken before any entry's lock
         self._numbers = count()
 
     def __repr__(self) -> str:
@@ -167,9 +168,10 @@ class TorchParameterStore(ParameterStore):
     ) -> None:
         """Run `step` on the live tensors, with the locks of all of them; see the base class.
 
-        What other threads add meanwhile waits, and counts for the next update.
+        What other threads add meanwhile waits, and counts for the next update. So do signals, such as that
+        of Ctrl-C: they come before the update or after it.
         """
-        with self._held(ids) as entries:
+        with self._held(ids) as entries, Uninterrupted():
             step([e.value for e in entries], [e.gradient for e in entries])
             for entry in entries:
                 entry.gradient.zero_()

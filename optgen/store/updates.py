@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from optgen.locks import Section
+from optgen.launch import Uninterrupted
+from optgen.locks import section
 from optgen.store.base import ParameterID, ParameterStore, checked_ids, label, owner_text
 from optgen.store.configurations import Configuration
 from optgen.store.context import default_parameter_store, get_parameters
@@ -78,7 +79,7 @@ class StoreOptimizer:
         self.conf, self.ids, self.store, self.name = conf, list(ids), store, name
         self._params: list[Tensor] = []
         self._optimizer: torch.optim.Optimizer | None = None
-        self._lock = Section()  # of these two; taken after the locks of a store, never before
+        self._lock = section()  # of these two; taken after the locks of a store, never before
         saved = None if name is None else store.get_optimizer_state(name)
         if saved is not None:
             self.load_state_dict(saved)
@@ -119,12 +120,13 @@ class StoreOptimizer:
                     for p in self._params:
                         p.grad = None
 
-        try:
-            self.store.update(self.ids, step, self.name, self.state_dict)
-        except BaseException:
-            for back in undo:
-                back()
-            raise
+        with Uninterrupted():  # a signal would undo the optimizer's state after the store's commit
+            try:
+                self.store.update(self.ids, step, self.name, self.state_dict)
+            except BaseException:
+                for back in undo:
+                    back()
+                raise
 
     def _ordered(self, value: Any) -> Any:
         return [value[id] for id in self.ids] if isinstance(value, Mapping) else value

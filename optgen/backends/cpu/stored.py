@@ -49,7 +49,7 @@ def stored(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         compile = made.compile
 
         def compile_uncut(signature: Any) -> Any:
-            with uncut:
+            with uncut():
                 return compile(signature)
 
         made.compile = compile_uncut  # every way to a compilation leads through it

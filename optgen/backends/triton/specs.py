@@ -12,11 +12,11 @@ from optgen.backends.emit import (
 )
 from optgen.backends.triton.spelling import BLOCK, BLOCKS, COMBINE_BLOCK, DEPTH, HEIGHT, TILE_BLOCKS, WIDTH
 from optgen.ir import Extent
-from optgen.locks import Section
+from optgen.locks import section
 from optgen.plan import Round
 
 # Triton's interpreter has one grid for the whole process, and a first launch compiles: one thread at a time.
-ALONE = Section()
+ALONE = section()
 
 
 @dataclass(frozen=True)
