@@ -9,6 +9,7 @@ lies on the device, and the values that follow from it are computed there.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,14 +43,18 @@ def advance(counters: Sequence[Tensor], stop: Tensor | None) -> None:
         torch._foreach_add_(found, (stop == 0).to(device, dtype))
 
 
-def check_capture(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to leave a parameter out of a CUDA graph that is being captured, and so out of every replay.
+def check_capture(name: str, groups: Sequence[Mapping[str, Any]], capturable: bool) -> None:
+    """Refuse a CUDA graph that is being captured where its replays would not be steps.
 
     Raises:
-        RuntimeError: a parameter that is not frozen has no gradient.
+        RuntimeError: the optimizer is not capturable, so that every replay would be the same step; or a
+            parameter that is not frozen has no gradient, so that none would move it.
     """
-    if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-        return
+    if not capturable:
+        raise RuntimeError(
+            f"Attempting CUDA graph capture of step() for an instance of {name} whose capturable is False: "
+            f"every replay would be the same step. Pass capturable=True to {name}"
+        )
     for group in groups:
         for position, p in enumerate(group["params"]):
             if p.grad is None and p.requires_grad and position not in group["frozen"]:
@@ -79,12 +84,12 @@ class Count:
         self.cells = [kind.from_address(place) for place in places.tolist()] if few and kind else []
 
     def read(self, counters: Sequence[Tensor]) -> float | None:
-        """The count that all of them have; None where they differ."""
+        """The count that all of them have; None where they differ, or have none."""
         if self.module is not None:
-            least, most = self.module.range_of(self.places, self.double)
-            return least if least == most else None
-        found = {c.item() for c in counters} if self.asks else {c.value for c in self.cells}
-        return found.pop() if len(found) == 1 else None
+            found = set(self.module.range_of(self.places, self.double))
+        else:
+            found = {c.item() for c in counters} if self.asks else {c.value for c in self.cells}
+        return found.pop() if len(found) == 1 and all(map(math.isfinite, found)) else None
 
     def advance(self, counters: Sequence[Tensor]) -> None:
         """Count a step."""

@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, MutableMapping
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from functools import cached_property
 from threading import RLock
 from typing import Any, TypeVar
@@ -61,6 +61,15 @@ _mine = _Mine()
 def uncut() -> Any:
     """A context that a fork waits for: any number of threads are in it at once, each as deep as it likes."""
     return _mine.section
+
+
+def holding(locks: Sequence[Any], act: Callable[..., V], *args: Any) -> V:
+    """What a function returns that is called while all of these are held, whatever their number."""
+    if not locks:
+        return act(*args)
+    with locks[0]:
+        found = holding(locks[1:], act, *args)
+    return found  # noqa: RET504 - returned within it, a signal could leave the lock closed
 
 
 _making: dict[tuple[int, Hashable], Any] = {}  # a lock for each table and key that is being filled

@@ -38,6 +38,7 @@ from optgen.launch import (
     shard_of,
 )
 from optgen.launch.door import has_numbers, has_room, name_of, resolved
+from optgen.launch.uploads import capturing
 from optgen.loading import LoadReport, load
 from optgen.locks import once
 from optgen.opaque import opaque
@@ -184,6 +185,8 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuntimeError(
                     f"group {index} is in evaluation mode: call optimizer.train() before step()"
                 )
+        if capturing(self._home()):
+            check_capture(type(self).__name__, self.param_groups, self._settings["capturable"])
         plain = not (inputs or self._settings["capturable"] or "found_inf" in vars(self))
         steady, self._steady = self._steady, None
         if plain and steady is not None and steady.repeat(self.param_groups, self.state):
@@ -195,8 +198,6 @@ class Optimizer(torch.optim.Optimizer):
         on_device = self._settings["capturable"] or (stop is not None and stop.device.type != "cpu")
         if stop is not None and not on_device and stop.item():
             return loss
-        if on_device:
-            check_capture(self.param_groups)
         entries: Entries = []
         work, counters = self._prepare(handed, entries, on_device=on_device)
         launcher = self._launcher if scaling is None else self._for_scaled()
@@ -256,6 +257,8 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError(
                 f"group {place[1]} is in evaluation mode: call optimizer.train() before backward()"
             )
+        if capturing(p.device):
+            check_capture(type(self).__name__, (), self._settings["capturable"])
         entries: Entries = []
         work, counters = self._prepare({}, entries, [place], self._settings["capturable"])
         ready = launcher.prepare(work, self.param_groups) if work else None

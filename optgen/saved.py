@@ -19,6 +19,7 @@ from optgen.compose import chain
 from optgen.errors import RuleError, Source
 from optgen.ir import Extent, Program, State
 from optgen.launch import CODEC_OF, SUPPORTED, Launcher, brought, like, local, slice_shape
+from optgen.launch.door import has_numbers
 from optgen.passes import canonical
 
 COUNTS = ("step", "k")  # what packages call a step count that is a group's
@@ -105,8 +106,12 @@ def load_entry(
     by_key = {s.key: s for s in program.states.values() if s.extent is not Extent.ALL}
     loaded: dict[str, Any] = {}
     for name, value in entry.items():
+        if isinstance(value, Tensor) and not has_numbers(local(value)):
+            how = "its memory was freed" if value.layout is torch.strided else f"its layout is {value.layout}"
+            how = "it is on meta" if value.is_meta else how
+            raise ValueError(f"state '{name}' of parameter {key} has no numbers that can be read: {how}")
         if name == "step":
-            loaded[name] = torch.tensor(float(value), dtype=counter_dtype())
+            loaded[name] = torch.tensor(_count(key, value), dtype=counter_dtype())
         elif value is None:
             continue
         elif name not in by_key:
@@ -125,6 +130,13 @@ def load_entry(
         # torch's SGD counts no steps; 1 makes the next step the second, which keeps its momentum.
         loaded["step"] = torch.tensor(counts[0] if counts else 1.0, dtype=counter_dtype())
     return loaded
+
+
+def _count(key: Any, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"state 'step' of parameter {key} must be one number: {error}") from None
 
 
 def _load_tensor(launcher: Launcher, key: Any, name: str, state: State, p: Tensor, value: Any) -> Tensor:

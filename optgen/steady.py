@@ -86,6 +86,8 @@ class Steady:
             return False
         if self.guard.find(fixed, list(map(_grad_of, self.moving(fixed)))) is None:
             return False
+        if not all(r.fits(self.guard) for r in self.runners):
+            return False
         for index, truths in self.truths.items():
             if not self._as_before(groups[index], index, truths):
                 return False

@@ -194,8 +194,6 @@ class Bucket:
                     for d in range(self.dims):
                         table[i, columns[f"@size{d}"]] = array.shape[d]
                         table[i, columns[f"@stride_{name}{d}"]] = array.strides[d] // array.itemsize
-            element = [columns[n] for n in layout.pointers if n not in self.plan.tensor_states]
-            table[i, columns["@aligned"]] = all(address % 16 == 0 for address in table[i, element])
         rows = np.array(self.scalars, np.float64).reshape(len(tensors), -1)
         with np.errstate(over="ignore"):
             rows = rows.astype(real)
@@ -203,7 +201,11 @@ class Bucket:
         arrays = [table, np.array(chunks, np.int64), rows, np.zeros((len(chunks), slots))]
         arrays.append(np.full((len(tensors), slots), np.nan))
         elements = int(table[:, columns["@numel"]].sum())
-        return Tables(*(a if kernel.numpy_tables else torch.from_numpy(a) for a in arrays), elements=elements)
+        made = Tables(*(a if kernel.numpy_tables else torch.from_numpy(a) for a in arrays), elements=elements)
+        if not kernel.numpy_tables:
+            moving = table[:, [columns[name] for name in layout.moving]]
+            made.moving = torch.from_numpy(np.ascontiguousarray(moving))
+        return made
 
     def run(self, backend, math_mode="exact"):
         """What a back end leaves in the stores and in the tensor states, and its slots."""

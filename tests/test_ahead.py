@@ -137,7 +137,14 @@ def instructions(rule, math_mode, target="sm_90"):
 
     made = planned(rule)
     module = cache.load(cache.emit(made, "triton", math_mode), made.name, "triton")
-    tables = {"tensors": "*i64", "chunks": "*i64", "scalars": "*fp32", "partials": "*fp64", "slots": "*fp64"}
+    tables = {
+        "tensors": "*i64",
+        "chunks": "*i64",
+        "scalars": "*fp32",
+        "partials": "*fp64",
+        "slots": "*fp64",
+        "moving": "*i64",
+    }
     source = ASTSource(
         module.sweep0,
         signature={**tables, "BLOCK": "constexpr", "BLOCKS": "constexpr"},

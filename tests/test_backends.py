@@ -138,9 +138,10 @@ def test_sizes():
 
 def check_misaligned(backend, size):
     """Views that begin one or three elements from an aligned address."""
+    dims = 1 if backend == "triton" else 0  # which walks them by strides
     for offset in (1, 3):
-        rule_bucket("lamb", ("fp32",), (1, 5, size), offset=offset).check(backend)
-        rule_bucket("adamw", MIXED, (1, 5, size), offset=offset).check(backend)
+        rule_bucket("lamb", ("fp32",), (1, 5, size), offset=offset, dims=dims).check(backend)
+        rule_bucket("adamw", MIXED, (1, 5, size), offset=offset, dims=dims).check(backend)
 
 
 def test_misaligned_views():

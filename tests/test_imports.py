@@ -68,6 +68,7 @@ MODULES = [
     "launch.guards",
     "launch.sharding",
     "launch.work",
+    "launch.uploads",
     "launch.door",
     "launch.clock",
     "launch.buckets",

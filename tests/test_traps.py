@@ -492,7 +492,7 @@ def test_trap_memory_03_what_torch_resolves_or_refuses_about_a_tensor(tmp_path):
             refused(o, names, "overlap in memory", kind=ValueError)
             q.data = torch.zeros(6)
             o.state[q]["exp_avg"] = o.state[p]["exp_avg"]
-            refused(o, "'m' of parameter 0", "'m' of parameter 1", "overlap", kind=ValueError)
+            refused(o, "'exp_avg' of parameter 0", "'exp_avg' of parameter 1", "overlap", kind=ValueError)
             o, (p, q, *_) = trained(count)
             o.state[p]["exp_avg"].data = torch._neg_view(o.state[p]["exp_avg"].data)
             refused(o, "'exp_avg'", "negated view", "resolve_neg")
@@ -605,6 +605,42 @@ def test_trap_memory_06_a_count_that_cannot_be_written(backend):
         optimizer.state[p]["step"] = optimizer.state[p]["step"].clone()
     train(optimizer, [p], 1, 3)
     assert optimizer.state[p]["step"].item() == 4
+
+
+@pytest.mark.parametrize("count", [1, 3, 80])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_trap_memory_06_a_count_that_is_no_number(count, value):
+    """In a repeated step too, whatever the number of tensors, and in all of them or in one."""
+    for edited in (1, count):
+        params = parameters(*[(3,)] * count)
+        optimizer = optgen.AdamW(params, backend="cpu")
+        train(optimizer, params, 4)
+        for p in params[-edited:]:
+            optimizer.state[p]["step"].fill_(value)
+        before = [p.detach().clone() for p in params]
+        with pytest.raises(RuntimeError, match=r"the state 'step' of parameter .* must be one number"):
+            train(optimizer, params, 1, 4)
+        assert all(map(torch.equal, params, before))
+
+
+def _freed(t):
+    t = t.clone()
+    t.untyped_storage().resize_(0)
+    return t
+
+
+@pytest.mark.parametrize("damage", [_freed, torch.Tensor.to_sparse, lambda t: t.to("meta")])
+@pytest.mark.parametrize("key", ["exp_avg", "step"])
+def test_trap_memory_03_a_saved_state_without_memory(damage, key):
+    (p,) = parameters((3, 4))
+    optimizer = optgen.AdamW([p])
+    train(optimizer, [p], 2)
+    saved = optimizer.state_dict()
+    saved["state"] = {0: saved["state"][0] | {key: damage(saved["state"][0][key])}}
+    kept = dict(optimizer.state[p])
+    with pytest.raises(ValueError, match=f"state '{key}' of parameter 0 has no numbers that can be read"):
+        optimizer.load_state_dict(saved)
+    assert all(optimizer.state[p][name] is kept[name] for name in kept)
 
 
 def test_trap_memory_05_the_interpreter_refuses_a_gpu(monkeypatch):

@@ -104,10 +104,11 @@ def across(kind: Extent) -> bool:
 class Layout:
     """The columns of the `tensors` table for a plan.
 
-    With `dims` 0 every element store of a tensor is walked in memory order; otherwise each store has
-    its own strides over `dims` common dimensions. Spills are always contiguous. A plan with slices is
-    walked in tiles, a range of lines by a range of columns. In a `sharded` one, tensors are parts of larger
-    ones, and random numbers follow from an element's place in the whole.
+    With `dims` 0 every element store of a tensor is walked in memory order, and on a GPU it begins at a
+    multiple of 16 bytes, as do the lines of tiles; otherwise each store has its own strides over `dims`
+    common dimensions. Spills are always contiguous. A plan with slices is walked in tiles, a range of lines
+    by a range of columns. In a `sharded` one, tensors are parts of larger ones, and random numbers follow
+    from an element's place in the whole.
     """
 
     plan: Plan
@@ -126,6 +127,12 @@ class Layout:
         return (*self.plan.stores, *spills, *self.plan.tensor_states)
 
     @cached_property
+    def moving(self) -> dict[str, int]:
+        """The element stores that may lie elsewhere in each step: gradients, inputs and spills, by number."""
+        fixed = {"p", *self.plan.states, *self.plan.tensor_states}
+        return {name: i for i, name in enumerate(n for n in self.pointers if n not in fixed)}
+
+    @cached_property
     def lines(self) -> tuple[int, ...]:
         """The slots that have a value for each slice, in order."""
         return tuple(i for i, e in enumerate(self.plan.extents) if e.sliced)
@@ -138,7 +145,7 @@ class Layout:
     @cached_property
     def columns(self) -> dict[str, int]:
         """The index of each column by its name."""
-        names = [*self.pointers, "@numel", "@row", "@aligned", "@first", "@count"]
+        names = [*self.pointers, "@numel", "@row", "@first", "@count"]
         if self.plan.random:
             names += ["@seed", "@param", "@step"]
         if self.sharded:
@@ -180,6 +187,7 @@ class Tables:
     With slices: `lines` float64, the slots of slices one after the other, from `@slot<i>`; `line_parts`
     and `column_parts` float64 [tiles, slots, lines or columns of a tile]; `slices` by kind, int64 [n, 2]
     (tensor, first slice). `numbers` float64: what is one for the whole optimizer, see `Plan.numbers`.
+    `moving` int64 [tensors, stores]: where torch tensors have the addresses in `Layout.moving`.
     """
 
     tensors: Any
@@ -191,6 +199,7 @@ class Tables:
     line_parts: Any = None
     column_parts: Any = None
     numbers: Any = None
+    moving: Any = None
     size: Any = None  # int64 [1], how many tensors there are
     elements: int = 0  # of all tensors together
     slices: dict[Extent, Any] = field(default_factory=dict)

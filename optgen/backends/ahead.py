@@ -63,7 +63,7 @@ def compile_ahead(layout: Layout, module: ModuleType, target: str, math_mode: st
     if interpreting():
         raise RuntimeError("unset TRITON_INTERPRET to compile: Triton reads it when it decorates a kernel")
     real = "*fp64" if layout.plan.real == "fp64" else "*fp32"
-    kinds = dict.fromkeys(("tensors", "chunks", "slices", "size"), "*i64") | {"scalars": real}
+    kinds = dict.fromkeys(("tensors", "moving", "chunks", "slices", "size"), "*i64") | {"scalars": real}
     reports = []
     for spec in specs(layout).values():
         signature = {name: kinds.get(name, "*fp64") for name in spec.tables}
@@ -113,7 +113,8 @@ def _unmasked_lines(source: str, kernel: str) -> range:
     """The lines of the path for whole, aligned blocks in a kernel's source."""
     lines = source.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"def {kernel}("))
-    first = next((i for i in range(start, len(lines)) if "if aligned &" in lines[i]), len(lines))
+    whole = re.compile(r"if \(first \+ HEIGHT <=|if base \+ BLOCK <=")
+    first = next((i for i in range(start, len(lines)) if whole.search(lines[i])), len(lines))
     last = next((i for i in range(first, len(lines)) if lines[i].strip() == "else:"), len(lines))
     return range(first + 2, last + 1)  # counted from 1
 

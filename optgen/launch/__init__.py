@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from optgen import cache
-from optgen.backends import Layout
+from optgen.backends import Layout, View
 from optgen.ir import REDUCTIONS, Extent, Node, Op, Program, State, toposort
 from optgen.launch.buckets import Bucket
 from optgen.launch.door import Move, check, fitted, separate
@@ -36,6 +36,7 @@ from optgen.launch.recording import (
 from optgen.launch.runners import Interpreted, Launch, Ready, Runner, advance
 from optgen.launch.sharding import Shard, brought, like, local, matching, shard_of
 from optgen.launch.uninterrupted import Uninterrupted
+from optgen.launch.uploads import Captured, capturing
 from optgen.launch.work import (
     CODEC_OF,
     SUPPORTED,
@@ -78,6 +79,7 @@ __all__ = [
     "slice_shape",
 ]
 
+WIDEST = 16  # bytes of a GPU's widest access, and elements that lines of tiles are multiples of
 BACKENDS = ("auto", "triton", "cpu", "numpy")
 MODES = ("exact", "fast")
 
@@ -98,12 +100,13 @@ class Launcher:
         self._lowered: dict[tuple[Truths, str | None], Program] = {}
         self._plans: dict[tuple[Truths, str | None, tuple[str, ...]], Plan] = {}
         self._recordings: dict[str | None, Recording] = {}
+        self._captured: list[Captured] = []  # by CUDA graphs
         self.lock = lock()  # for those who let several threads step with one launcher
 
     def apart(self) -> Launcher:
         """A launcher with the same programs and plans, and buckets of its own."""
         made = copy(self)
-        made._recordings, made.lock = {}, lock()
+        made._recordings, made._captured, made.lock = {}, [], lock()
         return made
 
     def truths(
@@ -202,6 +205,10 @@ class Launcher:
             runners.append(kind(bucket, work, values, rows, groups, guard.addresses))
         if any(r.plan.numbers for r in runners):
             self._fill(runners, groups, numbers or {}, steps)
+        for known in self._captured:
+            known.check(work)
+        if any(capturing(bucket.device) for bucket in buckets):
+            self._captured.append(Captured([bucket.held() for bucket in buckets], work))
         written = [*fixed_of(work), *(move.old for move in moves), *(numbers or {}).values()]
         written += [w.owner for w in work if w.owner is not None]
         torch.autograd.graph.increment_version(written)  # first, as some torch refuse inference tensors
@@ -246,16 +253,20 @@ class Launcher:
         parts = [part_of(w) for w in work]
         known = self._recordings.get(mode)
         fixed, free = fixed_of(work), free_of(work)
-        if known and known.parts == parts and known.guard.find(fixed, free) is not None:
+        places = known.guard.find(fixed, free) if known and known.parts == parts else None
+        if known and places is not None and known.holds(places % WIDEST == 0):
             return known.buckets, known.guard, []
         plans, moves = self._admit(work, groups, mode)
-        signature = [signature_of(w) for w in work]
+        even = [self._even(w, made) for w, made in zip(work, plans, strict=True)]
+        signature = [(signature_of(w), at) for w, at in zip(work, even, strict=True)]
         if known is not None and (known.parts, known.signature) == (parts, signature):
             buckets = known.buckets
         else:
-            buckets = self._make_buckets(work, plans)
+            buckets = self._make_buckets(work, plans, even)
         found = guard(fixed_of(work), free_of(work))
-        self._recordings[mode] = Recording(parts, signature, buckets, found)
+        wide = any(bucket.moving is not None for bucket in buckets)
+        known_even = found.addresses % WIDEST == 0 if wide else None
+        self._recordings[mode] = Recording(parts, signature, buckets, found, known_even)
         return buckets, found, moves
 
     def _admit(
@@ -264,20 +275,31 @@ class Launcher:
         """Every part's plan, once its tensors have passed the door, and states that must move first."""
         for device in {w.param.device: None for w in work}:
             resolve(self.backend, device)
-        for w in work:
-            check(w, self.lowered(w.truths).states, groups)
-        separate(work, groups)
+        states = [self.lowered(w.truths).states for w in work]
+        for w, declared in zip(work, states, strict=True):
+            check(w, declared, groups)
+        separate(work, states, groups)
         plans, moves = [], []
-        for w in work:
+        for w, declared in zip(work, states, strict=True):
             stores = element_stores(self.lowered(w.truths, mode))
             plans.append(self.plan(w.truths, tuple(CODEC_OF[w.tensor(s).dtype] for s in stores), mode))
-            moves += fitted(w, self.lowered(w.truths).states, plans[-1].real)
+            moves += fitted(w, declared, plans[-1].real)
         return plans, moves
 
-    def _make_buckets(self, work: Sequence[Work], plans: Sequence[Plan]) -> list[Bucket]:
+    def _even(self, w: Work, made: Plan) -> bool:
+        """Whether a GPU may load several elements of a part at once; see `Layout.dims`."""
+        if resolve(self.backend, w.param.device) != "triton":
+            return True
+        lines = View.of(w.param.shape, made.slices).columns * bool(made.slices)
+        return lines % WIDEST == 0 and all(w.tensor(s).data_ptr() % WIDEST == 0 for s in made.codecs)
+
+    def _make_buckets(
+        self, work: Sequence[Work], plans: Sequence[Plan], even: Sequence[bool]
+    ) -> list[Bucket]:
         found: dict[tuple[Any, ...], Bucket] = {}
         for i, (w, made) in enumerate(zip(work, plans, strict=True)):
             shape = geometry([w.tensor(s) for s in made.codecs], self.logical)
+            shape = shape if even[i] else shape.one_by_one(w.param.numel(), len(made.codecs))
             sharded, counter = (
                 w.shard is not None,
                 w.counter.dtype if w.counted and w.counter is not None else None,

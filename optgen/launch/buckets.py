@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +16,7 @@ from optgen.backends import PLACE, SLICES, Kernel, Layout, Tables, View, across
 from optgen.ir import Extent, Op, toposort
 from optgen.launch.geometry import Geometry
 from optgen.launch.sharding import EVERY, Share
+from optgen.launch.uploads import Moving, upload
 from optgen.launch.work import Scalars, Work, fact_of
 from optgen.plan import Plan
 
@@ -38,7 +40,8 @@ class Bucket:
     tables: Tables = field(init=False)
     host: np.ndarray = field(init=False)  # the host's copy of tables.tensors
     sent: np.ndarray | None = field(init=False, default=None)  # what the device has of it
-    pinned: list[torch.Tensor] = field(init=False, default_factory=list)  # what a CUDA graph copies again
+    moving: Moving | None = field(init=False, default=None)  # addresses that a GPU has in a table apart
+    filled: dict[str, float] = field(init=False, default_factory=dict)  # the numbers that the host has sent
     shared: dict[int, list[Share]] = field(init=False, default_factory=dict)  # by slot, see `shares`
     clock: Clock | None = field(init=False, default=None)  # where the device has the counters,
     once_clock: Clock | None = field(init=False, default=None)  # and for what is one for the whole optimizer
@@ -86,6 +89,8 @@ class Bucket:
         if self.plan.numbers:
             self.tables.numbers = self.empty(len(self.plan.numbers))
             self.tables.size = self.put(np.array([len(numels)], np.int64))
+        if self.layout.moving and not self.numpy_tables:
+            self.moving = Moving((len(numels), len(self.layout.moving)), self.device, self.counted)
         if self.layout.tiled:
             self._slices(table, views, len(chunks))
 
@@ -138,15 +143,14 @@ class Bucket:
         """An array where the kernel reads it."""
         if self.numpy_tables:
             return np.ascontiguousarray(array)
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            tensor = tensor.pin_memory()
-            self.pinned.append(tensor)
-        return tensor.to(self.device, non_blocking=True)
+        return upload(array, self.device)
 
     def empty(self, *sizes: int) -> Any:
         """A float64 table of zeros where the kernel reads it, never an empty one."""
-        return self.put(np.zeros(tuple(max(1, size) for size in sizes)))
+        sizes = tuple(max(1, size) for size in sizes)
+        if self.numpy_tables:
+            return np.zeros(sizes)
+        return torch.zeros(sizes, dtype=torch.float64, device=self.device)
 
     @property
     def numpy_tables(self) -> bool:
@@ -171,7 +175,10 @@ class Bucket:
                 table[:, columns[name]] = [b.data_ptr() for b in buffers]
             else:
                 table[:, columns[name]] = addresses[self.sources[name]]
-        self._align()
+        moving = table[:, [columns[name] for name in self.layout.moving]]
+        if self.moving is not None:
+            self.tables.moving = self.moving.send(moving)
+            table[:, [columns[name] for name in self.layout.moving]] = 0
         table[:, columns["@row"]] = rows
         if self.plan.random:
             table[:, columns["@param"]] = [w.index for w in members]
@@ -180,24 +187,25 @@ class Bucket:
         self._send()
         return spills
 
-    def _align(self) -> None:
-        """Say of which tensors every address is a multiple of 16."""
-        columns, table = self.layout.columns, self.host
-        element = [columns[n] for n in self.layout.pointers if n not in self.plan.tensor_states]
-        table[:, columns["@aligned"]] = (table[:, element] % 16 == 0).all(axis=1)
-        if self.layout.tiled:  # a line must begin at such an address too
-            table[:, columns["@aligned"]] &= table[:, columns["@columns"]] % 16 == 0
-
     def _send(self) -> None:
         if self.sent is None or not np.array_equal(self.sent, self.host):
             self.tables.tensors = self.put(self.host)
             self.sent = self.host.copy()
 
-    def point_again(self, name: str, addresses: np.ndarray) -> None:
-        """Fill one column of addresses anew; the rest is as it was."""
-        self.host[:, self.layout.columns[name]] = addresses
-        self._align()
+    def point_again(self, addresses: np.ndarray) -> None:
+        """Have what moves where it is now, and the rest where it was; there are no spills."""
+        found = [addresses[self.sources[name]] for name in self.layout.moving]
+        if self.moving is not None:
+            self.tables.moving = self.moving.send(np.stack(found, axis=1))
+            return
+        for name, column in zip(self.layout.moving, found, strict=True):
+            self.host[:, self.layout.columns[name]] = column
         self._send()
+
+    def held(self) -> list[Any]:
+        """The tables that a CUDA graph reads which is captured now: its replays need them."""
+        clocks = [c.sent.copy() for c in (self.clock, self.once_clock) if c is not None]
+        return [copy(self.tables), self.moving, *clocks]
 
     def set_clock(self, work: Sequence[Work], groups: Sequence[Mapping[str, Any]]) -> None:
         """Have all ready that `count` needs: what can fail fails here."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from optgen import cache
 from optgen.backends.triton import prologue
 from optgen.ir import Node, Op
+from optgen.launch.uploads import refuse_in_capture
 from optgen.launch.work import lookup
 from optgen.passes import spelled_out
 
@@ -109,7 +110,7 @@ class Clock:
                     live.append((column, int(group), value))
                 else:
                     table[rows == group, column] = float(value)
-        sent = self._table("values", table)
+        sent = self._values(table)
         for column, group, value in live:
             where = self._table(f"rows of {group}", np.flatnonzero(rows == group))
             sent[where, column] = value.to(self.device, torch.float64)
@@ -120,4 +121,15 @@ class Clock:
         known = self.sent.get(name)
         if known is None or not np.array_equal(known[0], table):
             known = self.sent[name] = (table, self.put(table.copy() if table.size else np.zeros(1, np.int64)))
+        return known[1]
+
+    def _values(self, table: np.ndarray) -> Tensor:
+        """The table of hyperparameters, always in one place, where a CUDA graph sees what becomes of them."""
+        known = self.sent.get("values")
+        if known is None or known[0].shape != table.shape:
+            return self._table("values", table)
+        if not np.array_equal(known[0], table):
+            refuse_in_capture(self.device, "a hyperparameter")
+            known[1].copy_(torch.from_numpy(table), non_blocking=True)
+            self.sent["values"] = table, known[1]
         return known[1]

@@ -101,8 +101,13 @@ def fitted(w: Work, states: Mapping[str, State], real: str) -> list[Move]:
     return moves
 
 
-def separate(work: Sequence[Work], groups: Groups) -> None:
+def separate(work: Sequence[Work], states: Sequence[Mapping[str, State]], groups: Groups) -> None:
     """Copy gradients and inputs that lie in memory which the step writes.
+
+    Args:
+        work: the step.
+        states: of each part, what the program says of its states.
+        groups: for names.
 
     Raises:
         ValueError: two tensors that it writes, step counts too, overlap, or are one; the message names them.
@@ -113,8 +118,8 @@ def separate(work: Sequence[Work], groups: Groups) -> None:
             raise ValueError(f"{called(w, groups)} is there twice: take it out of one place")
         seen.add(id(w.param if w.owner is None else w.owner))
     names, fixed = [], []
-    for w in work:
-        names += [(w, what) for what in ("", *(f"state '{name}'" for name in w.states))]
+    for w, declared in zip(work, states, strict=True):
+        names += [(w, what) for what in ("", *(f"state '{declared[name].key}'" for name in w.states))]
         fixed += [w.param, *w.states.values()]
         if w.counter is not None:
             names.append((w, "state 'step'"))

@@ -21,6 +21,10 @@ class Geometry:
     sizes: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
 
+    def one_by_one(self, numel: int, stores: int) -> Geometry:
+        """The same walk element by element, where memory order would do but for alignment."""
+        return self if self.sizes else Geometry((numel,), ((1,),) * stores)
+
 
 def geometry(tensors: Sequence[Tensor], logical: bool = False) -> Geometry:
     """Merge the dimensions that lie in one stride for all of these tensors of one shape.

@@ -19,12 +19,17 @@ from optgen.launch.work import Work
 
 
 class Recording(NamedTuple):
-    """The buckets of a step, and what they depend on."""
+    """The buckets of a step, and what they depend on; on a GPU, which tensors lie at multiples of 16."""
 
     parts: list[Any]
     signature: list[Any]
     buckets: list[Bucket]
     guard: Guard
+    even: np.ndarray | None = None
+
+    def holds(self, even: np.ndarray) -> bool:
+        """Whether the same tensors lie at multiples of 16, if that matters."""
+        return self.even is None or np.array_equal(even, self.even)
 
 
 def fixed_of(work: Sequence[Work]) -> list[Tensor]:

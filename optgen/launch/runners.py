@@ -22,6 +22,7 @@ from optgen.launch.buckets import Bucket
 from optgen.launch.door import Move
 from optgen.launch.guards import Guard
 from optgen.launch.sharding import Share, complete
+from optgen.launch.uploads import refuse_in_capture
 from optgen.launch.work import Work, as_array
 from optgen.plan import Plan, Reduction, Round
 
@@ -139,6 +140,12 @@ class Launch(_Runner):
         with _on(self.bucket.device):
             getattr(self.bucket.kernel, act.name)(act.what, self.bucket.tables)
 
+    def fits(self, guard: Guard) -> bool:
+        """Whether a GPU can load gradients where they are now as it was compiled to."""
+        if self.bucket.moving is None or self.pointed == guard.moves:
+            return True
+        return all((guard.addresses[at] % 16 == 0).all() for at in self.bucket.sources.values())
+
     def again(self, guard: Guard, groups: Sequence[Mapping[str, Any]], step: float) -> None:
         """Be ready for the next step of the same tensors, all of them at the same step.
 
@@ -149,8 +156,8 @@ class Launch(_Runner):
             self.sent = rows
             self._send(rows)
         self.prepare()
-        if self.pointed != guard.moves and "g" in self.bucket.sources:
-            self.bucket.point_again("g", guard.addresses[self.bucket.sources["g"]])
+        if self.pointed != guard.moves and self.bucket.layout.moving:
+            self.bucket.point_again(guard.addresses)
         self.pointed = guard.moves
 
     def _send(self, values: Any) -> None:
@@ -194,12 +201,17 @@ class Launch(_Runner):
                 table[places[name]] = float(value)
             return
         tensors = {name: v for name, v in values.items() if isinstance(v, Tensor)}
-        plain = {name: v for name, v in values.items() if name not in tensors}
-        if plain:
+        plain = {name: float(v) for name, v in values.items() if name not in tensors}
+        filled = self.bucket.filled
+        if any(filled.get(name) != v for name, v in plain.items()):
+            refuse_in_capture(self.bucket.device, "a hyperparameter or number")
+            filled.update(plain)
             where = torch.tensor([places[name] for name in plain]).to(table.device, non_blocking=True)
             what = torch.tensor(list(plain.values()), dtype=torch.float64).to(table.device, non_blocking=True)
             table.index_copy_(0, where, what)
         if tensors:
+            for name in tensors:
+                filled.pop(name, None)
             torch._foreach_copy_([table[places[name]] for name in tensors], list(tensors.values()))
 
     def number(self, name: str) -> float | Tensor:

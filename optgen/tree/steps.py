@@ -8,8 +8,7 @@ as in `optgen.optim`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from optgen.ir import Extent
 from optgen.launch import Ready, Uninterrupted, Work
 from optgen.launch.door import resolved
+from optgen.locks import holding
 from optgen.tree.nodes import (
     Array,
     Path,
@@ -110,20 +110,24 @@ def update_(state: Any, model: Any, grads: Any, **inputs: Any) -> tuple[Any, Any
     moving = [move for move in moves.values() if move.grad is not None]
     for move in moving:
         move.leaf.begin(move.target)
-    with ExitStack() as held:
-        engines = {id(m.leaf.engine): m.leaf.engine for m in moving}
-        for launcher in sorted({engine.launcher for engine in engines.values()}, key=id):
-            held.enter_context(launcher.lock)  # which copies of a state tree share
-        steps = [(engine, _prepare(engine, moving, inputs)) for engine in engines.values()]
-        with Uninterrupted():
-            for engine, ready in steps:
-                if ready is not None:
-                    ready.launch()
-                engine.steps += 1
-            new: dict[int, np.ndarray] = {}
-            for move in moving:
-                new |= _finish(move)
+    engines = list({id(m.leaf.engine): m.leaf.engine for m in moving}.values())
+    launchers = sorted({engine.launcher for engine in engines}, key=id)  # which copies of a state tree share
+    new: dict[int, np.ndarray] = holding([x.lock for x in launchers], _move, engines, moving, inputs)
     return state, replaced(model, new) if new else model
+
+
+def _move(engines: Sequence[Engine], moving: list[Move], inputs: Mapping[str, Any]) -> dict[int, np.ndarray]:
+    """Make the step, once all that can fail has been done; the new values of arrays that are not written."""
+    steps = [(engine, _prepare(engine, moving, inputs)) for engine in engines]
+    new: dict[int, np.ndarray] = {}
+    with Uninterrupted():
+        for engine, ready in steps:
+            if ready is not None:
+                ready.launch()
+            engine.steps += 1
+        for move in moving:
+            new |= _finish(move)
+    return new
 
 
 def _finish(move: Move) -> dict[int, np.ndarray]:

@@ -208,13 +208,15 @@ def clear(starts: Any, reach: Any, places: Any, rows: Any) -> bool:
 
 @compiled
 def range_of(places: Any, double: bool) -> Any:
-    """The least and the largest of numbers in memory, float64 or float32."""
+    """The least and the largest of numbers in memory, float64 or float32; two of NaN if one is."""
     least, most = np.inf, -np.inf
     for place in places:
         if double:
             number = carray(pointer(place), 1, np.float64)[0]
         else:
             number = carray(pointer(place), 1, np.float32)[0]
+        if np.isnan(number):
+            return number, number
         least, most = min(least, number), max(most, number)
     return least, most
 

@@ -3,13 +3,15 @@
 In: a layout. Out: the source of a module (`emit`), and a `Kernel` that launches it (`TritonKernel`).
 `ahead` compiles the same source where there is no GPU.
 
-A program instance updates one chunk of one tensor, block by block. A block that lies whole inside an
-aligned tensor takes the path without a mask, whose loads and stores are 128 bits wide; tails and
-misaligned views take the masked one. Addresses are read from a table, so nothing about a launch is an
-integer argument that Triton would specialise on, and offsets are int64. `math="exact"` divides and takes
-roots as IEEE says and contracts nothing. `math="fast"` leaves both to Triton's own `/` and `tl.sqrt`, which
-on NVIDIA's GPUs are div.full and sqrt.approx, wrong by 2 units in the last place and by 1 (PTX ISA), and
-contracts. Of two zeros `maximum` takes the second, as everywhere.
+A program instance updates one chunk of one tensor, block by block. A block that lies whole inside a tensor
+takes the path without a mask, whose loads and stores are 128 bits wide; tails take the masked one. Both
+believe that addresses are multiples of 16, as Triton has it of a value wherever it is used: misaligned views,
+and tiles whose lines are no multiple of 16 elements, are walked by their strides, in a kernel of their own.
+Addresses are read from tables, so nothing about a launch is an integer argument that Triton would specialise
+on, and offsets are int64. `math="exact"` divides and takes roots as IEEE says and contracts nothing.
+`math="fast"` leaves both to Triton's own `/` and `tl.sqrt`, which on NVIDIA's GPUs are div.full and
+sqrt.approx, wrong by 2 units in the last place and by 1 (PTX ISA), and contracts. Of two zeros `maximum`
+takes the second, as everywhere.
 `BLOCK` and `THREADS` were read off the registers and widths of the compiled code.
 """
 

@@ -44,7 +44,8 @@ def specs(layout: Layout, small: bool = False) -> dict[str, Spec]:
             if r.boundary == k:
                 found += _round_specs(layout, number, r, tile)
         if k < len(plan.phases):
-            found.append(Spec(f"sweep{k}", tables, swept, "chunks", plan.phases[k].bytes))
+            apart = ("moving",) if layout.moving else ()
+            found.append(Spec(f"sweep{k}", (*tables, *apart), swept, "chunks", plan.phases[k].bytes))
     for kind in finishes(plan):
         if kind.sliced:
             found.append(Spec(f"finish_{word_of(kind)}", (*tables, "slices"), {"SLICES": SLICES}, kind))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from optgen.backends import MAX_DIMS, PLACE, TABLES, Layout
 from optgen.backends.emit import (
@@ -25,14 +25,17 @@ COMBINE_BLOCK = 256
 TYPES = {"fp64": "tl.float64", "fp32": "tl.float32", "bf16": "tl.uint16", "fp16": "tl.uint16"}
 GLOBALS = {"tl", "triton", "maximum", "minimum"}
 LOCALS = {
-    *GLOBALS, *TABLES, "lines", "line_parts", "column_parts", "numbers", "slices",
-    "chunk", "tensor", "start", "entry", "numel", "row", "lane", "aligned", "block", "base", "mask", "rest",
+    *GLOBALS, *TABLES, "moving", "lines", "line_parts", "column_parts", "numbers", "slices",
+    "chunk", "tensor", "start", "entry", "numel", "row", "lane", "block", "base", "mask", "rest",
     "index", "first", "count", "total", "done", "at", "part", *(f"size{d}" for d in range(MAX_DIMS)),
     "top", "left", "bottom", "columns", "rows", "line", "column", "piece", "which", "deep", "nth", "matrix",
     "live", "groups", "each", "parts", "inner", "across", "down", "kept", "tile", "height", "size",
     "place", *PLACE,
 }  # fmt: skip
-FORMS = ("{}_ptr", "{}_at", "{}_new", "{}reduce_axis", *(f"{{}}_stride{d}" for d in range(MAX_DIMS)))
+FORMS = (
+    "{}_ptr", "{}_at", "{}_new", "{}reduce_axis",
+    *(f"{{}}_stride{d}" for d in range(MAX_DIMS)),
+)  # fmt: skip
 
 
 def speller(real: str, math_mode: str) -> Spell:
@@ -149,6 +152,19 @@ def reading(layout: Layout, names: Names, found: Iterable[Node]) -> list[str]:
 def pointer_of(layout: Layout, store: str, kind: str) -> str:
     """The address of a store, from the table."""
     return f"tl.load({shifted('entry', layout.columns[store])}).to(tl.pointer_type({kind}))"
+
+
+def pointers(layout: Layout, touched: Mapping[str, str]) -> list[str]:
+    """Lines that read the addresses of element stores, by store the name that it has."""
+    lines = []
+    for s, name in touched.items():
+        kind = TYPES[layout.plan.codecs.get(s, layout.plan.real)]
+        if s in layout.moving:
+            place = table_cell("moving", "tensor", len(layout.moving), layout.moving[s])
+            lines.append(f"{name}_ptr = tl.load({place}).to(tl.pointer_type({kind}))")
+        else:
+            lines.append(f"{name}_ptr = {pointer_of(layout, s, kind)}")
+    return lines
 
 
 def entry_of(layout: Layout, column: str) -> str:

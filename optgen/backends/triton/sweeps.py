@@ -14,6 +14,7 @@ from optgen.backends.triton.spelling import (
     entry_of,
     neutral,
     pointer_of,
+    pointers,
     reading,
     reduce_axis,
     shifted,
@@ -37,8 +38,7 @@ def sweep_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]
         *reading(layout, names, found),
         *_places(layout),
     ]
-    for s, name in touched.items():
-        lines.append(f"{name}_ptr = {pointer_of(layout, s, TYPES[plan.codecs.get(s, plan.real)])}")
+    lines += pointers(layout, touched)
     for r in phase.reductions:
         lines.append(f"sum{r.slot} = tl.full([BLOCK], {neutral(r.op)}, {TYPES[plan.real]})")
     lines.append("lane = tl.arange(0, BLOCK)")
@@ -49,8 +49,6 @@ def sweep_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]
                 if s in plan.codecs:
                     place = shifted("entry", columns[f"@stride_{s}{d}"])
                     lines.append(f"{name}_stride{d} = tl.load({place})")
-    else:
-        lines.append(f"aligned = tl.load({shifted('entry', columns['@aligned'])}) != 0")
     lines += ["for block in range(BLOCKS):", "    base = start + block*BLOCK"]
     if layout.dims:
         body = [*_strided(layout, touched), *_block(layout, k, phase, found, names, ", mask")]
@@ -61,7 +59,7 @@ def sweep_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]
             for n in touched.values()
         ]
         tail = ["mask = base + lane < numel", *(f"{n}_at = {n}_ptr + base + lane" for n in touched.values())]
-        lines.append("    if aligned & (base + BLOCK <= numel):")
+        lines.append("    if base + BLOCK <= numel:")
         lines += ["        " + line for line in (*whole, *_block(layout, k, phase, found, names, ""))]
         lines.append("    else:")
         lines += ["        " + line for line in (*tail, *_block(layout, k, phase, found, names, ", mask"))]
@@ -160,8 +158,7 @@ def tile_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]:
         if n.extent.sliced and across(n.extent):
             at = f"top // {entry_of(layout, f'@inner_{n.extent}')}*columns + column"
             lines.append(f"{names.leaf(n)} = {slice_values(layout, n, at, 'column < columns')}[None, :]")
-    for s, name in touched.items():
-        lines.append(f"{name}_ptr = {pointer_of(layout, s, TYPES[plan.codecs.get(s, plan.real)])}")
+    lines += pointers(layout, touched)
     by_line = [r for r in phase.reductions if r.extent.sliced and not across(r.extent)]
     others = [r for r in phase.reductions if r not in by_line]
     for r in others:
@@ -172,8 +169,6 @@ def tile_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]:
             for s, name in touched.items():
                 if s in plan.codecs:
                     lines.append(f"{name}_stride{d} = {entry_of(layout, f'@stride_{s}{d}')}")
-    else:
-        lines.append(f"aligned = {entry_of(layout, '@aligned')} != 0")
     body = ["first = top + block*HEIGHT", "line = first + tl.arange(0, HEIGHT)"]
     for n in found:
         if n.extent.sliced and not across(n.extent):
@@ -193,7 +188,7 @@ def tile_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]:
     if layout.dims:
         body += [*general, "rest = index", *_strided(layout, touched)[2:], *run]
     else:
-        whole = "aligned & (first + HEIGHT <= bottom) & (left + WIDTH <= columns)"
+        whole = "(first + HEIGHT <= bottom) & (left + WIDTH <= columns)"
         whole += " & ((first + HEIGHT)*columns <= numel)" if blocked else ""
         step = "(tl.arange(0, HEIGHT)*tl.multiple_of(columns, 16))[:, None] + lane[None, :]"
         fast = [f"index = tl.multiple_of(first*columns + left, 16) + {step}"]

@@ -1,0 +1,163 @@
+"""Tables on their way to a GPU, and what a CUDA graph that is being captured may have of them.
+
+In: arrays of the host. Out: the same where kernels read them. In a capture no pinned memory may be allocated,
+and an upload does not happen then, but in every replay: what a graph reads has been sent before. Only where
+gradients, inputs and spills lie is new in a capture, and each has a table of its own for it (`Moving`), with
+pinned memory that is never written again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+from weakref import ref
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optgen.launch.work import Work
+
+PIECE = 1 << 16  # bytes of one upload
+SPARES = 2  # captures without a step in between
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether what is launched on a device now goes into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def upload(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array on a device.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured.
+    """
+    refuse_in_capture(device, "a table that this step reads")
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True, copy=True)
+
+
+def refuse_in_capture(device: torch.device, what: str) -> None:
+    """Refuse to upload what a graph could have only after it has been captured."""
+    if capturing(device):
+        raise RuntimeError(
+            f"{what} has changed since the step before the capture, and a CUDA graph cannot take it over: "
+            "make a step outside of it first, with the same parameters and options, and then capture"
+        )
+
+
+class Buffer:
+    """Pinned memory for int64, which an upload reads until its event has come."""
+
+    def __init__(self, count: int, device: torch.device):
+        self.pinned = torch.empty(count, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.event: Any = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def fill(self, array: np.ndarray) -> None:
+        """Write it, once nothing reads it any more."""
+        if self.event is not None:
+            self.event.synchronize()
+        self.pinned.numpy()[:] = array.reshape(-1)
+
+    def send(self, table: Tensor) -> None:
+        """Upload it piece by piece."""
+        flat, step = table.view(-1), PIECE // 8
+        for at in range(0, len(flat), step):
+            flat[at : at + step].copy_(self.pinned[at : at + step], non_blocking=True)
+
+
+class Moving:
+    """A table of the addresses that move from step to step, int64 [tensors, stores].
+
+    Args:
+        shape: of the table.
+        device: where kernels read it.
+        captured: whether CUDA graphs may be captured; tables for those are then kept in reserve.
+    """
+
+    def __init__(self, shape: tuple[int, int], device: torch.device, captured: bool):
+        self.shape, self.device, self.captured = shape, device, captured
+        self.table, self.sent = self._empty(), np.zeros(shape, np.int64)
+        self.table.zero_()
+        self.ring = [self._buffer(), self._buffer()]
+        self.spares: list[tuple[Buffer, Tensor]] = []
+        self.given: list[tuple[Buffer, Tensor]] = []  # to graphs
+
+    def _empty(self) -> Tensor:
+        return torch.empty(self.shape, dtype=torch.int64, device=self.device)
+
+    def _buffer(self) -> Buffer:
+        return Buffer(self.shape[0] * self.shape[1], self.device)
+
+    def send(self, addresses: np.ndarray) -> Tensor:
+        """The table of a step that has these addresses.
+
+        Raises:
+            RuntimeError: more graphs were captured than tables are in reserve.
+        """
+        if capturing(self.device):
+            return self._give(addresses)
+        while self.captured and len(self.spares) < SPARES:
+            self.spares.append((self._buffer(), self._empty()))
+        if not np.array_equal(addresses, self.sent):
+            buffer = self.ring[0]
+            buffer.fill(addresses)
+            buffer.send(self.table)
+            if buffer.event is not None:
+                buffer.event.record()
+            self.ring.reverse()
+            self.sent = addresses.copy()
+        return self.table
+
+    def _give(self, addresses: np.ndarray) -> Tensor:
+        """A graph's own table: every replay uploads it anew, from memory that is its own too."""
+        if not self.spares:
+            refuse_in_capture(self.device, "where gradients lie")
+        buffer, table = self.spares.pop()
+        self.given.append((buffer, table))
+        buffer.pinned.numpy()[:] = addresses.reshape(-1)
+        buffer.send(table)
+        return table
+
+
+class Captured:
+    """What a CUDA graph reads of an optimizer, kept for its replays: tables only, no parameter and no state.
+
+    Args:
+        tables: what is kept.
+        work: the step that was captured.
+    """
+
+    def __init__(self, tables: Sequence[Any], work: Sequence[Work]):
+        self.tables = tables
+        self.places = {id(_owner(w)): (ref(_owner(w)), _places(w)) for w in work}
+        self.told = False
+
+    def check(self, work: Sequence[Work]) -> None:
+        """Warn, once, if a step has other tensors than the graph, whose replays would move the old ones."""
+        for w in () if self.told else work:
+            known, places = self.places.get(id(_owner(w)), (None, {}))
+            if known is None or known() is not _owner(w):
+                continue
+            now = _places(w)
+            changed = [name for name, place in places.items() if now.get(name, place) != place]
+            if changed:
+                self.told = True
+                what = "the parameter" if changed[0] == "p" else f"state '{changed[0]}'"
+                warnings.warn(
+                    f"{what} of a parameter of shape {tuple(w.param.shape)} lies elsewhere than when a CUDA "
+                    "graph was captured, as after load_state_dict(): capture the graph anew, because its "
+                    "replays move the old tensors",
+                    stacklevel=2,
+                )
+                return
+
+
+def _owner(w: Work) -> Tensor:
+    return w.param if w.owner is None else w.owner
+
+
+def _places(w: Work) -> dict[str, int]:
+    found = {"p": w.param.data_ptr()} | {name: t.data_ptr() for name, t in w.states.items()}
+    return found if w.counter is None else found | {"step": w.counter.data_ptr()}
