@@ -1,9 +1,11 @@
-"""The `golden` fixture, and the option that rewrites the files it compares with, and `features.md`."""
+"""Fixtures: `golden`, with the option that rewrites what it compares with, and `gpu`, a simulated one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,3 +37,19 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_bytes().decode()
 
     return check
+
+
+@pytest.fixture
+def gpu() -> Iterator[Any]:
+    """A simulated GPU, see `virtual_gpu.device`; a test fails that launches nothing on it, or has a fault."""
+    from virtual_gpu.device import Device, missing
+
+    if reason := missing():
+        if os.environ.get("OPTGEN_REQUIRE_SIMULATED_GPU") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with Device() as device:
+        yield device
+    assert device.launches, "this test has launched nothing on the simulated GPU"
+    assert not device.errors, device.errors
+    assert not device.harmful, device.harmful

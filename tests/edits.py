@@ -41,7 +41,7 @@ from optgen.training import accumulated
 from optgen.trial import TOLERANCE
 
 SHAPES = [(), (0,), (2, 3), (4, 1, 5), (7,), (1025,), (3, 1), (2, 3, 2, 2)]
-LONG = 60  # seconds for one case
+LONG = 60  # seconds for one case, and ten times that on the simulated GPU
 PYTHON = [sys.executable, __file__]
 
 
@@ -265,12 +265,23 @@ def serve(backend: str, device: str, seeds: range) -> None:
     faulthandler.enable()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    if device == "simulated":
+        from virtual_gpu.device import Device
+
+        with Device(log=False) as gpu:
+            _serve(backend, "cpu", seeds)
+        assert gpu.launches, "nothing was launched on the simulated GPU"
+        return
+    _serve(backend, device, seeds)
+
+
+def _serve(backend: str, device: str, seeds: range) -> None:
 
     def tell(**what: Any) -> None:
         print(json.dumps(what), flush=True)
 
     for seed in seeds:
-        faulthandler.dump_traceback_later(LONG, exit=True)
+        faulthandler.dump_traceback_later(LONG * (10 if backend == "triton" else 1), exit=True)
         run(Case(seed, backend, device), lambda seed=seed, **what: tell(seed=seed, **what))
     faulthandler.cancel_dump_traceback_later()
     tell(end=True)
@@ -335,7 +346,9 @@ def main() -> None:
     """Run seeds of one back end, and end with 1 where an outcome is a fourth one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", default="cpu", choices=["cpu", "numpy", "triton"])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--device", default="cpu", help="for triton: cpu (its interpreter), cuda or simulated"
+    )
     parser.add_argument("--seeds", default="0:300", help="first:end")
     parser.add_argument(
         "--guard", action="store_true", help="each tensor between pages that nobody may touch"

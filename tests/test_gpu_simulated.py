@@ -1,0 +1,130 @@
+"""Every kind of rule on the simulated GPU: launches, bits, bounds, races, any order of warps and blocks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import edits
+import optgen
+from optgen import library
+from optgen.passes import shaped
+from optgen.settings import CLASSES, class_of, runnable
+from optgen.trial import Case, run
+from virtual_gpu import device
+
+HERE = Path(__file__).parent
+RULES = {  # of each class, and how many steps
+    "adamw": 3, "sgd": 2, "nadam": 2, "rprop": 2, "lamb": 2, "adafactor": 2, "schedulefree_adamw": 2,
+    "prodigy": 2, "sgld": 2, "sophia": 2, "polyak_sgd": 2,
+}  # fmt: skip
+OTHERS = [name for name in library.names() if name not in RULES]
+
+
+def agrees(gpu, name, store, steps=2, thorough=True):
+    """As `optgen check` has it: bits where no sum and no transcendental function is, else its bounds."""
+    program, _ = runnable([library.rule(name)])
+    outcome = run(program, Case("triton", store, None, {}, thorough=thorough, steps=steps))
+    assert outcome.failure is None, outcome
+    return program
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_agree_with_the_reference(gpu, name):
+    agrees(gpu, name, "fp32", RULES[name])
+
+
+@pytest.mark.parametrize("store", ["fp64", "bf16", "fp16"])
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_other_storage(gpu, name, store):
+    agrees(gpu, name, store)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_rules(gpu, name):
+    agrees(gpu, name, "fp32", thorough=shaped(library.rule(name)))
+
+
+def test_there_is_a_rule_of_each_class():
+    assert {class_of(library.rule(name)) for name in RULES} == set(CLASSES)
+
+
+def trained(name, steps=2):
+    """Parameters after some steps; several chunks and tiles, tails, and tensors without any."""
+    params = [nn.Parameter(torch.randn(s, generator=seeded(1))) for s in ((9000,), (70, 130), (3, 5), (1,))]
+    optimizer = optgen.optimizer(name)(params, backend="triton")
+    for k in range(steps):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=seeded(k))
+        optimizer.step()
+    return params
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", ["lamb", "adafactor", "prodigy"])
+def test_no_order_of_warps_and_blocks_makes_a_difference(gpu, name):
+    gpu.log = False
+    expected = trained(name)
+    for schedule, order in (("first", None), ("last", None), (None, lambda n: range(n - 1, -1, -1))):
+        gpu.schedule, gpu.order = schedule, order
+        assert all(map(torch.equal, trained(name), expected)), (schedule, order)
+
+
+SEEDS = range(6000, 6065)  # some 50 edits for each class
+
+
+def test_edits_between_steps():
+    if device.missing():
+        pytest.skip(device.missing())
+    found = edits.outcomes("triton", SEEDS, "simulated")
+    text = edits.report(found, "simulated")
+    print(text)
+    assert all(line["verdict"] in edits.GOOD for line in found), text
+    made = [line for line in found if "later" not in line["edit"] and "undone" not in line["edit"]]
+    assert len(made) > 250, text
+
+
+@pytest.mark.full
+def test_another_triton(tmp_path):
+    """The one that torch 2.11 pins; some of these tests again, with it in front of the installed one."""
+    if device.missing():
+        pytest.skip(device.missing())
+    start = time.perf_counter()
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(tmp_path),
+        "triton==3.6.0",
+    ]
+    if (done := subprocess.run(pip, capture_output=True, text=True)).returncode:
+        pytest.skip(f"pip cannot install Triton 3.6.0: {done.stderr[-300:]}")
+    code = f"""
+        import sys
+        sys.path[:0] = [{str(tmp_path)!r}]
+        import triton, pytest
+        assert triton.__version__ == "3.6.0", triton.__version__
+        sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", {__file__!r}, "-k", "agree or storage"]))
+    """
+    lines = "\n".join(line.strip() for line in code.strip().splitlines())
+    environment = {"TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", lines], cwd=HERE.parent, env={**edits.os.environ, **environment},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    print(f"Triton 3.6.0: {done.stdout.splitlines()[-1]}; {time.perf_counter() - start:.0f} s in all")
