@@ -223,6 +223,8 @@ class Bucket:
             [w.group for w in members],
             lambda row, name: fact_of(members[row], name),
         )
+        if self.tables.scalars is None:  # what the kernel is compiled for; `count` fills another one
+            self.tables.scalars = self.clock.empty()
 
     def count(self, counters: Sequence[Tensor], stop: Tensor | None) -> None:
         """Fill the scalars, and the steps that random numbers follow from, on the device."""

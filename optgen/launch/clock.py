@@ -84,9 +84,13 @@ class Clock:
         """The values of every row, `real` [rows, roots]; states are updated if `stop`, 0-d float64, is 0."""
         return self._launch(stop, prologue.run)
 
+    def empty(self) -> Tensor:
+        """A table for the values of every row."""
+        return torch.empty(self.count, max(1, len(self.values.roots)), dtype=self.real, device=self.device)
+
     def _launch(self, stop: Tensor, how: Callable[..., None]) -> Tensor:
         values, counters, states, rows = self.tables
-        out = torch.empty(self.count, max(1, len(self.values.roots)), dtype=self.real, device=self.device)
+        out = self.empty()
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             how(self.module, (values, counters, states, stop, rows, out), self.count, self.wide)
         return out

@@ -122,6 +122,7 @@ class Device:
         self.races: Counter[tuple[str, str]] = Counter()  # by kernel and kind
         self.kernels: dict[int, Any] = {}
         self.capturing = False
+        self.graph: Any = None  # see `capture`
 
     @property
     def harmful(self) -> dict[tuple[str, str], int]:
@@ -184,8 +185,11 @@ class Device:
                 ctypes.cast(given[i], ctypes.POINTER(ctypes.c_uint64)) for i in range(program.parameters)
             ]
             values = [pointer[0] for pointer in pointers]
-            self.launches.append(Launch(kernel.name, x, threads, values, stream, kernel))
-            self._execute(library, program, self.launches[-1])
+            launch = Launch(kernel.name, x, threads, values, stream, kernel)
+            self.launches.append(launch)
+            if self.graph is not None:
+                self.graph.acts.append(functools.partial(self._execute, library, program, launch))
+            self._execute(library, program, launch)
         except BaseException as error:  # which the driver's C code cannot pass on
             traceback.print_exc()
             self.errors.append(error)
