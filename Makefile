@@ -14,10 +14,12 @@ export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
 # Two threads a test process, whatever the machine, so that the parallel path is tested; they sleep
 # while they wait, because there are as many test processes as WORKERS says.
 THREADS := OMP_NUM_THREADS=2 NUMBA_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE
+# The simulated GPU is skipped without gcc and Python.h, but not here.
+export OPTGEN_REQUIRE_SIMULATED_GPU ?= 1
 PYTEST := $(THREADS) $(BIN)/python -m pytest -n $(WORKERS)
 # Triton reads TRITON_INTERPRET when it decorates a kernel: one process cannot both compile and interpret.
 INTERPRET := TRITON_INTERPRET=1
-INTERPRETER_TESTS := tests/test_interpreter*.py
+INTERPRETER_TESTS := tests/test_interpreter*.py tests/test_gpu.py
 # The trainers are slow to import and are a run of their own.
 INTEGRATION_TESTS := tests/integration
 OTHER_TESTS := tests --ignore-glob='*test_interpreter*' --ignore=$(INTEGRATION_TESTS)

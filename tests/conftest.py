@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,12 +41,9 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 @pytest.fixture
 def gpu() -> Iterator[Any]:
     """A simulated GPU, see `virtual_gpu.device`; a test fails that launches nothing on it, or has a fault."""
-    from virtual_gpu.device import Device, missing
+    from virtual_gpu.device import Device, require
 
-    if reason := missing():
-        if os.environ.get("OPTGEN_REQUIRE_SIMULATED_GPU") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    require()
     with Device() as device:
         yield device
     assert device.launches, "this test has launched nothing on the simulated GPU"

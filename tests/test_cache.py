@@ -92,7 +92,7 @@ def test_eight_threads_take_first_steps(tmp_path):
 
 @pytest.mark.full
 def test_eight_threads_take_the_first_steps_of_twenty_rules(tmp_path):
-    first_steps(5, 20, tmp_path)
+    first_steps(int(os.environ.get("OPTGEN_RUNS", "1")), 20, tmp_path)  # a run takes a minute
 
 
 def test_the_interpreter_of_triton_in_several_threads(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_there_is_a_rule_of_each_class():
     assert {class_of(library.rule(name)) for name in RULES} == set(CLASSES)
 
 
-def trained(name, steps=2):
+def trained(name, steps=1):
     """Parameters after some steps; several chunks and tiles, tails, and tensors without any."""
     params = [nn.Parameter(torch.randn(s, generator=seeded(1))) for s in ((9000,), (70, 130), (3, 5), (1,))]
     optimizer = optgen.optimizer(name)(params, backend="triton")
@@ -84,8 +85,7 @@ SEEDS = range(6000, 6065)  # some 50 edits for each class
 
 
 def test_edits_between_steps():
-    if device.missing():
-        pytest.skip(device.missing())
+    device.require()
     found = edits.outcomes("triton", SEEDS, "simulated")
     text = edits.report(found, "simulated")
     print(text)
@@ -94,11 +94,18 @@ def test_edits_between_steps():
     assert len(made) > 250, text
 
 
+def test_the_benchmark_comes_to_its_end(gpu, monkeypatch, capsys):
+    gpu.log = gpu.memory = False
+    monkeypatch.syspath_prepend(HERE.parent / "benchmarks")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--dry", "--only", "SGD"])
+    assert not import_module("gpu").main()
+    assert "SGD, bf16+fp32" in capsys.readouterr().out
+
+
 @pytest.mark.full
 def test_another_triton(tmp_path):
     """The one that torch 2.11 pins; some of these tests again, with it in front of the installed one."""
-    if device.missing():
-        pytest.skip(device.missing())
+    device.require()
     start = time.perf_counter()
     pip = [
         sys.executable,

@@ -81,28 +81,28 @@ def check_cpu(case, seed, wild, codecs):
     several.check("cpu")
 
 
-# 200 programs through Numba, as four tests so that both cores compile.
+# 100 programs through Numba, as four tests so that both cores compile; 200 more are `full`.
 
 
-@compiled(50)
+@compiled(25)
 @given(ANY, st.integers(0, 9999), st.booleans())
 def test_cpu_agrees_in_float32(case, seed, wild):
     check_cpu(case, seed, wild, ("fp32",))
 
 
-@compiled(50)
+@compiled(25)
 @given(ANY, st.integers(0, 9999), st.booleans())
 def test_cpu_agrees_in_float64(case, seed, wild):
     check_cpu(case, seed, wild, ("fp64",))
 
 
-@compiled(50)
+@compiled(25)
 @given(ANY, st.integers(0, 9999), st.booleans(), st.sampled_from(["bf16", "fp16"]))
 def test_cpu_agrees_in_16_bits(case, seed, wild, codec):
     check_cpu(case, seed, wild, (codec,))
 
 
-@compiled(50)
+@compiled(25)
 @given(ANY, st.integers(0, 9999), st.booleans(), CODEC_LISTS)
 def test_cpu_agrees_in_mixed_storage(case, seed, wild, codecs):
     check_cpu(case, seed, wild, codecs)

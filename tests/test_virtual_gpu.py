@@ -13,7 +13,7 @@ import optgen
 from optgen.launch.buckets import Bucket
 from virtual_gpu import memory
 from virtual_gpu.arithmetic import NoSemantics, computation
-from virtual_gpu.device import Device, missing
+from virtual_gpu.device import Device, require
 from virtual_gpu.memory import Fault
 from virtual_gpu.ptx import parse
 
@@ -151,8 +151,7 @@ def test_text_is_read():
 @pytest.fixture
 def mistaken():
     """A device with something wrong on it."""
-    if missing():
-        pytest.skip(missing())
+    require()
     with Device() as device:
         yield device
 
@@ -260,8 +259,7 @@ def test_a_divergent_barrier(mistaken):
 def test_everything_is_as_before_afterwards():
     from triton.runtime import driver
 
-    if missing():
-        pytest.skip(missing())
+    require()
     before, resolve = driver._active, optgen.optim.resolve
     with Device():
         step()

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import pytest
 import torch
 
 from virtual_gpu.machine import Machine
@@ -52,6 +53,14 @@ def missing() -> str:
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         return "the simulated GPU needs Python.h (Debian: python3-dev)"
     return ""
+
+
+def require() -> None:
+    """Skip the test that calls this where there can be no device, or have it fail where there must be one."""
+    if reason := missing():
+        if os.environ.get("OPTGEN_REQUIRE_SIMULATED_GPU") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
 
 
 class Launch(NamedTuple):
