@@ -27,7 +27,7 @@ def scaling_of(optimizer: torch.optim.Optimizer, home: torch.device) -> dict[str
     if found is None:
         return None
     scale = vars(optimizer).get("grad_scale")
-    given = {"grad_scale": torch.ones(()) if scale is None else scale, "found_inf": found}
+    given = {"grad_scale": torch.ones((), device="cpu") if scale is None else scale, "found_inf": found}
     return {name: x.detach().to(home, torch.float64).reshape(()) for name, x in given.items()}
 
 

@@ -52,15 +52,25 @@ def read(name: str) -> bytes | None:
     except OSError as error:
         _say("file", f"{path}, which cannot be read ({error.strerror})", "remove it")
         return None
-    with open(handle, "rb") as file:
+    try:
         status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or (OWNERS and _writable_by_others(status)):
+        if not stat.S_ISREG(status.st_mode):
+            _say("file", f"{path}, which is no file", "remove it")
+            return None
+        if OWNERS and _writable_by_others(status, str(path)):
             _say("file", f"{path}, which somebody else can write or has written", "remove it")
             remove(name)
             return None
         if OWNERS and status.st_mode & 0o077:
-            os.fchmod(handle, 0o600)
-        return file.read()
+            with contextlib.suppress(OSError):  # where nothing can be written, nobody else can either
+                os.fchmod(handle, 0o600)
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    except OSError as error:
+        _say("file", f"{path}, which cannot be read ({error.strerror})", "remove it")
+        return None
+    finally:
+        os.close(handle)
 
 
 def write(name: str, data: bytes) -> None:
@@ -112,9 +122,10 @@ def _found() -> Path | None:
     """Look for the folder, and make it where it is missing."""
     given = os.environ.get("OPTGEN_CACHE_DIR")
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    path = os.path.abspath(given) if given else os.path.join(base, "optgen")
+    path = os.path.abspath(os.path.expanduser(given)) if given else os.path.join(base, "optgen")
     try:
         fault = None if os.path.isabs(path) else "there is no home folder"
+        path.encode()  # the name of a module's file
         if fault is None:
             _make(path)
             fault = exposure(os.path.dirname(path), used=False)
@@ -123,6 +134,8 @@ def _found() -> Path | None:
             fault = exposure(path)
     except OSError as error:
         fault = error.strerror or str(error)
+    except UnicodeEncodeError:
+        fault = "its name is not UTF-8"
     if fault is None:
         _sweep(path)
         return Path(path)
@@ -154,7 +167,7 @@ def _tighten(path: str, own: bool) -> None:
     os.chmod(path, 0o700)
     for each in (os.path.join(path, name) for name in names if OURS.fullmatch(name)):
         status = os.lstat(each)
-        if stat.S_ISREG(status.st_mode) and _writable_by_others(status):
+        if stat.S_ISREG(status.st_mode) and _writable_by_others(status, each):
             os.unlink(each)  # closing it would make it look like ours
         elif stat.S_ISREG(status.st_mode):
             os.chmod(each, 0o600)
@@ -202,17 +215,27 @@ def _folder_exposure(path: str, status: os.stat_result, used: bool) -> str | Non
     me = os.geteuid()
     if status.st_uid != me and (used or status.st_uid != 0):
         return f"{path} belongs to another user"
-    open_to_all = _writable_by_others(status) if status.st_uid == me else bool(status.st_mode & 0o022)
+    open_to_all = _writable_by_others(status, path) if status.st_uid == me else bool(status.st_mode & 0o022)
     if open_to_all and (used or not status.st_mode & stat.S_ISVTX):
         return f"others can write in {path}"
     return None
 
 
-def _writable_by_others(status: os.stat_result) -> bool:
-    """Whether something is another user's, or others can write it; a group of this user alone is no other."""
+def _writable_by_others(status: os.stat_result, path: str) -> bool:
+    """Whether something is another user's, or others can write it; a group of this user alone is no other.
+
+    Where there is an access control list, the group's bits are what any user or group in it may have.
+    """
     if status.st_uid != os.geteuid() or status.st_mode & 0o002:
         return True
-    return bool(status.st_mode & 0o020) and not _alone_in(status.st_gid)
+    return bool(status.st_mode & 0o020) and (_has_list(path) or not _alone_in(status.st_gid))
+
+
+def _has_list(path: str) -> bool:
+    try:
+        return bool(os.getxattr(path, "system.posix_acl_access"))
+    except (OSError, AttributeError):  # no list, or a system that has none
+        return False
 
 
 def _alone_in(group: int) -> bool:
@@ -224,4 +247,5 @@ def _alone_in(group: int) -> bool:
         name, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
     except KeyError:
         return False
-    return found.gr_name == name and set(found.gr_mem) <= {name}
+    first = {each.pw_name for each in pwd.getpwall() if each.pw_gid == group}  # whom the group does not list
+    return found.gr_name == name and {*found.gr_mem, *first} <= {name}

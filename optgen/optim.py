@@ -180,6 +180,12 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with Uninterrupted():  # so that no handler changes what has been checked, or cuts an import
+            self._step(inputs, loss)
+        return loss
+
+    def _step(self, inputs: Mapping[str, Any], loss: Any) -> None:
+        """A step, once the closure has been called."""
         for index, group in enumerate(self.param_groups):
             if not group.get("train_mode", True):
                 raise RuntimeError(
@@ -191,13 +197,13 @@ class Optimizer(torch.optim.Optimizer):
         steady, self._steady = self._steady, None
         if plain and steady is not None and steady.repeat(self.param_groups, self.state):
             self._steady = steady
-            return loss
+            return
         handed = handed_to(self, self.program, inputs, loss, self._home())
         scaling = scaling_of(self, self._home())
         stop = None if scaling is None else scaling["found_inf"]
         on_device = self._settings["capturable"] or (stop is not None and stop.device.type != "cpu")
         if stop is not None and not on_device and stop.item():
-            return loss
+            return
         entries: Entries = []
         work, counters = self._prepare(handed, entries, on_device=on_device)
         launcher = self._launcher if scaling is None else self._for_scaled()
@@ -206,20 +212,18 @@ class Optimizer(torch.optim.Optimizer):
             whole = {n: handed[n] for n in handed if n in self._launcher.whole}
             numbers = self._numbers(entries) | whole | (scaling or {})
             ready = launcher.prepare(work, self.param_groups, None, numbers, steps, stop)
-        with Uninterrupted():
-            _enter(entries)
-            if ready is not None:
-                ready.launch()
-                if isinstance(steps, Tensor):
-                    advance([steps], stop)
-                elif launcher.counts:
-                    for group in self.param_groups:
-                        group["steps"] = steps + 1
-            if counters:
-                advance(counters, stop)
+        _enter(entries)
+        if ready is not None:
+            ready.launch()
+            if isinstance(steps, Tensor):
+                advance([steps], stop)
+            elif launcher.counts:
+                for group in self.param_groups:
+                    group["steps"] = steps + 1
+        if counters:
+            advance(counters, stop)
         if plain and ready is not None:
             self._steady = Steady.of(launcher, ready, counters, self.param_groups, self.state)
-        return loss
 
     def _for_scaled(self) -> Launcher:
         """What runs the program for scaled gradients."""
@@ -245,6 +249,10 @@ class Optimizer(torch.optim.Optimizer):
 
         `place` is where it was; nothing is done for one that is in no group any more.
         """
+        with Uninterrupted():
+            self._step_alone(p, place, launcher)
+
+    def _step_alone(self, p: Tensor, place: Place, launcher: Launcher) -> None:
         params = self.param_groups[place[1]]["params"] if place[1] < len(self.param_groups) else ()
         if place[2] >= len(params) or params[place[2]] is not p:
             places = self._places()
@@ -262,13 +270,12 @@ class Optimizer(torch.optim.Optimizer):
         entries: Entries = []
         work, counters = self._prepare({}, entries, [place], self._settings["capturable"])
         ready = launcher.prepare(work, self.param_groups) if work else None
-        with Uninterrupted():
-            _enter(entries)
-            if ready is not None:
-                ready.launch()
-            if counters:
-                advance(counters, None)
-            p.grad = None
+        _enter(entries)
+        if ready is not None:
+            ready.launch()
+        if counters:
+            advance(counters, None)
+        p.grad = None
 
     def _home(self) -> torch.device:
         """Where the numbers lie that are one for the whole optimizer."""
@@ -437,14 +444,14 @@ class Optimizer(torch.optim.Optimizer):
     def _counter(self, place: Place, count: Any) -> Tensor:
         """A parameter's step count as a tensor: what is kept, or a new one of the number that is kept."""
         if count is None:
-            return torch.tensor(0.0, dtype=counter_dtype())
+            return torch.tensor(0.0, dtype=counter_dtype(), device="cpu")
         try:
             plain = type(count) is Tensor and count.dtype in COUNTERS and not count.dim()
             if plain and has_room(count) and not count.is_inference():
                 return cast(Tensor, count)
             if isinstance(count, Tensor) and (not has_numbers(count) or count.is_complex()):
                 raise ValueError(f"it is a tensor of {count.dtype} that has none")
-            return torch.tensor(float(count), dtype=counter_dtype())
+            return torch.tensor(float(count), dtype=counter_dtype(), device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             what = f"the state 'step' of {name_of(self.param_groups, *place[1:])}"
             raise RuntimeError(f"{what} must be one number: {error}") from None
@@ -480,8 +487,11 @@ class Optimizer(torch.optim.Optimizer):
     @opaque
     @torch.no_grad()
     def _switch(self, training: bool) -> None:
-        if not self.program.modes:
-            return
+        if self.program.modes:
+            with Uninterrupted():
+                self._switch_now(training)
+
+    def _switch_now(self, training: bool) -> None:
         mode = "train" if training else "eval"
         work: list[Work] = []
         entries: Entries = []
@@ -498,12 +508,11 @@ class Optimizer(torch.optim.Optimizer):
         ready = None
         if work and mode in self.program.modes:
             ready = self._launcher.prepare(work, self.param_groups, mode, self._numbers(entries))
-        with Uninterrupted():
-            _enter(entries)
-            if ready is not None:
-                ready.launch()
-            for group in self.param_groups:
-                group["train_mode"] = training
+        _enter(entries)
+        if ready is not None:
+            ready.launch()
+        for group in self.param_groups:
+            group["train_mode"] = training
 
     # Freezing
 

@@ -111,7 +111,7 @@ def load_entry(
             how = "it is on meta" if value.is_meta else how
             raise ValueError(f"state '{name}' of parameter {key} has no numbers that can be read: {how}")
         if name == "step":
-            loaded[name] = torch.tensor(_count(key, value), dtype=counter_dtype())
+            loaded[name] = torch.tensor(_count(key, value), dtype=counter_dtype(), device="cpu")
         elif value is None:
             continue
         elif name not in by_key:
@@ -128,7 +128,7 @@ def load_entry(
     if loaded and "step" not in loaded:
         counts = [float(group[name]) for name in COUNTS if isinstance(group.get(name), int | float | Tensor)]
         # torch's SGD counts no steps; 1 makes the next step the second, which keeps its momentum.
-        loaded["step"] = torch.tensor(counts[0] if counts else 1.0, dtype=counter_dtype())
+        loaded["step"] = torch.tensor(counts[0] if counts else 1.0, dtype=counter_dtype(), device="cpu")
     return loaded
 
 
@@ -144,7 +144,7 @@ def _load_tensor(launcher: Launcher, key: Any, name: str, state: State, p: Tenso
     extent = _extent(launcher, state, p)
     if extent is not Extent.ELEMENT:
         if extent is Extent.STEP:
-            return torch.tensor(float(value), dtype=torch.float64)
+            return torch.tensor(float(value), dtype=torch.float64, device="cpu")
         dtype = torch.float64 if p.dtype is torch.float64 else torch.float32
         shape = slice_shape(p, extent) if extent.sliced else ()
         found = torch.as_tensor(value).detach()

@@ -20,12 +20,18 @@ from typing import Any, cast
 from torch import Tensor
 
 from optgen.counting import Count
-from optgen.launch import Launch, Launcher, Ready, Truths, Uninterrupted
+from optgen.launch import Launch, Launcher, Ready, Truths
 from optgen.launch.recording import fixed_of
 from optgen.launch.work import path_of
 from optgen.watching import Groups, State, picker, watch
 
 _grad_of = attrgetter("grad")
+
+
+def _unchanging(value: Any) -> bool:
+    return isinstance(value, int | float | str | None) or (
+        isinstance(value, tuple) and all(map(_unchanging, value))
+    )
 
 
 class Steady:
@@ -78,7 +84,10 @@ class Steady:
         return Steady(launcher, ready, groups, state)
 
     def repeat(self, groups: Groups, state: State) -> bool:
-        """Make the next step, and count it, if it is like the one before; whether it was."""
+        """Make the next step, and count it, if it is like the one before; whether it was.
+
+        Call it where no signal interrupts.
+        """
         if [group["frozen"] for group in groups] != self.frozen:
             return False
         fixed = self.watch.find(groups, state)
@@ -99,10 +108,9 @@ class Steady:
             r.again(self.guard, groups, steps + 1)
         # Before the launches, which leave nothing of the tensors' own data in any cache.
         self.guard.change(fixed)
-        with Uninterrupted():
-            for r in self.runners:
-                r.repeat()
-            self.count.advance(counters)
+        for r in self.runners:
+            r.repeat()
+        self.count.advance(counters)
         return True
 
     def _as_before(self, group: Mapping[str, Any], index: int, truths: Truths) -> bool:
@@ -111,7 +119,8 @@ class Steady:
         if not all(map(is_, values, self.values.get(index, ()))) or index not in self.values:
             if self.launcher.truths(group) != truths:
                 return False
-            self.values[index] = values
+            if all(map(_unchanging, values)):  # a tensor or list may have other numbers next time
+                self.values[index] = values
         return True
 
     def _more_move(self, groups: Groups) -> bool:

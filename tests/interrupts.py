@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
@@ -49,6 +49,9 @@ class Subject(Protocol):
         """All that a step may change."""
 
 
+_made: deque[Subject] = deque(maxlen=3)  # kept, so that a subject has no addresses of the one before it
+
+
 @dataclass(frozen=True)
 class Case:
     """A subject's step number k, counted from 0."""
@@ -67,6 +70,7 @@ class Case:
             subject.step()
         self.last(subject)
         subject.ready(self.k)
+        _made.append(subject)
         return subject
 
 

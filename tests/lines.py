@@ -17,9 +17,15 @@ from typing import Any, NamedTuple
 import optgen
 
 PACKAGE = str(Path(optgen.__file__).parent) + "/"
-# Where a step begins and ends to do what cannot be taken back, by file and function: as deep as it likes.
+# Where a step begins to do what cannot be taken back, and where all is done, by file and function.
 BEGIN, END = (("launch/uninterrupted.py", name) for name in ("__enter__", "__exit__"))
-BEGINS = {BEGIN, ("backends/cpu/__init__.py", "sweep"), ("backends/numpy.py", "sweep")}
+BEGINS = {
+    ("optim.py", "_enter"),
+    ("launch/runners.py", "launch"),
+    ("launch/runners.py", "repeat"),
+    ("backends/cpu/__init__.py", "sweep"),
+    ("backends/numpy.py", "sweep"),
+}
 # After these the interpreter looks whether a signal has come.
 LOOKS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"}
 
@@ -97,7 +103,7 @@ class Lines:
             self.looked.pop(id(frame), None)
             if self._name(frame.f_code) == END:
                 self.depth -= 1
-                self.launching = self.depth > 0
+                self.launching = self.launching and self.depth > 0
         return self._line
 
     def _meet(self, frame: FrameType, at: int = 0) -> None:

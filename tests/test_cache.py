@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import threading
 import time
+import warnings
 
 import pytest
 import torch
@@ -545,3 +546,55 @@ def test_a_module_that_fails_is_nobody_s(empty):
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             cache.load("1/0", "wrong", "cpu")
+
+
+# What a hostile reader found
+
+
+def test_a_file_system_that_is_read_only(empty, monkeypatch):
+    """A cache that lies in an image: files that all may read are used as they are."""
+    before = moved()
+    for file in empty.iterdir():
+        file.chmod(0o644)
+    forget()
+    monkeypatch.setattr(os, "fchmod", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    assert torch.equal(moved(), before)
+
+
+def test_a_folder_in_the_place_of_a_file(empty):
+    before = moved()
+    for file in compiled(empty):
+        file.unlink()
+        file.mkdir()
+    forget()
+    handles = len(os.listdir("/proc/self/fd"))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert torch.equal(moved(), before)
+    assert "which is no file" in str(said[0].message)
+    assert len(os.listdir("/proc/self/fd")) <= handles
+
+
+def test_a_group_that_is_another_user_s_first(monkeypatch, tmp_path):
+    """`gr_mem` does not list those whose first group it is; a list of access has the group's bits too."""
+    pwd = pytest.importorskip("pwd")
+    me = pwd.getpwuid(os.geteuid())
+    monkeypatch.setattr("grp.getgrgid", lambda gid: type("G", (), {"gr_name": me.pw_name, "gr_mem": []}))
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o770)
+    monkeypatch.setattr(pwd, "getpwall", lambda: [me])
+    assert disk.exposure(str(folder)) is None
+    other = type("P", (), {"pw_name": "somebody", "pw_gid": folder.stat().st_gid})
+    monkeypatch.setattr(pwd, "getpwall", lambda: [me, other])
+    assert disk.exposure(str(folder)) == f"others can write in {folder}"
+    monkeypatch.setattr(pwd, "getpwall", lambda: [me])
+    monkeypatch.setattr(os, "getxattr", lambda *_: b"a list")
+    assert disk.exposure(str(folder)) == f"others can write in {folder}"
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTGEN_CACHE_DIR", os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    monkeypatch.setattr(disk, "_said", set())
+    with pytest.warns(RuntimeWarning, match="its name is not UTF-8"):
+        assert disk._found() is None

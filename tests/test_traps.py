@@ -8,11 +8,13 @@ Those of the second part have the numbers of a list of their own. More of its 7 
 
 import contextlib
 import copy
+import faulthandler
 import gc
 import io
 import json
 import pickle
 import random
+import signal
 import textwrap
 import weakref
 from pathlib import Path
@@ -216,7 +218,7 @@ def test_trap_23_no_step_count_or_size_is_an_argument():
     from optgen.backends.triton import specs
 
     tables = {"tensors", "chunks", "scalars", "partials", "slots", "numbers", "lines", "size", "slices"}
-    tables |= {"line_parts", "column_parts"}
+    tables |= {"line_parts", "column_parts", "moving"}
     for name in ("adamw", "lamb", "adafactor", "prodigy"):
         for spec in specs(Layout(planned(library.rule(name)))).values():
             assert set(spec.tables) <= tables
@@ -803,3 +805,73 @@ def test_trap_memory_10_every_file_of_a_back_end_is_in_its_key(backend, monkeypa
             patch.setattr(Path, "read_text", lambda p, f=file, **o: read_text(p, **o) + "\n" * (p == f))
             assert versions(backend) != before, file
     assert versions(backend) == before
+
+
+# What a hostile reader found
+
+
+def test_trap_memory_06_a_handler_that_edits_waits_for_the_step(monkeypatch):
+    """It does not raise: between the check of an address and its use it would change what lies there."""
+    (p,), (q,) = parameters((2000,)), parameters((2000,))
+    optimizer, twin = optgen.AdamW([p], backend="cpu"), optgen.AdamW([q], backend="cpu")
+    train(twin, [q], 1)
+    kernel = cache.kernel
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGUSR1)
+        return kernel(*args)
+
+    def shrink(*_):
+        p.data = p.data[:10].clone()
+
+    before = signal.signal(signal.SIGUSR1, shrink)
+    try:
+        monkeypatch.setattr(cache, "kernel", interrupted)
+        train(optimizer, [p], 1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert torch.equal(p, q[:10])
+
+
+@pytest.mark.parametrize("count", [1, 300])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("SGD", "momentum"), ("SGD", "weight_decay"), ("Adam", "weight_decay")]
+)
+def test_trap_memory_03_a_condition_on_a_tensor_that_changes_in_place(kind, name, count):
+    found = []
+    for backend in ("cpu", "numpy"):
+        params, value = parameters(*[(3,)] * count), torch.tensor(0.0)
+        optimizer = getattr(optgen, kind)(params, lr=0.1, backend=backend, **{name: value})
+        train(optimizer, params, 4)
+        value.fill_(0.9)
+        train(optimizer, params, 3, 4)
+        found.append(params)
+    assert all(map(torch.equal, *found))
+
+
+def test_trap_memory_06_the_system_s_handlers_are_as_before(tmp_path):
+    """faulthandler's, and flags such as `siginterrupt` sets, which Python's own `signal` takes away."""
+    (p,) = parameters((3,))
+    optimizer, seen = optgen.AdamW([p], backend="cpu"), []
+    before = signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))
+    with (tmp_path / "dump").open("w") as file:
+        faulthandler.register(signal.SIGUSR1, file=file, chain=True)
+        try:
+            train(optimizer, [p], 2)
+            signal.raise_signal(signal.SIGUSR1)
+        finally:
+            faulthandler.unregister(signal.SIGUSR1)
+            signal.signal(signal.SIGUSR1, before)
+    assert seen == [1]
+    assert "Current thread" in (tmp_path / "dump").read_text()
+
+
+def test_trap_memory_03_the_default_device_is_another():
+    (p,), (q,) = parameters((3,)), parameters((3,))
+    optimizer = optgen.AdamW([p])
+    train(optgen.AdamW([q]), [q], 1)
+    p.grad = q.grad
+    with torch.device("meta"):
+        optimizer.step()
+    assert torch.equal(p, q)
+    assert optimizer.state[p]["step"].item() == 1

@@ -208,7 +208,8 @@ def _look() -> np.ndarray | None:
         found = [ctypes.cast(getattr(library, f"aoti_torch_get_{name}"), ctypes.c_void_p) for name in FACTS]
     except (OSError, AttributeError):
         return None
-    places = _layout()
+    with torch.device("cpu"):  # whatever the default is now
+        places = _layout()
     return None if places is None else np.array([*(f.value for f in found), *places], np.int64)
 
 
@@ -219,7 +220,10 @@ def _layout() -> tuple[int, ...] | None:
     function. None where it is not plain to see, or where a Python tensor does not begin with its C++
     tensor's address.
     """
-    plain, shape = [torch.zeros(n) for n in (1, 3)], torch.zeros(2, dtype=torch.complex64)
+    plain, shape = (
+        [torch.zeros(n) for n in (1, 3)],
+        torch.zeros(2, dtype=torch.complex64),
+    )
     some = [*plain, *map(torch._neg_view, plain), shape, shape.conj()]
     a, b, negated, again, c, conjugated = map(_words, some)
     keys = [

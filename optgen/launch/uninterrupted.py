@@ -6,6 +6,7 @@ wherever that is. In between tensors would have moved and not been counted, or s
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import threading
 from collections.abc import Callable
@@ -25,6 +26,38 @@ _NAMES = (
 _NUMBERS = tuple(int(getattr(signal, name)) for name in _NAMES.split() if hasattr(signal, name))
 
 
+class _Action:
+    """How the system handles a signal: Python's function or another's, such as faulthandler's, and flags.
+
+    Python's own `signal` puts its function and its flags in their place.
+    """
+
+    def __init__(self) -> None:
+        self.words = ctypes.create_string_buffer(256)  # more than any system's structure has
+
+    def read(self, number: int) -> None:
+        """Remember it."""
+        if _sigaction is not None:
+            _sigaction(number, None, self.words)
+
+    def write(self, number: int) -> None:
+        """Put back what was read."""
+        if _sigaction is not None:
+            _sigaction(number, self.words, None)
+
+
+def _c_function() -> Any:
+    try:
+        found = ctypes.CDLL(None).sigaction
+    except (AttributeError, OSError, TypeError):  # as on Windows
+        return None
+    found.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+    return found
+
+
+_sigaction = _c_function()
+
+
 class Uninterrupted:
     """A context in which signals wait: their handlers run at its end, each at most once.
 
@@ -33,6 +66,7 @@ class Uninterrupted:
 
     def __init__(self) -> None:
         self.handlers: dict[int, Any] = {}
+        self.actions: dict[int, _Action] = {}
         self.arrived: dict[int, FrameType | None] = {}
         self.holding = False
 
@@ -44,7 +78,8 @@ class Uninterrupted:
             for number in _NUMBERS:
                 handler = _get(number)
                 if callable(handler):
-                    self.handlers[number] = handler
+                    self.handlers[number], self.actions[number] = handler, _Action()
+                    self.actions[number].read(number)
                     _set(number, self.hold)
         except BaseException:
             self.release()
@@ -61,14 +96,25 @@ class Uninterrupted:
             self.arrived[number] = frame
         else:
             _set(number, self.handlers[number])
+            self.actions[number].write(number)
             self.handlers[number](number, frame)
 
     def release(self) -> None:
         """Put the handlers back, and run those of the signals that came, though one of them raises."""
+        left, raised = list(self.handlers), None
         try:
-            for number in reversed(self.handlers):
-                if _get(number) == self.hold:
-                    _set(number, self.handlers[number])
+            while left:
+                try:
+                    while left:
+                        number = left[-1]
+                        if _get(number) == self.hold:
+                            _set(number, self.handlers[number])
+                            self.actions[number].write(number)
+                        left.pop()
+                except BaseException as error:  # of a handler that is back already
+                    raised = error
+            if raised is not None:
+                raise raised
         finally:
             try:
                 self.holding = False

@@ -94,6 +94,11 @@ def update_(state: Any, model: Any, grads: Any, **inputs: Any) -> tuple[Any, Any
         The same state tree, and the model: the same object, unless it has NumPy arrays that cannot be
         written, which are new in the model that is returned.
     """
+    with Uninterrupted():  # so that no handler changes what has been checked
+        return _update(state, model, grads, inputs)
+
+
+def _update(state: Any, model: Any, grads: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
     moves: dict[Any, Move] = {}
     owners: dict[int, Move] = {}
     for path, leaf, array, grad, handed in _pairs(state, model, grads, inputs, ()):
@@ -120,13 +125,12 @@ def _move(engines: Sequence[Engine], moving: list[Move], inputs: Mapping[str, An
     """Make the step, once all that can fail has been done; the new values of arrays that are not written."""
     steps = [(engine, _prepare(engine, moving, inputs)) for engine in engines]
     new: dict[int, np.ndarray] = {}
-    with Uninterrupted():
-        for engine, ready in steps:
-            if ready is not None:
-                ready.launch()
-            engine.steps += 1
-        for move in moving:
-            new |= _finish(move)
+    for engine, ready in steps:
+        if ready is not None:
+            ready.launch()
+        engine.steps += 1
+    for move in moving:
+        new |= _finish(move)
     return new
 
 
