@@ -191,13 +191,13 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuntimeError(
                     f"group {index} is in evaluation mode: call optimizer.train() before step()"
                 )
-        if capturing(self._home()):
-            check_capture(type(self).__name__, self.param_groups, self._settings["capturable"])
         plain = not (inputs or self._settings["capturable"] or "found_inf" in vars(self))
         steady, self._steady = self._steady, None
         if plain and steady is not None and steady.repeat(self.param_groups, self.state):
             self._steady = steady
             return
+        if capturing(self._home()):
+            check_capture(type(self).__name__, self.param_groups, self._settings["capturable"])
         handed = handed_to(self, self.program, inputs, loss, self._home())
         scaling = scaling_of(self, self._home())
         stop = None if scaling is None else scaling["found_inf"]

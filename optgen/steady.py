@@ -22,6 +22,7 @@ from torch import Tensor
 from optgen.counting import Count
 from optgen.launch import Launch, Launcher, Ready, Truths
 from optgen.launch.recording import fixed_of
+from optgen.launch.uploads import capturing
 from optgen.launch.work import path_of
 from optgen.watching import Groups, State, picker, watch
 
@@ -42,6 +43,7 @@ class Steady:
         self.runners = [cast(Launch, r) for r in ready.runners]
         work, moving = ready.work, {id(w.param) for w in ready.work}
         fixed = fixed_of(work)
+        self.gpus = {r.bucket.device for r in self.runners if r.bucket.moving is not None}
         self.watch = watch(groups, state, fixed)
         after = list(accumulate(2 + len(w.states) for w in work))
         self.moving = picker([0, *after[:-1]])
@@ -88,7 +90,7 @@ class Steady:
 
         Call it where no signal interrupts.
         """
-        if [group["frozen"] for group in groups] != self.frozen:
+        if [group["frozen"] for group in groups] != self.frozen or any(map(capturing, self.gpus)):
             return False
         fixed = self.watch.find(groups, state)
         if fixed is None or (self.still and self._more_move(groups)):
@@ -119,7 +121,9 @@ class Steady:
         if not all(map(is_, values, self.values.get(index, ()))) or index not in self.values:
             if self.launcher.truths(group) != truths:
                 return False
-            if all(map(_unchanging, values)):  # a tensor or list may have other numbers next time
+            if all(
+                v is self or _unchanging(v) for v in values
+            ):  # a tensor or list may have other numbers next time
                 self.values[index] = values
         return True
 

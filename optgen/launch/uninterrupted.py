@@ -26,24 +26,10 @@ _NAMES = (
 _NUMBERS = tuple(int(getattr(signal, name)) for name in _NAMES.split() if hasattr(signal, name))
 
 
-class _Action:
-    """How the system handles a signal: Python's function or another's, such as faulthandler's, and flags.
-
-    Python's own `signal` puts its function and its flags in their place.
-    """
-
-    def __init__(self) -> None:
-        self.words = ctypes.create_string_buffer(256)  # more than any system's structure has
-
-    def read(self, number: int) -> None:
-        """Remember it."""
-        if _sigaction is not None:
-            _sigaction(number, None, self.words)
-
-    def write(self, number: int) -> None:
-        """Put back what was read."""
-        if _sigaction is not None:
-            _sigaction(number, self.words, None)
+# How the system handles a signal: Python's function or another's, such as faulthandler's, and flags. Python's
+# own `signal` puts its function and its flags in their place, so all is remembered and put back as it was.
+_Action = ctypes.c_char * 256  # more than any system's structure has
+_actions: list[Any] = []  # that are free; only the main thread has any
 
 
 def _c_function() -> Any:
@@ -66,7 +52,7 @@ class Uninterrupted:
 
     def __init__(self) -> None:
         self.handlers: dict[int, Any] = {}
-        self.actions: dict[int, _Action] = {}
+        self.actions: dict[int, Any] = {}
         self.arrived: dict[int, FrameType | None] = {}
         self.holding = False
 
@@ -78,8 +64,10 @@ class Uninterrupted:
             for number in _NUMBERS:
                 handler = _get(number)
                 if callable(handler):
-                    self.handlers[number], self.actions[number] = handler, _Action()
-                    self.actions[number].read(number)
+                    self.handlers[number] = handler
+                    if _sigaction is not None:
+                        self.actions[number] = action = _actions.pop() if _actions else _Action()
+                        _sigaction(number, None, action)
                     _set(number, self.hold)
         except BaseException:
             self.release()
@@ -95,9 +83,14 @@ class Uninterrupted:
         if self.holding:
             self.arrived[number] = frame
         else:
-            _set(number, self.handlers[number])
-            self.actions[number].write(number)
+            self.put_back(number)
             self.handlers[number](number, frame)
+
+    def put_back(self, number: int) -> None:
+        """Have a signal handled as before."""
+        _set(number, self.handlers[number])
+        if _sigaction is not None:
+            _sigaction(number, self.actions[number], None)
 
     def release(self) -> None:
         """Put the handlers back, and run those of the signals that came, though one of them raises."""
@@ -108,8 +101,8 @@ class Uninterrupted:
                     while left:
                         number = left[-1]
                         if _get(number) == self.hold:
-                            _set(number, self.handlers[number])
-                            self.actions[number].write(number)
+                            self.put_back(number)
+                            _actions.extend([self.actions[number]] if number in self.actions else [])
                         left.pop()
                 except BaseException as error:  # of a handler that is back already
                     raised = error
