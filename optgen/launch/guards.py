@@ -30,6 +30,7 @@ GUARDS: Any = getattr(torch._C._dynamo, "guards", None)  # private to torch, and
 TensorGuards: Any = getattr(GUARDS, "TensorGuards", None)
 FACTS = ("data_ptr", "storage_size", "dtype", "storage_offset", "device_index", "dim", "sizes", "strides")
 Tensors = list[Tensor]
+TRIES = 9  # a word that nobody has set looks like one of those that are searched once in two thousand
 _IMPL = 22  # words that a tensor in C++ has at least
 _COUNTER = 7  # numbers of 32 bits that a version counter in C++ has at least
 
@@ -209,7 +210,7 @@ def _look() -> np.ndarray | None:
     except (OSError, AttributeError):
         return None
     with torch.device("cpu"):  # whatever the default is now
-        places = _layout()
+        places = next((seen for _ in range(TRIES) if (seen := _layout()) is not None), None)
     return None if places is None else np.array([*(f.value for f in found), *places], np.int64)
 
 
