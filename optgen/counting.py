@@ -57,7 +57,7 @@ def check_capture(name: str, groups: Sequence[Mapping[str, Any]], capturable: bo
         )
     for group in groups:
         for position, p in enumerate(group["params"]):
-            if p.grad is None and p.requires_grad and position not in group["frozen"]:
+            if p.grad is None and p.requires_grad and position not in (group.get("frozen") or ()):
                 raise RuntimeError(
                     f"a parameter of shape {tuple(p.shape)} has no gradient, so the graph would never step "
                     "it: run backward() before the capture, or freeze the parameter"

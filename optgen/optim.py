@@ -335,7 +335,7 @@ class Optimizer(torch.optim.Optimizer):
         moving = []
         for number, index, position in self._places() if places is None else places:
             group = self.param_groups[index]
-            p, frozen = group["params"][position], group["frozen"]
+            p, frozen = group["params"][position], group.get("frozen")
             if not isinstance(p, Tensor):
                 raise TypeError(f"group {index} has {p!r} among its parameters, which is no tensor")
             grad = p.grad
@@ -447,7 +447,7 @@ class Optimizer(torch.optim.Optimizer):
             return torch.tensor(0.0, dtype=counter_dtype(), device="cpu")
         try:
             plain = type(count) is Tensor and count.dtype in COUNTERS and not count.dim()
-            if plain and has_room(count) and not count.is_inference():
+            if plain and has_room(count) and not (count.is_inference() or count.is_meta):
                 return cast(Tensor, count)
             if isinstance(count, Tensor) and (not has_numbers(count) or count.is_complex()):
                 raise ValueError(f"it is a tensor of {count.dtype} that has none")

@@ -51,7 +51,7 @@ class Steady:
         self.counters = picker(counters)
         self.count = Count(self.counters(fixed), self.guard.addresses[counters], self.guard)
         params = [p for group in groups for p in group["params"]]
-        marks = [group["frozen"] or () for group in groups]
+        marks = [group.get("frozen") or () for group in groups]
         frozen = [
             at in mine
             for mine, group in zip(marks, groups, strict=True)
@@ -90,7 +90,7 @@ class Steady:
 
         Call it where no signal interrupts.
         """
-        if [group["frozen"] for group in groups] != self.frozen or any(map(capturing, self.gpus)):
+        if [group.get("frozen") for group in groups] != self.frozen or any(map(capturing, self.gpus)):
             return False
         fixed = self.watch.find(groups, state)
         if fixed is None or (self.still and self._more_move(groups)):

@@ -121,7 +121,7 @@ class Case:
         for group in self.optimizer.param_groups:
             at = next((i for i, q in enumerate(group["params"]) if q is p), None)
             if at is not None:
-                return p.grad is not None and at not in (group["frozen"] or ())
+                return p.grad is not None and at not in (group.get("frozen") or ())
         return False
 
     def replace(self, duplicate: Callable[[Any], Any]) -> None:
@@ -214,7 +214,10 @@ def attempt(case: Case, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
         except Inapplicable:
             continue
         except (RuntimeError, TypeError, ValueError):  # torch may refuse half way
-            picture.restore()
+            try:
+                picture.restore()
+            except RuntimeError:  # what it has done cannot be undone
+                return
     else:
         return
     if not undo:  # what is replaced may be freed

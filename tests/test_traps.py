@@ -875,3 +875,18 @@ def test_trap_memory_03_the_default_device_is_another():
         optimizer.step()
     assert torch.equal(p, q)
     assert optimizer.state[p]["step"].item() == 1
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+def test_trap_memory_03_a_count_on_meta_and_a_group_without_marks(backend):
+    """Neither an error of torch's own, nor a KeyError: the count is named, and nothing is frozen."""
+    (p,) = parameters((3,))
+    optimizer = optgen.AdamW([p], backend=backend)
+    train(optimizer, [p], 2)
+    del optimizer.param_groups[0]["frozen"]
+    train(optimizer, [p], 1, 2)
+    optimizer.state[p]["step"] = torch.zeros((), device="meta")
+    before = p.detach().clone()
+    with pytest.raises(RuntimeError, match="the state 'step' of parameter 0 of group 0 must be one number"):
+        train(optimizer, [p], 1, 3)
+    assert torch.equal(p, before)
