@@ -229,7 +229,7 @@ class Twin:
     def _parameter(self, p: Any, group: Mapping[str, Any], position: int) -> Any:
         if not isinstance(p, Tensor):
             return p
-        if p.grad is None or position in (group["frozen"] or ()):
+        if p.grad is None or position in (group.get("frozen") or ()):
             return nn.Parameter(self.plain(p) if readable(p) else torch.zeros(()), requires_grad=False)
         values = self.plain(p)
         made = nn.Parameter(values, requires_grad=False)
