@@ -235,6 +235,8 @@ class Optimizer(torch.optim.Optimizer):
     def _steps(self, on_device: bool, entries: Entries) -> float | Tensor:
         """How many steps the optimizer has made, where a state counts them: one tensor, if on the device."""
         steps = self.param_groups[0].get("steps", 0)
+        if isinstance(steps, Tensor) and not has_numbers(steps):
+            raise RuntimeError("'steps' in group 0 must be one number, and it is a tensor that has none")
         home = self._home()
         device_counts = on_device and resolve(self._settings["backend"], home) == "triton"
         if not (device_counts and self._launcher.counts):

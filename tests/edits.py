@@ -235,7 +235,7 @@ def attempt(case: Case, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
         verdict, detail = judged(case)
         if k == 0 and verdict == "refused" and name in GO and first:
             verdict = "refused, but must go on"
-        if k == 0 and verdict in ("right", "torch") and stop:
+        if k == 0 and verdict in ("right", "torch") and stop and first:
             verdict = "went on, but must be refused"
         yield {"edit": name if k == 0 else f"{name}, later", "verdict": verdict, "detail": detail}
         if verdict not in ("right", "torch"):

@@ -240,7 +240,7 @@ class Launcher:
                     raise ValueError(
                         f"{self.program.name} has a value that is one for the whole optimizer and depends on "
                         f"{name}, so every group needs the same; they have {name} = "
-                        f"{', '.join(f'{float(x):g}' for x in found)}"
+                        f"{', '.join(map(str, found))}"
                     )
 
     def _find_buckets(
