@@ -281,7 +281,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _home(self) -> torch.device:
         """Where the numbers lie that are one for the whole optimizer."""
-        return next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
+        return next((p.device for p in self._params() if not p.is_meta), torch.device("cpu"))
 
     def _numbers(self, entries: Entries) -> dict[str, Tensor]:
         """The states that are one for the whole optimizer: the same tensor in every group."""

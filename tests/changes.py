@@ -74,6 +74,7 @@ def places(case: Any) -> dict[str, tuple[Tensor, Tensor, Callable[[Any], None]]]
         where = "counter" if key == "step" else "state"
         found[where] = p, kept[key], lambda v, key=key: kept.update({key: v})
         found[f"{where}.data"] = p, kept[key], lambda v, key=key: setattr(kept[key], "data", v)
+    case.rng.choice(optimizer.param_groups)  # that seeds go on meaning what they meant
     group = optimizer.param_groups[0]  # whose numbers are those of all groups
     for key in (k for k, v in group.items() if isinstance(v, Tensor)):
         found["number"] = p, group[key], lambda v, key=key: group.update({key: v})
