@@ -10,6 +10,7 @@ Tensors stay where they are: inside, the back ends `triton` and `auto` take CPU 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -78,18 +79,16 @@ class Launch(NamedTuple):
 def _driver() -> ctypes.CDLL:
     """The libcuda, built once for a process, which Triton finds before any other."""
     folder = Path(tempfile.mkdtemp(prefix="simulated-gpu-"))
-    try:
-        origin = find_spec("triton").origin  # type: ignore[union-attr]
-        include = Path(str(origin)).parent / "backends" / "nvidia" / "include"
-        source, library = Path(__file__).with_name("driver.c"), folder / "libcuda.so.1"
-        how = ["-shared", "-fPIC", "-O1", "-w", "-Wl,-soname,libcuda.so.1", f"-I{include}"]
-        subprocess.run(["gcc", *how, str(source), "-o", str(library)], check=True)
-        os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
-        made = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        _cuda_driver()  # Triton builds what it calls the driver with, and loads it
-        return made
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # Triton 3.6 links each launcher with it
+    origin = find_spec("triton").origin  # type: ignore[union-attr]
+    include = Path(str(origin)).parent / "backends" / "nvidia" / "include"
+    source, library = Path(__file__).with_name("driver.c"), folder / "libcuda.so.1"
+    how = ["-shared", "-fPIC", "-O1", "-w", "-Wl,-soname,libcuda.so.1", f"-I{include}"]
+    subprocess.run(["gcc", *how, str(source), "-o", str(library)], check=True)
+    os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
+    made = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    _cuda_driver()  # Triton builds what it calls the driver with, and loads it
+    return made
 
 
 @functools.cache
