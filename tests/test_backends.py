@@ -765,6 +765,6 @@ def test_inner_loops_are_vectorised(rule, codecs, options):
 def test_layout_of_the_tables():
     layout = Layout(planned("lamb"), dims=2)
     assert layout.columns["p"] == 0
-    assert layout.width == len(layout.columns) == 4 + 5 + 2 + 4 * 2
+    assert layout.width == len(layout.columns) == 4 + 4 + 2 + 4 * 2
     assert {n.dtype for n in planned("lamb").names} <= {DType.REAL, DType.BOOL}
     assert Op.SPILL not in {n.op for n in planned("lamb").names}

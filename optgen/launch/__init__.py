@@ -236,7 +236,7 @@ class Launcher:
             names = sorted({x.value or "" for x in toposort([n]) if x.op is Op.HYPER})
             values = {name: [lookup(group, name) for group in groups] for name in names}
             for name, found in values.items():
-                if any(x is not found[0] and x != found[0] for x in found[1:]):
+                if not all(_alike(x, found[0]) for x in found[1:]):
                     raise ValueError(
                         f"{self.program.name} has a value that is one for the whole optimizer and depends on "
                         f"{name}, so every group needs the same; they have {name} = "
@@ -339,6 +339,16 @@ class Launcher:
             rows[i] = row
         table = np.array(bucket.scalars.rows(wanted), np.float64)
         return table.reshape(len(wanted), len(bucket.plan.scalars)), rows
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two options are the same, of whatever kind."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.shape == b.shape and bool((a.cpu() == b.cpu()).all()))
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        one, other = (a, b) if isinstance(a, Tensor) else (b, a)
+        return one.numel() == 1 and bool(one.item() == other)
+    return bool(a == b)
 
 
 def resolve(backend: str, device: torch.device) -> str:
