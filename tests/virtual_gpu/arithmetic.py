@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class NoSemantics(Exception):
     """An instruction that the simulation does not know."""
 
 
+@cache
 def bits_of(kind: str) -> int:
     """The width of a type such as `f32`, `b64` or `pred`."""
     return 1 if kind == "pred" else int(re.sub(r"\D", "", kind))

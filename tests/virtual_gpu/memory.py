@@ -36,20 +36,31 @@ class Fault(Exception):
 
 
 class Tensors:
-    """All tensors that live, until `close`: those of before by reference, since a search takes long."""
+    """All tensors that live, until `close`.
+
+    A search of all objects takes long, so it is made once. Objects made later are young: those that are
+    tensors are noted when the collector is about to move them among the old ones, and else looked for.
+    """
 
     def __init__(self) -> None:
         gc.collect()
-        self.before = [ref(t) for t in gc.get_objects() if type(t) in PLAIN]
-        gc.freeze()
+        self.old = {id(t): ref(t) for t in gc.get_objects() if type(t) in PLAIN}
+        gc.callbacks.append(self._collector)
 
     def close(self) -> None:
-        """Have the collector look at all objects again."""
-        gc.unfreeze()
+        """Leave the collector alone."""
+        gc.callbacks.remove(self._collector)
+
+    def _collector(self, phase: str, info: object) -> None:
+        if phase == "start":
+            self.old.update((id(t), ref(t)) for t in self._young())
+
+    def _young(self) -> Iterator[torch.Tensor]:
+        return (t for t in (*gc.get_objects(0), *gc.get_objects(1)) if type(t) in PLAIN)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for t in (*(t() for t in self.before), *gc.get_objects()):
-            if type(t) in PLAIN:
+        for t in (*(t() for t in [*self.old.values()]), *self._young()):
+            if t is not None:
                 yield t
                 if t.is_leaf and type(t.grad) in PLAIN:
                     yield t.grad
@@ -59,7 +70,7 @@ def memory_of(tensors: Iterable[torch.Tensor]) -> Array:
     """Where storages lie: rows of first and last address, merged and in order."""
     found = set()
     for t in tensors:
-        if t.layout is torch.strided and not t.is_meta:
+        if t.layout is torch.strided and not (t.is_meta or t._is_zerotensor()):  # which have no memory
             storage = t.untyped_storage()
             if storage.nbytes():
                 found.add((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
