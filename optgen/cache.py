@@ -18,9 +18,10 @@ import sys
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from optgen import __version__, disk
-from optgen.backends import Kernel, Layout
+from optgen.backends import Block, Kernel, Layout
 from optgen.backends.emit import identifier
 from optgen.disk import folder
 from optgen.locks import lock, once, uncut
@@ -30,15 +31,22 @@ __all__ = ["compiling", "emit", "folder", "kernel", "load"]
 
 compiling = uncut  # `with compiling():` a fork waits; any number of threads compile at once
 
-_kernels: dict[tuple[str, int, bool, str, str], Kernel] = {}
+_kernels: dict[tuple[Any, ...], Kernel] = {}
 _modules: dict[str, ModuleType] = {}
 _counting = lock()
 built = 0  # kernels built by this process; a step that compiles nothing leaves it as it is
 
 
-def emit(plan: Plan, backend: str, math_mode: str = "exact", dims: int = 0, sharded: bool = False) -> str:
+def emit(
+    plan: Plan,
+    backend: str,
+    math_mode: str = "exact",
+    dims: int = 0,
+    sharded: bool = False,
+    block: Block | None = None,
+) -> str:
     """The source that a back end compiles for a plan."""
-    layout = Layout(plan, dims, sharded)
+    layout = Layout(plan, dims, sharded, block)
     if backend == "numpy":
         from optgen.backends import numpy
 
@@ -52,16 +60,24 @@ def emit(plan: Plan, backend: str, math_mode: str = "exact", dims: int = 0, shar
     return triton.emit(layout, math_mode)
 
 
-def kernel(plan: Plan, backend: str, math_mode: str, dims: int = 0, sharded: bool = False) -> Kernel:
+def kernel(
+    plan: Plan,
+    backend: str,
+    math_mode: str,
+    dims: int = 0,
+    sharded: bool = False,
+    block: Block | None = None,
+) -> Kernel:
     """The compiled kernel of a plan, from memory, from disk, or made now."""
-    key = (plan.fingerprint(), dims, sharded, backend, math_mode)
-    return once(_kernels, key, partial(_build, plan, backend, math_mode, dims, sharded))
+    key = (plan.fingerprint(), dims, sharded, block, backend, math_mode)
+    return once(_kernels, key, partial(_build, Layout(plan, dims, sharded, block), backend, math_mode))
 
 
-def _build(plan: Plan, backend: str, math_mode: str, dims: int, sharded: bool) -> Kernel:
+def _build(layout: Layout, backend: str, math_mode: str) -> Kernel:
     global built
-    module = load(emit(plan, backend, math_mode, dims, sharded), plan.name, backend)
-    layout = Layout(plan, dims, sharded)
+    plan = layout.plan
+    source = emit(plan, backend, math_mode, layout.dims, layout.sharded, layout.block)
+    module = load(source, plan.name, backend)
     made: Kernel
     if backend == "cpu":
         from optgen.backends.cpu import CpuKernel

@@ -198,7 +198,8 @@ class Bucket:
         with np.errstate(over="ignore"):
             rows = rows.astype(real)
         slots = max(1, self.plan.slots)
-        arrays = [table, np.array(chunks, np.int64), rows, np.zeros((len(chunks), slots))]
+        partials = np.zeros((len(chunks), max(1, len(layout.partial))))
+        arrays = [table, np.array(chunks, np.int64), rows, partials]
         arrays.append(np.full((len(tensors), slots), np.nan))
         elements = int(table[:, columns["@numel"]].sum())
         made = Tables(*(a if kernel.numpy_tables else torch.from_numpy(a) for a in arrays), elements=elements)

@@ -82,6 +82,27 @@ def test_no_order_of_warps_and_blocks_makes_a_difference(gpu, name):
         assert all(map(torch.equal, trained(name), expected)), (schedule, order)
 
 
+@pytest.mark.parametrize("name", ["adafactor", "came", "sm3", "adam_mini", "adahessian"])
+def test_tiles_of_every_form(gpu, name):
+    """Small matrices in one block, many blocks in a tile, tiles below and beside each other, and tails."""
+    shapes = [(6, 5, 3, 3), (40, 300), (70, 3, 2), (260, 16), (3, 600), (9, 4, 48), (2, 3, 1, 1)]
+    both = []
+    for backend in ("triton", "numpy"):
+        params = [nn.Parameter(torch.randn(s, generator=seeded(1))) for s in shapes]
+        optimizer = optgen.optimizer(name)(params, backend=backend)
+        for k in range(2):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=seeded(k))
+            inputs = {
+                i: {p: torch.rand(p.shape, generator=seeded(9)) for p in params}
+                for i in optimizer.program.inputs
+            }
+            optimizer.step(**inputs)
+        both.append([*params, *(t for p in params for t in optimizer.state[p].values())])
+    for mine, right in zip(*both, strict=True):
+        assert (mine - right).abs().max() <= 1e-6 * right.abs().max()
+
+
 SEEDS = range(6000, 6280)  # of 50 edits and more for each class
 
 

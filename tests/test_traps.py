@@ -218,7 +218,7 @@ def test_trap_23_no_step_count_or_size_is_an_argument():
     from optgen.backends.triton import specs
 
     tables = {"tensors", "chunks", "scalars", "partials", "slots", "numbers", "lines", "size", "slices"}
-    tables |= {"line_parts", "column_parts", "moving"}
+    tables |= {"moving"}
     for name in ("adamw", "lamb", "adafactor", "prodigy"):
         for spec in specs(Layout(planned(library.rule(name)))).values():
             assert set(spec.tables) <= tables

@@ -61,6 +61,16 @@ def test_flushed_to_zero():
     assert compute("abs.ftz.f32", tiny).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("kind", ["s32", "u32"])
+def test_fields_of_bits(kind):
+    for at, count in ((0, 1), (5, 1), (4, 4), (31, 1), (0, 31)):
+        field = (U32.astype(np.int64) >> at) & ((1 << count) - 1)
+        if kind == "s32":
+            field -= (field >> count - 1) << count
+        found = compute(f"bfe.{kind}", U32, np.uint32([at]), np.uint32([count]))
+        assert found.tolist() == (field % 2**32).tolist(), (at, count)
+
+
 @pytest.mark.parametrize("values", [I32, U32, U64.view(np.int64), U64], ids=["s32", "u32", "s64", "u64"])
 def test_integers(values):
     a, b = pairs(values)
@@ -254,6 +264,17 @@ def test_a_divergent_barrier(mistaken):
     with pytest.raises(RuntimeError, match="simulated launch failed"):
         step("lamb")
     assert "threads wait at different barriers" in str(mistaken.errors[-1])
+
+
+def test_maxima_that_are_not_atomic(mistaken):
+    """What all blocks write to one place races, unless the device compares and writes at once."""
+    name = r"atom\.global\.gpu\.relaxed\.max\.s64 (%rd\d+), (\[[^\]]*\]), (%rd\d+)"
+    step("sm3", (100, 300))
+    assert not mistaken.harmful
+    assert any(re.search(name, launch.kernel.asm["ptx"]) for launch in mistaken.launches)
+    mistaken.edit = lambda text: re.sub(name, r"st.global.b64 \2, \3", text)
+    step("sm3", (100, 300))
+    assert memory.BLOCKS_WRITE in {kind for _, kind in mistaken.harmful}
 
 
 def test_everything_is_as_before_afterwards():

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from optgen.ir import Extent
 from optgen.plan import Plan, Reduction, Round
 
 SLICES = 64  # of a program that works on slices
+LOWEST = -(1 << 63) + (1 << 52) - 1  # minus infinity as the integer that maxima in place are kept as
 MAX_DIMS = 8  # of a strided kernel, after dimensions that lie in one stride were merged
 
 
@@ -27,11 +28,13 @@ class View:
     """A tensor as a table of lines, which slices are made of: rows of its last dimension, or blocks.
 
     Lines come in matrices of `rows`. A kind of slice is lines, each slice those with one value of
-    `line // inner % count`; or it is columns, of each matrix or, with `inner` lines, of all.
+    `line // inner % count`; or it is columns, of each matrix or, with `inner` lines, of all. Where there are
+    units only, a unit is a line.
     """
 
     shape: tuple[int, ...]
     block: int = 0
+    units: bool = False
 
     @staticmethod
     def of(shape: Sequence[int], slices: Sequence[Extent]) -> View:
@@ -46,7 +49,8 @@ class View:
             raise ValueError(
                 f"a rule cannot have values for each of {names}: a block goes with no other slice"
             )
-        return View(tuple(shape), blocks[0].size if blocks else 0)
+        units = len(shape) > 1 and tuple(slices) == (Extent.UNIT,)
+        return View(tuple(shape), blocks[0].size if blocks else 0, units)
 
     @property
     def numel(self) -> int:
@@ -56,11 +60,15 @@ class View:
     @property
     def columns(self) -> int:
         """How many elements a line has; the last block may have fewer."""
+        if self.units:
+            return math.prod(self.shape[1:])
         return self.block or (self.shape[-1] if self.shape else 1)
 
     @property
     def lines(self) -> int:
         """How many lines there are, of no columns too."""
+        if self.units:
+            return self.shape[0]
         return -(-self.numel // self.block) if self.block else math.prod(self.shape[:-1])
 
     @property
@@ -100,6 +108,18 @@ def across(kind: Extent) -> bool:
     return kind in (Extent.COL, Extent.dim(-1))
 
 
+class Block(NamedTuple):
+    """What a program of a GPU takes of a tile at a time: lines and columns, powers of two.
+
+    Where matrices are so small that some fit, and their columns have values, each has `rows` of the lines,
+    of which the last ones may be none of its own; otherwise `rows` is 0.
+    """
+
+    height: int
+    width: int
+    rows: int = 0
+
+
 @dataclass(frozen=True)
 class Layout:
     """The columns of the `tensors` table for a plan.
@@ -108,12 +128,13 @@ class Layout:
     multiple of 16 bytes, as do the lines of tiles; otherwise each store has its own strides over `dims`
     common dimensions. Spills are always contiguous. A plan with slices is walked in tiles, a range of lines
     by a range of columns. In a `sharded` one, tensors are parts of larger ones, and random numbers follow
-    from an element's place in the whole.
+    from an element's place in the whole. On a GPU a tile is walked in blocks.
     """
 
     plan: Plan
     dims: int = 0
     sharded: bool = False
+    block: Block | None = None
 
     @property
     def tiled(self) -> bool:
@@ -137,10 +158,21 @@ class Layout:
         """The slots that have a value for each slice, in order."""
         return tuple(i for i, e in enumerate(self.plan.extents) if e.sliced)
 
-    def parts(self, columns: bool) -> tuple[int, ...]:
-        """The slots of slices that a sweep fills in part: those of columns, or those of lines."""
-        swept = {r.slot for phase in self.plan.phases for r in phase.reductions}
-        return tuple(i for i in self.lines if i in swept and across(self.plan.extents[i]) is columns)
+    @cached_property
+    def swept(self) -> tuple[Reduction, ...]:
+        """The reductions of slices that a sweep finds in part."""
+        return tuple(r for phase in self.plan.phases for r in phase.reductions if r.extent.sliced)
+
+    def several(self, kind: Extent) -> bool:
+        """Whether slices of a kind are several lines each."""
+        alone = kind is Extent.ROW or kind.name.startswith("BLOCK") or self.plan.slices == (Extent.UNIT,)
+        return not (alone or across(kind))
+
+    @cached_property
+    def partial(self) -> tuple[int, ...]:
+        """The slots of tensors that a sweep finds in part, one chunk after the other."""
+        found = (r for phase in self.plan.phases for r in phase.reductions)
+        return tuple(r.slot for r in found if not r.extent.sliced)
 
     @cached_property
     def columns(self) -> dict[str, int]:
@@ -151,9 +183,9 @@ class Layout:
         if self.sharded:
             names += [f"@{name}" for name in PLACE]
         if self.tiled:
-            names += ["@columns", "@rows", "@lines", "@tiles_down", "@tiles_across"]
+            names += ["@columns", "@rows", "@lines", "@height", "@width", "@down", "@across"]
             names += [f"@{what}_{kind}" for kind in self.plan.slices for what in ("inner", "count")]
-            names += [f"@slot{i}" for i in self.lines]
+            names += [f"@slot{i}" for i in self.lines] + [f"@parts{r.slot}" for r in self.swept]
         names += [f"@size{d}" for d in range(self.dims)]
         names += [f"@stride_{s}{d}" for s in self.plan.stores for d in range(self.dims)]
         return {name: i for i, name in enumerate(names)}
@@ -166,7 +198,7 @@ class Layout:
     @property
     def arguments(self) -> tuple[str, ...]:
         """The tables that a kernel takes."""
-        more = ("lines", "line_parts", "column_parts") if self.tiled else ()
+        more = ("lines",) if self.tiled else ()
         return (*TABLES, *more, *(("numbers",) if self.plan.numbers else ()))
 
 
@@ -180,13 +212,13 @@ PLACE = ("every0", "skip0", "every1", "skip1", "offset")
 class Tables:
     """What a launch reads, as arrays of the back end's own kind.
 
-    `tensors` int64 [tensors, width]; `chunks` int64 [chunks, 2] (tensor, first element), or [tiles, 3]
-    (tensor, line, column); `scalars` in working precision [rows, scalars]; `partials` float64 [chunks,
-    slots]; `slots` float64 [tensors, slots].
+    `tensors` int64 [tensors, width]; `chunks` int64 [chunks, 2] (tensor, first element), or [tiles, 7]
+    (tensor, then what `launch/tiles.py` says); `scalars` in working precision [rows, scalars]; `partials`
+    float64 [chunks, `Layout.partial`]; `slots` float64 [tensors, slots].
 
-    With slices: `lines` float64, the slots of slices one after the other, from `@slot<i>`; `line_parts`
-    and `column_parts` float64 [tiles, slots, lines or columns of a tile]; `slices` by kind, int64 [n, 2]
-    (tensor, first slice). `numbers` float64: what is one for the whole optimizer, see `Plan.numbers`.
+    With slices: `lines` float64, the slots of slices, from `@slot<i>`, and what tiles have found of them,
+    from `@parts<i>` (see `launch/tiles.py`); `slices` by kind, int64 [n, 2] (tensor, first slice).
+    `numbers` float64: what is one for the whole optimizer, see `Plan.numbers`.
     `moving` int64 [tensors, stores]: where torch tensors have the addresses in `Layout.moving`.
     """
 
@@ -196,8 +228,6 @@ class Tables:
     partials: Any
     slots: Any
     lines: Any = None
-    line_parts: Any = None
-    column_parts: Any = None
     numbers: Any = None
     moving: Any = None
     size: Any = None  # int64 [1], how many tensors there are
@@ -215,7 +245,8 @@ class Kernel(Protocol):
     """A plan compiled for one layout."""
 
     chunk: int  # elements that one row of `chunks` stands for, or
-    tile: tuple[int, int]  # lines and columns
+    tile: tuple[int, int]  # lines and columns, or more of them
+    atomic: bool  # whether slices' maxima are found in place, without parts
     numpy_tables: bool  # whether it takes NumPy arrays, and not torch tensors
 
     def prepare(self, tables: Tables) -> None:

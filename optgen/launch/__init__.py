@@ -305,12 +305,16 @@ class Launcher:
                 w.counter.dtype if w.counted and w.counter is not None else None,
             )
             codecs = tuple(made.codecs.values())
-            key = (w.param.device, w.truths, codecs, len(shape.sizes), sharded, counter)
+            backend, block = resolve(self.backend, w.param.device), None
+            if backend == "triton" and made.slices:
+                from optgen.backends.triton import block_of
+
+                block = block_of(View.of(w.param.shape, made.slices), made.slices)
+            key = (w.param.device, w.truths, codecs, len(shape.sizes), sharded, counter, block)
             if key not in found:
-                layout = Layout(made, len(shape.sizes), sharded and made.random)
-                backend, kernel = resolve(self.backend, w.param.device), None
+                layout, kernel = Layout(made, len(shape.sizes), sharded and made.random, block), None
                 if backend != "numpy":
-                    kernel = cache.kernel(made, backend, self.math_mode, layout.dims, layout.sharded)
+                    kernel = cache.kernel(made, backend, self.math_mode, layout.dims, layout.sharded, block)
                 found[key] = Bucket(w.param.device, made, layout, kernel, [], [], counter is not None)
             found[key].members.append(i)
             found[key].geometries.append(shape)

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.backends import PLACE, SLICES, Kernel, Layout, Tables, View, across
-from optgen.ir import Extent, Op, toposort
+from optgen.backends import LOWEST, PLACE, SLICES, Kernel, Layout, Tables, View
+from optgen.ir import Op, toposort
 from optgen.launch.geometry import Geometry
 from optgen.launch.sharding import EVERY, Share
+from optgen.launch.tiles import Tiling
 from optgen.launch.uploads import Moving, upload
 from optgen.launch.work import Scalars, Work, fact_of
 from optgen.plan import Plan
@@ -63,8 +64,8 @@ class Bucket:
         numels = np.array([work[m].param.numel() for m in self.members], np.int64)
         table = np.zeros((len(numels), self.layout.width), np.int64)
         table[:, columns["@numel"]] = numels
-        views = [View.of(work[m].param.shape, self.plan.slices) for m in self.members]
-        chunks, counts = self._tiles(table, views) if self.layout.tiled else self._chunks(numels)
+        tilings = self._tilings([work[m].param for m in self.members]) if self.layout.tiled else []
+        chunks, counts = self._tiles(table, tilings) if tilings else self._chunks(numels)
         table[:, columns["@first"]], table[:, columns["@count"]] = np.cumsum(counts) - counts, counts
         if self.layout.sharded:
             for i, m in enumerate(self.members):
@@ -83,7 +84,7 @@ class Bucket:
             elements=int(numels.sum()),
             chunks=self.put(chunks),
             scalars=None,
-            partials=self.empty(len(chunks), slots),
+            partials=self.empty(len(chunks) * bool(self.layout.partial), len(self.layout.partial)),
             slots=self.empty(len(numels), slots),
         )
         if self.plan.numbers:
@@ -91,8 +92,8 @@ class Bucket:
             self.tables.size = self.put(np.array([len(numels)], np.int64))
         if self.layout.moving and not self.numpy_tables:
             self.moving = Moving((len(numels), len(self.layout.moving)), self.device, self.counted)
-        if self.layout.tiled:
-            self._slices(table, views, len(chunks))
+        if tilings:
+            self._slices(table, tilings)
 
     def _chunks(self, numels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The chunks of the tensors, and how many each has."""
@@ -102,41 +103,48 @@ class Bucket:
         starts = (np.arange(int(counts.sum())) - (np.cumsum(counts) - counts)[tensor]) * chunk
         return np.stack([tensor, starts], axis=1).astype(np.int64), counts
 
-    def _tiles(self, table: np.ndarray, views: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
-        """The tiles of the tensors, none of which lies in two matrices, and how many each tensor has."""
-        columns, (height, width) = self.layout.columns, self.kernel.tile  # type: ignore[union-attr]
-        apart = any(across(kind) or kind is Extent.MATRIX for kind in self.plan.slices)
-        found = []
-        for i, view in enumerate(views):
-            rows = max(1, view.rows if apart else view.lines)
-            tops = (np.arange(0, view.lines, rows)[:, None] + np.arange(0, rows, height)).ravel()
-            lefts = np.arange(0, view.columns, width)
-            tile = np.stack([a.ravel() for a in np.meshgrid(tops, lefts, indexing="ij")], axis=1)
-            found.append(np.insert(tile, 0, i, axis=1))
-            numbers = {
-                "columns": view.columns, "rows": rows, "lines": view.lines,
-                "tiles_down": -(-rows // height), "tiles_across": len(lefts),
-            }  # fmt: skip
-            for kind in self.plan.slices:
-                numbers |= {f"inner_{kind}": max(1, view.inner(kind)), f"count_{kind}": view.count(kind)}
-            for name, value in numbers.items():
-                table[i, columns[f"@{name}"]] = value
-        return np.concatenate(found).astype(np.int64), np.array([len(f) for f in found], np.int64)
+    def _tilings(self, params: Sequence[Tensor]) -> list[Tiling]:
+        """How each tensor is cut into tiles."""
+        known: dict[tuple[Any, ...], Tiling] = {}
+        for p in params:
+            key = tuple(p.shape), p.element_size()
+            if key not in known:
+                view, size = View.of(p.shape, self.plan.slices), p.numel() * p.element_size()
+                known[key] = Tiling.of(self.layout, view, cast(Kernel, self.kernel), size)
+        return [known[tuple(p.shape), p.element_size()] for p in params]
 
-    def _slices(self, table: np.ndarray, views: Sequence[View], tiles: int) -> None:
+    def _tiles(self, table: np.ndarray, tilings: Sequence[Tiling]) -> tuple[np.ndarray, np.ndarray]:
+        """The tiles of the tensors, and how many each has."""
+        found = []
+        for i, tiling in enumerate(tilings):
+            found.append(np.insert(tiling.rows_of(), 0, i, axis=1))
+            for name, value in tiling.columns().items():
+                table[i, self.layout.columns[f"@{name}"]] = value
+        return np.concatenate(found), np.array([len(f) for f in found], np.int64)
+
+    def _slices(self, table: np.ndarray, tilings: Sequence[Tiling]) -> None:
         """Places for what slices have, and for the parts of it that tiles find."""
-        columns, (height, width) = self.layout.columns, self.kernel.tile  # type: ignore[union-attr]
-        used = 0
-        for slot in self.layout.lines:
-            for i, view in enumerate(views):
+        columns = self.layout.columns
+        kept = sum(tiling.size(tiling.staying) for tiling in tilings)
+        first, used = 0, kept
+        for i, tiling in enumerate(tilings):
+            for slot in self.layout.lines:
                 table[i, columns[f"@slot{slot}"]] = used
-                used += view.count(self.plan.extents[slot])
-        down, over = len(self.layout.parts(False)), len(self.layout.parts(True))
+                used += tiling.view.count(self.plan.extents[slot])
+            for r in self.layout.swept:
+                place = table[i, columns[f"@slot{r.slot}"]]
+                if tiling.own(r):
+                    place = (
+                        first + tiling.staying[r.slot] if tiling.stays(r) else used + tiling.passing[r.slot]
+                    )
+                table[i, columns[f"@parts{r.slot}"]] = place
+            first += tiling.size(tiling.staying)
+            used += tiling.size(tiling.passing)
         self.tables.lines = self.empty(used)
-        self.tables.line_parts = self.empty(tiles if down else 1, max(1, down), height)
-        self.tables.column_parts = self.empty(tiles if over else 1, max(1, over), width)
+        self.tables.lines[:kept] = float(np.array(LOWEST).view(np.float64))
         for kind in self.plan.slices:
-            starts = [(i, s) for i, view in enumerate(views) for s in range(0, view.count(kind), SLICES)]
+            counts = [tiling.view.count(kind) for tiling in tilings]
+            starts = [(i, s) for i, count in enumerate(counts) for s in range(0, count, SLICES)]
             self.tables.slices[kind] = self.put(np.array(starts, np.int64).reshape(-1, 2))
 
     def put(self, array: np.ndarray) -> Any:

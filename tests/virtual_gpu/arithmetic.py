@@ -214,10 +214,17 @@ def _resized(values: Array, bits: int) -> Array:
 
 
 def extracted(parts: tuple[str, ...]) -> Compute:
-    """`bfe`: some bits from a place on."""
+    """`bfe`: some bits from a place on; of signed numbers the last of them goes on above."""
     kind = UNSIGNED[bits_of(parts[-1])]
-    one = kind(1)
-    return lambda x, at, count: (np.asarray(x, kind) >> at.astype(kind)) & ((one << count.astype(kind)) - one)
+    one, signed = kind(1), parts[-1][0] == "s"
+
+    def compute(x: Array, at: Array, count: Array) -> Array:
+        mask = (one << count.astype(kind)) - one
+        found = (np.asarray(x, kind) >> at.astype(kind)) & mask
+        last = (mask + one) >> one
+        return np.asarray(np.where(signed & ((found & last) != 0), found | ~mask, found), kind)
+
+    return compute
 
 
 def permuted(parts: tuple[str, ...]) -> Compute:

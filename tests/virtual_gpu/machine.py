@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -152,6 +153,8 @@ def _decode(program: Program, what: Instruction) -> Execute:
     name = what.parts[0]
     if name in ("ld", "st"):
         execute = _load_or_store(what, place)
+    elif name == "atom":
+        execute = _atomic(what, place)
     elif name in ("ldmatrix", "stmatrix"):
         execute = _matrix(what, place)
     elif name == "shfl":
@@ -291,6 +294,29 @@ def _load_or_store(what: Instruction, place: str) -> Execute:
         if loads:
             for k, name in enumerate(registers):
                 _put(m, name, who, found.view(UNSIGNED[bits])[:, k])
+
+    return execute
+
+
+def _atomic(what: Instruction, place: str) -> Execute:
+    """The larger of two integers, in global memory, thread by thread."""
+    if what.parts[1] != "global" or what.parts[-2:] != ("max", "s64"):
+        raise Fault(f"{place}: no such atomic instruction is known")
+    target, text, source = what.operands
+    address, given = _address(text, 64), _operand(source, 64)
+
+    def execute(m: Machine, who: Index) -> None:
+        addresses, values = _each(m, who, address), _each(m, who, given)
+        m.memory.check(addresses, 8, place)
+        old = np.empty(len(addresses), np.uint64)
+        for i in range(len(addresses)):
+            old[i] = m.memory.load(addresses[i : i + 1], 8).view(np.uint64)[0, 0]
+            new = np.maximum(old[i].view(np.int64), values[i].view(np.int64)).view(np.uint64)
+            m.memory.store(addresses[i : i + 1], new.reshape(1, 1).view(np.uint8))
+        if m.memory.log is not None:
+            access = m.access(who, addresses, 8, np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8))
+            m.memory.log.append(replace(access, atomic=True))
+        _put(m, target, who, old)
 
     return execute
 

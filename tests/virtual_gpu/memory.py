@@ -93,6 +93,7 @@ class Access:
     threads: Array
     epochs: Array
     values: Array | None  # the bytes that are written
+    atomic: bool = False  # whether it reads and writes at once
 
 
 class GlobalMemory:
@@ -136,6 +137,7 @@ class GlobalMemory:
         writes = writes[np.argsort(writes["at"], kind="stable")]
         a, b = writes[:-1], writes[1:]
         same = a["at"] == b["at"]
+        same &= ~(a["atomic"] & b["atomic"])
         found[BLOCKS_WRITE] = int((same & (a["block"] != b["block"])).sum())
         ours = same & (a["block"] == b["block"]) & (a["thread"] != b["thread"]) & (a["epoch"] == b["epoch"])
         found[THREADS_WRITE] = int((ours & (a["value"] != b["value"])).sum())
@@ -151,7 +153,7 @@ def _pointers(*arrays: Array) -> tuple[ctypes.c_void_p, ...]:
     return tuple(ctypes.c_void_p(a.ctypes.data) for a in arrays)
 
 
-FIELDS = [("at", "u8"), ("block", "i8"), ("thread", "i8"), ("epoch", "i8"), ("value", "u2")]
+FIELDS = [("at", "u8"), ("block", "i8"), ("thread", "i8"), ("epoch", "i8"), ("value", "u2"), ("atomic", "?")]
 
 
 def _spread(accesses: list[Access]) -> Array:
@@ -162,6 +164,7 @@ def _spread(accesses: list[Access]) -> Array:
             row = np.zeros(len(access.addresses), FIELDS)
             row["at"] = access.addresses // np.uint64(UNIT) + np.uint64(k // UNIT)
             row["block"], row["thread"], row["epoch"] = access.blocks, access.threads, access.epochs
+            row["atomic"] = access.atomic
             if access.values is not None:
                 row["value"] = np.ascontiguousarray(access.values[:, k : k + UNIT]).view(np.uint16)[:, 0]
             rows.append(row)

@@ -96,6 +96,7 @@ class CpuKernel:
 
     chunk = CHUNK
     tile = TILE
+    atomic = False
     numpy_tables = True
     share = CHUNK  # a thread gets no fewer elements: they take about as long as waking it,
     share_of_python = 4 * CHUNK  # and these as handing them over to one of Python's

@@ -22,12 +22,13 @@ BLOCK = 32  # tensors that are fetched together
 # tensor say what it is a view of, how many dimensions it has, after which follow sizes and strides of up to
 # five of them, and where its version counter is; then the version's place in that, in bytes.
 FACTS, SIZES, KEY, DIMS, COUNTER, VERSION, INLINE = 8, 6, 8, 9, 10, 11, 5
+TYPE, CPP = 8, 16  # bytes after which an object says what it is, and where its C++ tensor is
 
 
 @inline
-def word(address: int, place: int) -> int:
-    """One of the words in memory from an address on."""
-    return carray(pointer(address + 8 * place), 1, np.int64)[0]
+def word(address: int) -> int:
+    """The word at an address; no number is handed in, as Numba compiles a function for each literal."""
+    return carray(pointer(address), 1, np.int64)[0]
 
 
 @compiled
@@ -86,7 +87,7 @@ def fetch_some(item: int, of: int, begin: int, end: int, objects: Any) -> None:
         fetch(objects[i - begin])
     for i in range(end - begin):
         for line in range(3):
-            fetch(word(objects[i], 2) + 64 * line)
+            fetch(word(objects[i] + CPP) + 64 * line)
 
 
 @inline
@@ -104,10 +105,10 @@ def alike(look: Any, what: int, rows: Any, i: int, sizes: Any, at: int, found: A
 
     Addresses are read one by one: a view of an array would count its owners up and down each time.
     """
-    tensor, dims = word(what, 2), rows[i, 5]
-    if word(what, 1) != rows[i, 0] or word(tensor, look[KEY]) != rows[i, 1]:
+    tensor, dims = word(what + CPP), rows[i, 5]
+    if word(what + TYPE) != rows[i, 0] or word(tensor + 8 * look[KEY]) != rows[i, 1]:
         return False
-    if word(tensor, look[DIMS]) != dims:
+    if word(tensor + 8 * look[DIMS]) != dims:
         return False
     shape = tensor + 8 * (look[DIMS] + 1)
     strides = shape + 8 * INLINE
@@ -115,7 +116,7 @@ def alike(look: Any, what: int, rows: Any, i: int, sizes: Any, at: int, found: A
         tell(look, what + 16, found, SIZES, 2)
         shape, strides = found[SIZES], found[SIZES + 1]
     for d in range(dims):
-        if word(shape, d) != sizes[at + d] or word(strides, d) != sizes[at + dims + d]:
+        if word(shape + 8 * d) != sizes[at + d] or word(strides + 8 * d) != sizes[at + dims + d]:
             return False
     return tell(look, what + 16, found, 0, 3) == 0 and found[2] & 0xFFFFFFFF == rows[i, 3]
 
@@ -128,7 +129,7 @@ def describe(look: Any, item: int, of: int, rows: Any, places: Any) -> bool:
         what = call2(item, of, i)
         if tell(look, what + 16, found, 0, FACTS):
             return False
-        rows[i, 0], rows[i, 1] = word(what, 1), word(word(what, 2), look[KEY])
+        rows[i, 0], rows[i, 1] = word(what + TYPE), word(word(what + CPP) + 8 * look[KEY])
         rows[i, 2], rows[i, 3], rows[i, 4] = found[1], found[2] & 0xFFFFFFFF, found[4] & 0xFFFFFFFF
         rows[i, 5], places[i] = found[5], found[0]
     return True
@@ -144,7 +145,7 @@ def measure(look: Any, item: int, of: int, rows: Any, sizes: Any) -> None:
         dims = rows[i, 5]
         reach, empty = 1, False
         for d in range(dims):
-            sizes[at + d], sizes[at + dims + d] = word(found[SIZES], d), word(found[SIZES + 1], d)
+            sizes[at + d], sizes[at + dims + d] = word(found[SIZES] + 8 * d), word(found[SIZES + 1] + 8 * d)
             reach += (sizes[at + d] - 1) * sizes[at + dims + d]
             empty = empty or sizes[at + d] == 0
         rows[i, 7] = 0 if empty else reach * rows[i, 6]
@@ -164,7 +165,7 @@ def stay(look: Any, item: int, of: int, rows: Any, sizes: Any, places: Any) -> b
                 return False
             if found[0] != places[i] or found[1] != rows[i, 2]:
                 return False
-            if word(word(objects[i - begin], 2), look[COUNTER]) == 0:  # an inference tensor has none
+            if word(word(objects[i - begin] + CPP) + 8 * look[COUNTER]) == 0:  # an inference tensor has none
                 return False
             at += 2 * rows[i, 5]
     return True
@@ -174,7 +175,7 @@ def stay(look: Any, item: int, of: int, rows: Any, sizes: Any, places: Any) -> b
 def change(look: Any, item: int, of: int, count: int) -> None:
     """Count a version up for the tensors in a list, as torch does where one is written in place."""
     for i in range(count):
-        count_up(word(word(call2(item, of, i), 2), look[COUNTER]) + look[VERSION])
+        count_up(word(word(call2(item, of, i) + CPP) + 8 * look[COUNTER]) + look[VERSION])
 
 
 @compiled

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from optgen.backends import Layout, across
 from optgen.backends.cpu.spelling import (
-    TILE,
     accumulate,
     neutral,
     reading,
@@ -67,49 +66,43 @@ def _parts(layout: Layout, slot: int, op: Op) -> list[str]:
         f"first = {table_cell(layout, '@first')}",
         f"total = {neutral(op)}",
         f"for c in range(first, first + {table_cell(layout, '@count')}):",
-        f"    total = {accumulate(op, 'total', f'partials[c, {slot}]')}",
+        f"    total = {accumulate(op, 'total', f'partials[c, {layout.partial.index(slot)}]')}",
         f"slots[tensor, {slot}] = total",
     ]
 
 
 def _lines(layout: Layout, slot: int, op: Op) -> list[str]:
     """The sums of a tensor's slices, from those of its tiles."""
-    kind, columns = layout.plan.extents[slot], across(layout.plan.extents[slot])
-    rank = layout.parts(columns).index(slot)
+    kind = layout.plan.extents[slot]
     head = [
-        f"first, at = {table_cell(layout, '@first')}, {table_cell(layout, f'@slot{slot}')}",
+        f"part, at = {table_cell(layout, f'@parts{slot}')}, {table_cell(layout, f'@slot{slot}')}",
         f"columns, rows = {table_cell(layout, '@columns')}, {table_cell(layout, '@rows')}",
-        f"down, across = {table_cell(layout, '@tiles_down')}, {table_cell(layout, '@tiles_across')}",
+        f"down, across = {table_cell(layout, '@down')}, {table_cell(layout, '@across')}",
         f"inner, count = {table_cell(layout, f'@inner_{kind}')}, {table_cell(layout, f'@count_{kind}')}",
-        f"height = {table_cell(layout, '@lines')}",
+        f"many = {table_cell(layout, '@lines')}",
     ]
-    if columns:
-        part = f"column_parts[tile, {rank}, column % {TILE[1]}]"
+    if across(kind):
         return [
             *head,
-            "kept = height // inner",
-            "outer = height // rows // kept",
-            "for which in range(kept):",
-            "    for column in range(columns):",
-            f"        total = {neutral(op)}",
-            "        for turn in range(outer):",
-            "            for nth in range(down):",
-            f"                tile = first + ((turn*kept + which)*down + nth)*across + column // {TILE[1]}",
-            f"                total = {accumulate(op, 'total', part)}",
-            "        lines[at + which*columns + column] = total",
+            "kept = max(1, many // inner)",
+            "turns = many // rows // kept*down",
+            "for which in range(count):",
+            f"    total = {neutral(op)}",
+            "    for nth in range(turns):",
+            "        matrix = nth // down*kept + which // columns",
+            "        place = part + (matrix*down + nth % down)*columns + which % columns",
+            f"        total = {accumulate(op, 'total', 'lines[place]')}",
+            "    lines[at + which] = total",
         ]
-    part = f"line_parts[tile + side, {rank}, line % rows % {TILE[0]}]"
+    turns, place = "across", "lines[part + turn*many + which]"
+    if layout.several(kind):
+        turns, place = table_cell(layout, "@count"), "lines[part + turn*count + which]"
     return [
         *head,
-        "outer = height // (inner*count)",
         "for which in range(count):",
         f"    total = {neutral(op)}",
-        "    for turn in range(outer):",
-        "        for nth in range(inner):",
-        "            line = (turn*count + which)*inner + nth",
-        f"            tile = first + (line // rows*down + line % rows // {TILE[0]})*across",
-        "            for side in range(across):",
-        f"                total = {accumulate(op, 'total', part)}",
+        f"    for turn in range({turns}):",
+        f"        total = {accumulate(op, 'total', place)}",
         "    lines[at + which] = total",
     ]
 

@@ -18,9 +18,9 @@ from optgen.codecs import CODECS
 from optgen.ir import ATOM, DType, Extent, Node, Op, Spelling
 
 CHUNK = 1 << 14
-TILE = (64, 512)  # lines and columns
+TILE = (64, 512)  # lines and columns, or more
 LANES = 64
-DIMS = {"lines": 1, "numbers": 1, "line_parts": 3, "column_parts": 3}  # of tables that have not two
+DIMS = {"lines": 1, "numbers": 1}  # of tables that have not two
 FIRST_TABLE = 3  # after where a thread's number, the number of threads and that of chunks lie
 TYPES = {"fp64": "f64", "fp32": "f32", "bf16": "u16", "fp16": "u16"}
 RUNTIME = ("ask", "bits_of", "float_of", "maximum", "minimum", "pointer", "where", "widest")
@@ -33,7 +33,8 @@ LOCALS = {
     "words", "data", "thread", "threads", "begin", "end", "c", "tensor", "start", "count", "row", "whole",
     "first", "lane", "i", "rest", "at", "top", "left", "bottom", "right", "columns", "rows", "line",
     "column", "base", "total", "part", "inner",
-    "outer", "kept", "tile", "across", "down", "turn", "which", "nth", "side", "each", "groups", "height",
+    "outer", "kept", "across", "down", "turn", "turns", "which", "nth", "side", "each", "groups", "height",
+    "width", "many", "corner", "last", "parts", "matrix",
     *(f"size{d}" for d in range(MAX_DIMS)), "place", *PLACE,
 }  # fmt: skip
 FORMS = ("{}_at", "{}_across", *(f"{{}}_stride{d}" for d in range(MAX_DIMS)))

@@ -12,7 +12,6 @@ from optgen.backends.cpu.spelling import (
     FIRST_TABLE,
     GLOBALS,
     LANES,
-    TILE,
     TYPES,
     accumulate,
     neutral,
@@ -181,12 +180,12 @@ def _chunk(sweep: Sweep) -> list[str]:
         *_places(layout),
         *(f"sum{r.slot} = np.full({LANES}, {neutral(r.op)})" for r in phase.reductions),
         *_loop(phase, _element(sweep, "start")),
-        *(f"partials[c, {r.slot}] = {_whole(r)}" for r in phase.reductions),
+        *(f"partials[c, {layout.partial.index(r.slot)}] = {_whole(r)}" for r in phase.reductions),
     ]
 
 
 def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
-    """A tile of one tensor, line by line: what slices have is read once a line, or once a column."""
+    """A tile of one tensor, matrix by matrix and line by line: what slices have is read once for each."""
     layout, phase, names, touched = sweep.layout, sweep.phase, sweep.names, sweep.touched
     plan = layout.plan
     inner = leaves(list(hoisted.values.values()), ())
@@ -197,32 +196,38 @@ def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
     by_column = [r for r in phase.reductions if across(r.extent)]
     by_tensor = [r for r in phase.reductions if not r.extent.sliced]
     lines = [
-        "tensor, top, left = chunks[c, 0], chunks[c, 1], chunks[c, 2]",
+        "tensor, corner, left = chunks[c, 0], chunks[c, 1], chunks[c, 2]",
+        "last, side = chunks[c, 3], chunks[c, 4]",
         f"columns, rows = {table_cell(layout, '@columns')}, {table_cell(layout, '@rows')}",
-        f"bottom = min(top + {TILE[0]}, (top // rows + 1)*rows)",
-        f"right = min(left + {TILE[1]}, columns)",
+        f"height, width = {table_cell(layout, '@height')}, {table_cell(layout, '@width')}",
+        f"many, down = {table_cell(layout, '@lines')}, {table_cell(layout, '@down')}",
+        "right = min(left + width, columns)",
         *reading(layout, names, read),
         *_strides(layout, names, touched),
         *_places(layout),
+        *(f"part{r.slot} = {table_cell(layout, f'@parts{r.slot}')}" for r in (*by_line, *by_column)),
+        *(line for r in by_line if layout.several(r.extent) for line in _own_parts(layout, r)),
+        *(f"{names.stores[s]}_across = np.empty(right - left, {TYPES[plan.real]})" for s in hoisted.values),
+        *(f"sum{r.slot} = np.full({LANES}, {neutral(r.op)})" for r in (*by_tensor, *by_line)),
+        *(f"sum{r.slot} = np.empty(right - left)" for r in by_column),
     ]
+    matrix = ["bottom = min(last, (top // rows + 1)*rows)"]
     for n in over:
-        lines.append(f"at = top // {table_cell(layout, f'@inner_{n.extent}')}*columns + left")
+        matrix.append(f"at = top // {table_cell(layout, f'@inner_{n.extent}')}*columns + left")
         if n.op is Op.SLOT:
             offset = table_cell(layout, f"@slot{n.value}")
             array = f"lines[{offset} + at:{offset} + at + right - left]"
         else:
             array = states_at(layout, n.value or "", "at", "right - left")
-        lines.append(f"{names.leaf(n)}_across = {array}")
+        matrix.append(f"{names.leaf(n)}_across = {array}")
     if hoisted.values:
         made = [f"{names.stores[s]}_across" for s in hoisted.values]
         given = ", ".join(_argument(layout, names, n, "i") for n in inner)
-        lines += [f"{array} = np.empty({TILE[1]}, {TYPES[plan.real]})" for array in made]
-        for n in _down(inner):  # of the matrix, in which all of the tile lies
-            lines += _line_value(layout, names, n, "top")
-        lines.append("for i in range(right - left):")
-        lines.append(f"    {', '.join(f'{array}[i]' for array in made)} = columns{sweep.k}({given})")
-    lines += [f"sum{r.slot} = np.full({LANES}, {neutral(r.op)})" for r in (*by_tensor, *by_line)]
-    lines += [f"sum{r.slot} = np.full({TILE[1]}, {neutral(r.op)})" for r in by_column]
+        for n in _down(inner):  # of the matrix
+            matrix += _line_value(layout, names, n, "top")
+        matrix.append("for i in range(right - left):")
+        matrix.append(f"    {', '.join(f'{array}[i]' for array in made)} = columns{sweep.k}({given})")
+    matrix += [f"sum{r.slot}[:] = {neutral(r.op)}" for r in by_column]
     body = ["base = line*columns + left", "count = right - left"]
     if block:
         body[1] = f"count = min(right - left, {table_cell(layout, '@numel')} - base)"
@@ -231,14 +236,31 @@ def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
         body += _line_value(layout, names, n, "line")
     body += [f"sum{r.slot}[:] = {neutral(r.op)}" for r in by_line]
     body += _loop(phase, _element(sweep, "base"))
-    ranks = {slot: i for columns in (False, True) for i, slot in enumerate(layout.parts(columns))}
-    body += [f"line_parts[c, {ranks[r.slot]}, line - top] = {_whole(r)}" for r in by_line]
-    lines += ["for line in range(top, bottom):", *("    " + line for line in body)]
-    lines += [
-        f"column_parts[c, {ranks[r.slot]}, :right - left] = sum{r.slot}[:right - left]" for r in by_column
-    ]
-    lines += [f"partials[c, {r.slot}] = {_whole(r)}" for r in by_tensor]
+    for r in by_line:
+        place = f"part{r.slot} + side*many + line"
+        if layout.several(r.extent):
+            place, value = f"part{r.slot} + {_line_of(layout, r.extent, 'line')}", _whole(r)
+            body += [f"at = {place}", f"lines[at] = {accumulate(r.op, 'lines[at]', value)}"]
+        else:
+            body.append(f"lines[{place}] = {_whole(r)}")
+    matrix += ["for line in range(top, bottom):", *("    " + line for line in body)]
+    if by_column:
+        matrix.append("at = (top // rows*down + top % rows // height)*columns + left")
+    for r in by_column:
+        place = f"part{r.slot} + at"
+        matrix.append(f"lines[{place}:{place} + right - left] = sum{r.slot}")
+    lines += ["for top in range(corner, last, rows):", *("    " + line for line in matrix)]
+    lines += [f"partials[c, {layout.partial.index(r.slot)}] = {_whole(r)}" for r in by_tensor]
     return lines
+
+
+def _own_parts(layout: Layout, r: Reduction) -> list[str]:
+    """Lines that clear the places that a tile has for slices of several lines."""
+    count = table_cell(layout, f"@count_{r.extent}")
+    return [
+        f"part{r.slot} += (c - {table_cell(layout, '@first')})*{count}",
+        f"lines[part{r.slot}:part{r.slot} + {count}] = {neutral(r.op)}",
+    ]
 
 
 def _down(found: Sequence[Node]) -> list[Node]:
@@ -248,8 +270,13 @@ def _down(found: Sequence[Node]) -> list[Node]:
 
 def _line_value(layout: Layout, names: Names, n: Node, line: str) -> list[str]:
     """Lines that read a line's value."""
-    inner, count = (table_cell(layout, f"@{what}_{n.extent}") for what in ("inner", "count"))
-    return [f"at = {line} // {inner} % {count}", f"{names.leaf(n)} = {slice_at(layout, n, 'at')}"]
+    return [f"at = {_line_of(layout, n.extent, line)}", f"{names.leaf(n)} = {slice_at(layout, n, 'at')}"]
+
+
+def _line_of(layout: Layout, kind: Extent, line: str) -> str:
+    """The slice that a line is of."""
+    inner, count = (table_cell(layout, f"@{what}_{kind}") for what in ("inner", "count"))
+    return f"{line} // {inner} % {count}"
 
 
 def _argument(layout: Layout, names: Names, n: Node, at: str) -> str:

@@ -18,6 +18,7 @@ takes the second, as everywhere.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
 from types import ModuleType
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from optgen.backends import Layout, Tables
+from optgen.backends import Block, Layout, Tables, View
 from optgen.backends.emit import (
     Names,
     finishes,
@@ -40,20 +41,38 @@ from optgen.backends.triton.spelling import (
     FORMS,
     GLOBALS,
     LOCALS,
+    SMALL,
     THREADS,
+    TILE_BLOCKS,
+    WIDTH,
     extremes,
     speller,
 )
-from optgen.backends.triton.sweeps import sweep_lines, tile_lines
-from optgen.ir import Extent, toposort
+from optgen.backends.triton.sweeps import sweep_lines
+from optgen.backends.triton.tiles import KEYS, tile_lines
+from optgen.ir import Extent, Op, toposort
 from optgen.plan import Reduction, Round
 
-__all__ = ["BLOCK", "BLOCKS", "THREADS", "Spec", "TritonKernel", "emit", "interpreting", "specs"]
+__all__ = ["BLOCK", "BLOCKS", "THREADS", "Spec", "TritonKernel", "block_of", "emit", "interpreting", "specs"]
 
 
 def interpreting() -> bool:
     """Whether Triton executes kernels on the CPU (`TRITON_INTERPRET=1`, read when they are decorated)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def block_of(view: View, slices: Sequence[Extent]) -> Block:
+    """The block for a tensor seen like this: as wide as its lines, up to a limit; the rest is height."""
+    elements, widest = SMALL if interpreting() else (BLOCK, WIDTH)
+    width = min(widest, _power(view.columns))
+    height = elements // width
+    small = Extent.COL in slices and view.rows <= height
+    return Block(height, width, _power(view.rows) if small else 0)
+
+
+def _power(n: int) -> int:
+    """The least power of two that is not below n."""
+    return 1 << max(0, n - 1).bit_length()
 
 
 def emit(layout: Layout, math_mode: str = "exact") -> str:
@@ -66,6 +85,8 @@ def emit(layout: Layout, math_mode: str = "exact") -> str:
     ops |= {r.op for phase in plan.phases for r in phase.reductions}
     ops |= {r.op for found in plan.rounds for r in (*found.small, *found.over)}
     parts += extremes(ops)
+    if any(r.op is Op.AMAX for r in layout.swept):
+        parts.append(KEYS)
     for k, phase in enumerate(plan.phases):
         parts.append("@triton.jit\n" + update(k, phase, plan, names, spell, GLOBALS))
         build = tile_lines if layout.tiled else sweep_lines
@@ -83,15 +104,15 @@ class TritonKernel:
     """A module made by `emit`. Launches on the device of its tables, or in Triton's interpreter."""
 
     numpy_tables = False
+    atomic = True
 
     def __init__(self, layout: Layout, module: ModuleType, math_mode: str = "exact"):
         self.layout, self.module = layout, module
         # The interpreter spends milliseconds on a program instance: small chunks keep tests quick.
         self.specs = specs(layout, interpreting())
         swept = next((s.constants for s in self.specs.values() if s.grid == "chunks"), {})
-        blocks = swept.get("BLOCKS", 1)
-        self.chunk = swept.get("BLOCK", 1) * blocks
-        self.tile = (swept.get("HEIGHT", 1) * blocks, swept.get("WIDTH", 1))
+        self.chunk = swept.get("BLOCK", 1) * swept.get("BLOCKS", 1)
+        self.tile = (swept.get("HEIGHT", 1) * TILE_BLOCKS, swept.get("WIDTH", 1))
         self.fuse = math_mode == "fast"
         self.ready: set[object] = set()  # the devices that it has been compiled for
 

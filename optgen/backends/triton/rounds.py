@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from optgen.backends import Layout, across
+from optgen.backends import LOWEST, Layout, across
 from optgen.backends.emit import (
     Names,
     Spell,
@@ -24,7 +24,7 @@ from optgen.backends.triton.spelling import (
     speller,
     table_cell,
 )
-from optgen.backends.triton.sweeps import slice_values
+from optgen.backends.triton.tiles import KEY, slice_values
 from optgen.ir import LEAVES, DType, Extent, Node, Op, toposort
 from optgen.plan import Reduction, Round
 
@@ -50,7 +50,7 @@ def round_sources(layout: Layout, k: int, found: Round, names: Names, spell: Spe
 
 def _combine(layout: Layout, slots: Sequence[int], ops: Mapping[int, Op]) -> list[str]:
     """One program a tensor: add up its chunks' partial results, in float64 and in a fixed order."""
-    columns, count = layout.columns, layout.plan.slots
+    columns, count, width = layout.columns, layout.plan.slots, len(layout.partial)
     lines = [
         "tensor = tl.program_id(0).to(tl.int64)",
         f"entry = tensors + tensor*{layout.width}",
@@ -63,7 +63,7 @@ def _combine(layout: Layout, slots: Sequence[int], ops: Mapping[int, Op]) -> lis
         lines += [
             f"total = tl.full([BLOCK], {empty}, tl.float64)",
             "for done in range(0, count, BLOCK):",
-            f"    at = {table_cell('partials', '(first + done + lane)', count, slot)}",
+            f"    at = {table_cell('partials', '(first + done + lane)', width, layout.partial.index(slot))}",
             f"    part = tl.load(at, done + lane < count, {empty})",
             f"    total = {accumulate(ops[slot], 'total', 'part')}",
             f"tl.store({table_cell('slots', 'tensor', count, slot)}, {reduce_axis(ops[slot], 'total', 0)})",
@@ -79,47 +79,45 @@ PIECE = (
 
 
 def _lines(layout: Layout, slot: int, op: Op) -> list[str]:
-    """Some slices of a tensor: add up the parts that its tiles have of them."""
-    kind, columns = layout.plan.extents[slot], across(layout.plan.extents[slot])
-    rank, ranks = layout.parts(columns).index(slot), len(layout.parts(columns))
-    named = {
-        "first": "first", "columns": "columns", "rows": "rows", "height": "lines",
-        "down": "tiles_down", "across": "tiles_across",
-        "inner": f"inner_{kind}", "count": f"count_{kind}",
-    }  # fmt: skip
+    """Some slices of a tensor: add up the parts that its tiles have of them, or take what they have kept."""
+    kind = layout.plan.extents[slot]
     lines = [*PIECE, f"entry = tensors + tensor*{layout.width}"]
+    lines += [
+        f"part = lines + {entry_of(layout, f'@parts{slot}')}",
+        f"count = {entry_of(layout, f'@count_{kind}')}",
+    ]
+    target = f"lines + {entry_of(layout, f'@slot{slot}')} + at"
+    if op is Op.AMAX:
+        return [
+            *lines,
+            "at = start + tl.arange(0, SLICES)",
+            f"keys = part.to({KEY}) + at",
+            f"tl.store({target}, value_of(tl.load(keys, at < count, 0)), at < count)",
+            f"tl.store(keys, tl.full([SLICES], {LOWEST}, tl.int64), at < count)",
+        ]
+    named = {"columns": "columns", "rows": "rows", "many": "lines", "down": "down", "across": "across"}
     lines += [f"{name} = {entry_of(layout, f'@{column}')}" for name, column in named.items()]
     lines += ["which = (start + tl.arange(0, SLICES))[None, :]", "deep = tl.arange(0, DEPTH)[:, None]"]
-    if columns:
-        lines += [
-            "kept = height // inner",
-            "column = which % columns",
-            "groups = kept*columns",
-            "parts = height // rows // kept*down",
-        ]
-        place = [
-            "matrix = nth // down*kept + which // columns",
-            "tile = first + (matrix*down + nth % down)*across + column // WIDTH",
-            f"at = column_parts + (tile*{ranks} + {rank})*WIDTH + column % WIDTH",
-        ]
+    if kind is Extent.COL:
+        lines += ["turns = down", "column = which // columns*down*columns + which % columns"]
+        place = "column + nth*columns"
+    elif across(kind):  # of all matrices
+        lines.append("turns = many // rows*down")
+        place = "nth*columns + which"
+    elif layout.several(kind):
+        lines += [f"inner = {entry_of(layout, f'@inner_{kind}')}", "turns = many // count*across"]
+        place = "nth % across*many + (nth // (across*inner)*count + which)*inner + nth // across % inner"
     else:
-        lines += ["groups = count", "parts = height // count*across"]
-        place = [
-            "line = (nth // (across*inner)*count + which)*inner + nth // across % inner",
-            "tile = first + (line // rows*down + line % rows // HEIGHT)*across + nth % across",
-            f"at = line_parts + (tile*{ranks} + {rank})*HEIGHT + line % rows % HEIGHT",
-        ]
+        lines.append("turns = across")
+        place = "nth*many + which"
     return [
         *lines,
         f"total = tl.full([DEPTH, SLICES], {neutral(op)}, tl.float64)",
-        "for done in range(0, parts, DEPTH):",
+        "for done in range(0, turns, DEPTH):",
         "    nth = done + deep",
-        *("    " + line for line in place),
-        f"    part = tl.load(at, (nth < parts) & (which < groups), {neutral(op)})",
-        f"    total = {accumulate(op, 'total', 'part')}",
+        f"    total += tl.load(part + {place}, (nth < turns) & (which < count), 0.0)",
         "at = start + tl.arange(0, SLICES)",
-        f"tl.store(lines + {entry_of(layout, f'@slot{slot}')} + at, "
-        f"{reduce_axis(op, 'total', 0)}, at < groups)",
+        f"tl.store({target}, {reduce_axis(op, 'total', 0)}, at < count)",
     ]
 
 

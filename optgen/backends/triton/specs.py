@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from optgen.backends import SLICES, Layout
+from optgen.backends import SLICES, Block, Layout
 from optgen.backends.emit import (
     finishes,
     indent,
 )
-from optgen.backends.triton.spelling import BLOCK, BLOCKS, COMBINE_BLOCK, DEPTH, HEIGHT, TILE_BLOCKS, WIDTH
+from optgen.backends.triton.spelling import BLOCK, BLOCKS, COMBINE_BLOCK, DEPTH, WIDTH
 from optgen.ir import Extent
 from optgen.locks import section
 from optgen.plan import Round
@@ -34,15 +34,15 @@ def specs(layout: Layout, small: bool = False) -> dict[str, Spec]:
     """The kernels of a plan's module by name; `small`: with blocks that the interpreter is quick with."""
     plan, tables = layout.plan, layout.arguments
     block, blocks = (64, 2) if small else (BLOCK, BLOCKS)
-    height, width, tile_blocks = (2, 16, 2) if small else (HEIGHT, WIDTH, TILE_BLOCKS)
-    swept = {"HEIGHT": height, "WIDTH": width} if layout.tiled else {"BLOCK": block}
-    swept["BLOCKS"] = tile_blocks if layout.tiled else blocks
-    tile = {"HEIGHT": height * tile_blocks, "WIDTH": width}
+    swept = {"BLOCK": block, "BLOCKS": blocks}
+    if layout.tiled:
+        shape = layout.block or Block(BLOCK // WIDTH, WIDTH)
+        swept = {"HEIGHT": shape.height, "WIDTH": shape.width} | ({"ROWS": shape.rows} if shape.rows else {})
     found: list[Spec] = []
     for k in range(len(plan.phases) + 1):
         for number, r in enumerate(plan.rounds):
             if r.boundary == k:
-                found += _round_specs(layout, number, r, tile)
+                found += _round_specs(layout, number, r)
         if k < len(plan.phases):
             apart = ("moving",) if layout.moving else ()
             found.append(Spec(f"sweep{k}", (*tables, *apart), swept, "chunks", plan.phases[k].bytes))
@@ -54,7 +54,7 @@ def specs(layout: Layout, small: bool = False) -> dict[str, Spec]:
     return {spec.name: spec for spec in found}
 
 
-def _round_specs(layout: Layout, k: int, found: Round, tile: Mapping[str, int]) -> Iterator[Spec]:
+def _round_specs(layout: Layout, k: int, found: Round) -> Iterator[Spec]:
     """The kernels of a round, in their order."""
     extents, tables = layout.plan.extents, layout.arguments
     by_slice, by_tensor = {"DEPTH": DEPTH, "SLICES": SLICES}, {"BLOCK": COMBINE_BLOCK}
@@ -62,7 +62,7 @@ def _round_specs(layout: Layout, k: int, found: Round, tile: Mapping[str, int]) 
         yield Spec(f"combine{k}", ("tensors", "partials", "slots"), by_tensor, "tensors")
     for slot in found.sweeps:
         if extents[slot].sliced:
-            yield Spec(f"lines{slot}", (*tables, "slices"), {**tile, **by_slice}, extents[slot])
+            yield Spec(f"lines{slot}", (*tables, "slices"), by_slice, extents[slot])
     for r in found.small:
         if r.extent.sliced:
             yield Spec(f"small{r.slot}", (*tables, "slices"), by_slice, r.extent)

@@ -19,21 +19,24 @@ from optgen.ir import ATOM, DType, Extent, Node, Op, Spelling
 THREADS = 128  # of a program instance; a warp has 32 of them, a wave of a CDNA GPU 64
 BLOCK = 512  # 4 elements a thread: 128 bits of float32, and at most 64 registers
 BLOCKS = 16
-HEIGHT, WIDTH, TILE_BLOCKS = 4, 128, 8  # a tile's blocks: lines, columns, and how many of them
+WIDTH, TILE_BLOCKS = 128, 8  # of a tile: columns of its blocks at most, and how many blocks below each other
+SMALL = 32, 16  # elements and columns of a tile's block in the interpreter
+MAX_SLICES = 8  # kinds of slices in a rule
 DEPTH = 8  # parts of a slice that a program adds at a time
 COMBINE_BLOCK = 256
 TYPES = {"fp64": "tl.float64", "fp32": "tl.float32", "bf16": "tl.uint16", "fp16": "tl.uint16"}
-GLOBALS = {"tl", "triton", "maximum", "minimum"}
+GLOBALS = {"tl", "triton", "maximum", "minimum", "key_of", "value_of"}
 LOCALS = {
-    *GLOBALS, *TABLES, "moving", "lines", "line_parts", "column_parts", "numbers", "slices",
+    *GLOBALS, *TABLES, "moving", "lines", "numbers", "slices",
     "chunk", "tensor", "start", "entry", "numel", "row", "lane", "block", "base", "mask", "rest",
     "index", "first", "count", "total", "done", "at", "part", *(f"size{d}" for d in range(MAX_DIMS)),
     "top", "left", "bottom", "columns", "rows", "line", "column", "piece", "which", "deep", "nth", "matrix",
-    "live", "groups", "each", "parts", "inner", "across", "down", "kept", "tile", "height", "size",
-    "place", *PLACE,
+    "live", "groups", "each", "inner", "across", "down", "kept", "height", "size", "inside", "end", "right",
+    "from_column", "width", "padded", "keys", "many", "turns", "side", "matrices",
+    "place", *PLACE, *(f"{name}{i}" for name in ("inner", "count") for i in range(MAX_SLICES)),
 }  # fmt: skip
 FORMS = (
-    "{}_ptr", "{}_at", "{}_new", "{}reduce_axis",
+    "{}_ptr", "{}_at", "{}_new", "{}_base", "{}reduce_axis",
     *(f"{{}}_stride{d}" for d in range(MAX_DIMS)),
 )  # fmt: skip
 
@@ -115,6 +118,11 @@ def shifted(base: str, offset: int) -> str:
 def table_cell(table: str, row: str, width: int, column: int) -> str:
     """The address of a number in a table whose rows have so many."""
     return shifted(f"{table} + {row}*{width}" if width > 1 else f"{table} + {row}", column)
+
+
+def partial_of(layout: Layout, slot: int) -> str:
+    """The place of a chunk's part of a reduction to one value a tensor."""
+    return table_cell("partials", "chunk", len(layout.partial), layout.partial.index(slot))
 
 
 def reading(layout: Layout, names: Names, found: Iterable[Node]) -> list[str]:

@@ -1,0 +1,297 @@
+"""The kernel of a phase where slices have values: a sweep over tiles, block by block, and its parts.
+
+A block is a few lines by some columns, or some small matrices below each other. What it finds of slices goes
+to the places that `launch/tiles.py` gives it: sums of lines and columns to those of its tile, maxima to those
+of the slices, where the largest of all programs stays, whichever comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from optgen.backends import Layout, across
+from optgen.backends.emit import Names, leaves
+from optgen.backends.triton.spelling import (
+    TYPES,
+    accumulate,
+    entry_of,
+    neutral,
+    partial_of,
+    pointer_of,
+    pointers,
+    reading,
+    reduce_axis,
+)
+from optgen.backends.triton.sweeps import loads, places, sizes, strided, updated
+from optgen.ir import Extent, Node, Op
+from optgen.plan import Phase, Reduction
+
+# Numbers as integers in the same order, which a GPU compares and replaces at once; NaN is above all.
+KEYS = """\
+@triton.jit
+def key_of(x):
+    bits = x.to(tl.float64).to(tl.int64, bitcast=True)
+    return tl.where(x != x, 0x7FFFFFFFFFFFFFFF, bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF))
+
+
+@triton.jit
+def value_of(key):
+    return (key ^ ((key >> 63) & 0x7FFFFFFFFFFFFFFF)).to(tl.float64, bitcast=True)
+"""
+OF_TILE = ("tensor", "top", "left", "end", "side", "matrix", "nth")  # a row of `chunks`
+KEY = "tl.pointer_type(tl.int64)"
+
+
+def tile_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]:
+    """One phase over every tile.
+
+    Where columns have sums, all blocks of the same columns come first, so that these are complete soon; each
+    block then adds to its lines' sums in memory. Otherwise all blocks of the same lines come first.
+    """
+    tile = Tile(layout, k, phase, names)
+    down, beside = "for first in range(top, end, HEIGHT):", "for from_column in range(left, right, WIDTH):"
+    lines = [*tile.head(), *map(tile.empty, tile.of_tensor)]
+    if tile.by_column or not tile.by_line:
+        body = [*tile.line(), *tile.block()]
+        body += [text for r in tile.by_line for text in tile.add_line(r)]
+        if tile.small:
+            body += [text for r in tile.by_column for text in tile.store_columns(r)]
+        whole = [
+            *tile.column(),
+            *([] if tile.small else map(tile.empty, tile.by_column)),
+            down,
+            *_indented(body),
+        ]
+        if not tile.small:
+            whole += [text for r in tile.by_column for text in tile.store_columns(r)]
+        if tile.by_line:  # which other threads read for the next columns
+            whole.append("tl.debug_barrier()")
+        lines += [beside, *_indented(whole)]
+    else:
+        whole = [*tile.line(), *(f"total{r.slot} = {tile.none(r, '[HEIGHT]')}" for r in tile.by_line)]
+        body = [*tile.column(), *tile.block(), *map(tile.add, tile.by_line)]
+        whole += [beside, *_indented(body), *(text for r in tile.by_line for text in tile.store_line(r))]
+        lines += [down, *_indented(whole)]
+    for r in tile.of_tensor:
+        total = reduce_axis(r.op, reduce_axis(r.op, f"sum{r.slot}", 1), 0)
+        lines.append(f"tl.store({partial_of(layout, r.slot)}, {total})")
+    return lines
+
+
+def _indented(lines: Iterable[str]) -> list[str]:
+    return ["    " + line for line in lines]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A phase as it is written: the texts for a tile, a line of blocks, a column of blocks, and a block."""
+
+    layout: Layout
+    k: int
+    phase: Phase
+    names: Names
+
+    @cached_property
+    def found(self) -> list[Node]:
+        """The leaves that the phase reads."""
+        return leaves(self.phase.roots(), self.phase.loads)
+
+    @cached_property
+    def touched(self) -> Mapping[str, str]:
+        """By element store that the phase loads or writes, the name of it."""
+        stores = dict.fromkeys([*self.phase.loads, *self.phase.stores])
+        return {s: self.names.stores[s] for s in stores}
+
+    @property
+    def small(self) -> bool:
+        """Whether a block may have several matrices."""
+        return self.layout.block is not None and self.layout.block.rows > 0
+
+    def _reductions(self, sliced: bool, columns: bool = False) -> list[Reduction]:
+        found = (r for r in self.phase.reductions if r.extent.sliced is sliced)
+        return [r for r in found if across(r.extent) is columns]
+
+    @cached_property
+    def by_line(self) -> list[Reduction]:
+        """The reductions to slices that are lines."""
+        return self._reductions(True)
+
+    @cached_property
+    def by_column(self) -> list[Reduction]:
+        """Those to slices that are columns."""
+        return self._reductions(True, columns=True)
+
+    @cached_property
+    def of_tensor(self) -> list[Reduction]:
+        """Those to one value."""
+        return self._reductions(False)
+
+    def none(self, r: Reduction, shape: str) -> str:
+        """What changes no total, in a shape; sums are in float64."""
+        kind = "tl.float64" if r.op is Op.SUM else TYPES[self.layout.plan.real]
+        return f"tl.full({shape}, {neutral(r.op)}, {kind})"
+
+    def empty(self, r: Reduction) -> str:
+        """The line that begins a total of blocks."""
+        return f"sum{r.slot} = {self.none(r, '[HEIGHT, WIDTH]')}"
+
+    def head(self) -> list[str]:
+        """Lines that read what a tile is, and what the tensor has one of."""
+        layout = self.layout
+        lines = [
+            "chunk = tl.program_id(0).to(tl.int64)",
+            *(
+                f"{name} = tl.load(chunks + chunk*7{f' + {i}' if i else ''})"
+                for i, name in enumerate(OF_TILE)
+            ),
+            f"entry = tensors + tensor*{layout.width}",
+            *(f"{name} = {entry_of(layout, f'@{name}')}" for name in ("numel", "columns", "rows", "width")),
+            f"many = {entry_of(layout, '@lines')}",
+            "right = tl.minimum(left + width, columns)",
+            "lane = tl.arange(0, WIDTH)",
+        ]
+        lines += [*reading(layout, self.names, self.found), *places(layout), *pointers(layout, self.touched)]
+        lines += sizes(layout, self.touched)
+        sliced = [n for n in self.found if n.extent.sliced]
+        kinds = [n.extent for n in sliced] + [r.extent for r in (*self.by_line, *self.by_column)]
+        for kind in dict.fromkeys(kinds):
+            i = layout.plan.slices.index(kind)
+            if layout.several(kind) or (across(kind) and self.small):
+                lines += [f"{what}{i} = {entry_of(layout, f'@{what}_{kind}')}" for what in ("inner", "count")]
+        for n in sliced:
+            begin = f" + {self._first(n)}" if across(n.extent) and not self.small else ""
+            lines.append(f"{self.names.leaf(n)}_base = {base_of(layout, n)}{begin}")
+        for r in (*self.by_line, *self.by_column):
+            lines.append(f"part{r.slot} = {self._part(r)}")
+        return lines
+
+    def _part(self, r: Reduction) -> str:
+        """Where the tile's part of a reduction begins."""
+        part = f"lines + {entry_of(self.layout, f'@parts{r.slot}')}"
+        if across(r.extent) and not self.small:
+            tile = f"(matrix*{entry_of(self.layout, '@down')} + nth)*columns"
+            part += f" + {self._first(r) if r.op is Op.AMAX else tile}"
+        elif not across(r.extent) and r.op is Op.SUM:
+            part += " + side*many"
+        return f"({part}).to({KEY})" if r.op is Op.AMAX else part
+
+    def column(self) -> list[str]:
+        """Lines that read what the columns of blocks have."""
+        lines = ["column = from_column + lane"]
+        for n in self._slices(columns=True) if not self.small else ():
+            lines.append(f"{self.names.leaf(n)} = {self._values(n, 'column', 'column < right')}[None, :]")
+        return lines
+
+    def line(self) -> list[str]:
+        """Lines that read what the lines of blocks have; of small matrices, blocks may have more lines."""
+        lines = ["line = first + tl.arange(0, HEIGHT)", "live = line < end"]
+        if self.small:
+            lines = ["padded = first + tl.arange(0, HEIGHT)", "line = padded // ROWS*rows + padded % ROWS"]
+            lines.append("live = (padded < end) & (padded % ROWS < rows)")
+        for n in self._slices(columns=False):
+            lines.append(f"{self.names.leaf(n)} = {self._values(n, self._slice(n), 'live')}[:, None]")
+        return lines
+
+    def block(self) -> list[str]:
+        """Addresses, loads, the update, stores and sums of one block."""
+        layout, stores = self.layout, self.touched
+        blocked = any(e.name.startswith("BLOCK") for e in layout.plan.slices)
+        lines = ["inside = live[:, None] & (column < right)[None, :]"]
+        for n in self._slices(columns=True) if self.small else ():
+            at = f"(line // {self._inner(n)}*columns)[:, None] + column[None, :]"
+            lines.append(f"{self.names.leaf(n)} = {self._values(n, at, 'inside')}")
+        general = ["index = (line*columns)[:, None] + column[None, :]"]
+        general.append("mask = inside" + (" & (index < numel)" if blocked else ""))
+        if layout.dims:
+            return [*lines, *general, "rest = index", *strided(layout, stores)[2:], *self._run(", mask")]
+        whole = "(first + HEIGHT <= end) & (from_column + WIDTH <= right)"
+        whole += " & (rows == ROWS)" if self.small else ""
+        whole += " & ((first + HEIGHT)*columns <= numel)" if blocked else ""
+        step = "(tl.arange(0, HEIGHT)*tl.multiple_of(columns, 16))[:, None] + lane[None, :]"
+        fast = [f"index = tl.multiple_of(first*columns + from_column, 16) + {step}"]
+        fast += [f"{n}_at = tl.multiple_of({n}_ptr, 16) + index" for n in stores.values()]
+        general += [f"{n}_at = {n}_ptr + index" for n in stores.values()]
+        lines += [f"if {whole}:", *_indented([*fast, *self._run("")])]
+        return [*lines, "else:", *_indented([*general, *self._run(", mask")])]
+
+    def _run(self, mask: str) -> list[str]:
+        """What is done at the addresses of a block."""
+        lines = loads(self.layout, self.found, self.names, mask, "index")
+        lines += updated(self.layout, self.k, self.phase, self.found, self.names, mask)
+        for r in self.phase.reductions:
+            term = f"tl.broadcast_to(r{r.slot}, [HEIGHT, WIDTH])"
+            term = f"tl.where(mask, {term}, {neutral(r.op)})" if mask else term
+            if r in self.by_line:
+                lines.append(f"sum{r.slot} = {reduce_axis(r.op, term, 1)}")
+            elif r in self.by_column and self.small:
+                term = f"tl.reshape({term}, [HEIGHT // ROWS, ROWS, WIDTH])"
+                lines.append(f"sum{r.slot} = {reduce_axis(r.op, term, 1)}")
+            else:
+                lines.append(f"sum{r.slot} = {accumulate(r.op, f'sum{r.slot}', term)}")
+        return lines
+
+    def add(self, r: Reduction) -> str:
+        """The line that adds a block's part of its lines to their totals."""
+        return f"total{r.slot} = {accumulate(r.op, f'total{r.slot}', f'sum{r.slot}')}"
+
+    def store_line(self, r: Reduction, value: str = "total") -> list[str]:
+        """Lines that leave the totals of lines in their places."""
+        if r.op is Op.AMAX:
+            place = f"part{r.slot} + {self._slice(r)}"
+            return [f'tl.atomic_max({place}, key_of({value}{r.slot}), live, sem="relaxed")']
+        return [f"tl.store(part{r.slot} + line, {value}{r.slot}, live)"]
+
+    def add_line(self, r: Reduction) -> list[str]:
+        """Lines that add a block's part of its lines to what lies in their places, from the second on."""
+        if r.op is Op.AMAX:
+            return self.store_line(r, "sum")
+        known = f"tl.load(part{r.slot} + line, live & (from_column > left), 0.0)"
+        return [f"total{r.slot} = sum{r.slot} + {known}", *self.store_line(r)]
+
+    def store_columns(self, r: Reduction) -> list[str]:
+        """Lines that leave the totals of columns in their places."""
+        lines, value, live, place = [], reduce_axis(r.op, f"sum{r.slot}", 0), "column < right", "column"
+        if self.small:
+            lines, value = ["matrices = first // ROWS + tl.arange(0, HEIGHT // ROWS)"], f"sum{r.slot}"
+            live = "(matrices*ROWS < end)[:, None] & (column < right)[None, :]"
+            slices = f"matrices*rows // {self._inner(r)}" if r.op is Op.AMAX else "matrices"
+            place = f"({slices}*columns)[:, None] + column[None, :]"
+        if r.op is Op.AMAX:
+            return [*lines, f'tl.atomic_max(part{r.slot} + {place}, key_of({value}), {live}, sem="relaxed")']
+        return [*lines, f"tl.store(part{r.slot} + {place}, {value}, {live})"]
+
+    def _inner(self, of: Node | Reduction) -> str:
+        return f"inner{self.layout.plan.slices.index(of.extent)}"
+
+    def _first(self, of: Node | Reduction) -> str:
+        """Which of the slices that are columns is the first of the matrix."""
+        return "matrix*columns" if of.extent is Extent.COL else "0"
+
+    def _slice(self, of: Node | Reduction) -> str:
+        """Which slices the lines are of."""
+        if not self.layout.several(of.extent):
+            return "line"
+        return f"line // {self._inner(of)} % count{self.layout.plan.slices.index(of.extent)}"
+
+    def _values(self, n: Node, at: str, live: str) -> str:
+        real = TYPES[self.layout.plan.real]
+        cast = f".to({real})" if n.op is Op.SLOT else ""
+        return f"tl.load({self.names.leaf(n)}_base + {at}, {live}, 0.0){cast}"
+
+    def _slices(self, columns: bool) -> list[Node]:
+        return [n for n in self.found if n.extent.sliced and across(n.extent) is columns]
+
+
+def base_of(layout: Layout, n: Node) -> str:
+    """Where the values of a state or of a reduction of slices begin."""
+    if n.op is Op.SLOT:
+        return f"lines + {entry_of(layout, f'@slot{n.value}')}"
+    return pointer_of(layout, n.value or "", TYPES[layout.plan.real])
+
+
+def slice_values(layout: Layout, n: Node, at: str, live: str) -> str:
+    """Values of a state or of a reduction of slices."""
+    cast = f".to({TYPES[layout.plan.real]})" if n.op is Op.SLOT else ""
+    return f"tl.load({base_of(layout, n)} + {at}, {live}, 0.0){cast}"

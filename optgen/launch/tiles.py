@@ -1,0 +1,196 @@
+"""Tiles: the part of a tensor with slices that one program walks, and where it leaves what it finds of them.
+
+In: a layout and shapes. Out: rows of the tables. A tile is a range of lines by a range of columns. What it
+finds of a reduction to slices has places in a table: of lines, one for each line in each of the `across`
+tiles beside each other; of columns, one for each column in each of the `down` tiles below each other in a
+matrix, matrix after matrix. Where that is one for each slice, they are those of the values themselves. Others
+are free again after the sweep. On a GPU maxima are found in place, and have one for each slice; on the CPU
+slices of several lines have one in each tile.
+
+Larger tiles need fewer places, and smaller ones keep more of a machine busy: tiles are as small as they can
+be while all that a step keeps for a tensor beside its state stays within `allowance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+
+import numpy as np
+
+from optgen.backends import Kernel, Layout, View, across
+from optgen.ir import Extent, Op
+from optgen.plan import Reduction
+
+NUMBER = 8  # bytes of a place
+
+
+def allowance(layout: Layout, view: View, size: int) -> int:
+    """Bytes that a step may keep for a tensor of so many bytes.
+
+    A hundredth; where that is less, 16 for each value of a reduction, 8 for it and 8 for one part of it.
+    """
+    counts = [view.count(kind) if kind.sliced else 1 for kind in layout.plan.extents]
+    return max(size // 100, 2 * NUMBER * sum(counts))
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The tiles of one tensor, of `height` lines and `width` columns or fewer.
+
+    Where columns of matrices have values, a tile is a part of one matrix, or some whole ones; where a block
+    has several matrices, lines are counted as the block has them.
+    """
+
+    layout: Layout
+    view: View
+    height: int
+    width: int
+    atomic: bool  # whether maxima are found in place
+
+    @staticmethod
+    def of(layout: Layout, view: View, kernel: Kernel, size: int) -> Tiling:
+        """The smallest tiles within the allowance of a tensor of so many bytes, or those that need least."""
+        height, width = kernel.tile
+        height *= max(1, width // max(1, view.columns))
+        tall = [Tiling(layout, view, height, width, kernel.atomic).fitted()]
+        allowed = allowance(layout, view, size)
+        if tall[0].scratch <= allowed:
+            return tall[0]
+        while (taller := replace(tall[-1], height=tall[-1].height * 2).fitted()) != tall[-1]:
+            tall.append(taller)
+        found = []
+        for tiling in tall:
+            wide = tiling
+            while wide.scratch > allowed and wide.width < view.columns:
+                wide = replace(wide, width=wide.width * 2).fitted()
+            found.append(wide)
+        within = [tiling for tiling in found if tiling.scratch <= allowed]
+        if within:
+            return max(within, key=lambda tiling: tiling.count)
+        return min(found, key=lambda tiling: tiling.scratch)
+
+    def fitted(self) -> Tiling:
+        """The same with no more lines and columns than there are, and whole matrices or a part of one."""
+        height = min(self.height, self.rows * max(1, self.matrices))
+        if height > self.rows:
+            height = height // self.rows * self.rows if self.several else self.rows
+        return replace(self, height=height, width=min(self.width, max(1, self.view.columns)))
+
+    @property
+    def apart(self) -> bool:
+        """Whether a tile must not have a part of one matrix and a part of another."""
+        kinds = self.layout.plan.slices
+        return Extent.COL in kinds or (Extent.MATRIX in kinds and any(map(across, kinds)))
+
+    @property
+    def several(self) -> bool:
+        """Whether a tile may have several matrices: what has blocks, only within a block."""
+        return self.layout.block is None or self.layout.block.rows > 0
+
+    @property
+    def rows(self) -> int:
+        """Lines of a matrix, as blocks have them, or all lines where tiles need not lie in one."""
+        padded = self.layout.block.rows if self.layout.block is not None else 0
+        return max(1, (padded or self.view.rows) if self.apart else self.view.lines)
+
+    @property
+    def matrices(self) -> int:
+        """How many there are."""
+        return self.view.lines // max(1, self.view.rows) if self.apart else min(1, self.view.lines)
+
+    @property
+    def down(self) -> int:
+        """Tiles below each other in a matrix."""
+        return -(-self.rows // self.height)
+
+    @property
+    def across(self) -> int:
+        """Tiles beside each other."""
+        return -(-self.view.columns // self.width)
+
+    @property
+    def count(self) -> int:
+        """How many tiles there are."""
+        high = self.matrices * self.rows
+        return (
+            -(-high // self.height) if self.height > self.rows else self.matrices * self.down
+        ) * self.across
+
+    def rows_of(self) -> np.ndarray:
+        """A row for each tile, int64 [tiles, 6].
+
+        First line, first column, the line after the last, which of those beside each other it is, in which
+        matrix its first line is, and which of those below each other in the matrix it is.
+        """
+        high = self.matrices * self.rows
+        tops = np.arange(0, high, max(self.rows, self.height))[:, None] + np.arange(0, self.rows, self.height)
+        lefts = np.arange(0, self.view.columns, self.width)
+        top, left = (a.ravel() for a in np.meshgrid(tops.ravel(), lefts, indexing="ij"))
+        matrix = top // self.rows
+        end = np.minimum(top + self.height, high if self.height > self.rows else (matrix + 1) * self.rows)
+        found = (top, left, end, left // self.width, matrix, top % self.rows // self.height)
+        return np.stack(found, axis=1).astype(np.int64)
+
+    def places(self, r: Reduction) -> int:
+        """How many places a reduction has."""
+        if self.stays(r):
+            return self.view.count(r.extent)
+        if across(r.extent):
+            return self.matrices * self.down * self.view.columns
+        if not self.atomic and self.layout.several(r.extent):
+            return self.view.count(r.extent) * self.count
+        return self.across * self.view.lines
+
+    def stays(self, r: Reduction) -> bool:
+        """Whether it is found in place."""
+        return self.atomic and r.op is Op.AMAX
+
+    def own(self, r: Reduction) -> bool:
+        """Whether its places are not those of its values."""
+        several = self.atomic and self.layout.several(r.extent)
+        return self.stays(r) or several or self.places(r) != self.view.count(r.extent)
+
+    @cached_property
+    def staying(self) -> dict[int, int]:
+        """Of the reductions that are found in place, by slot, the number of places before it."""
+        return _before({r.slot: self.places(r) for r in self.layout.swept if self.stays(r)})
+
+    @cached_property
+    def passing(self) -> dict[int, int]:
+        """Of the others that have places of their own, the number before it in its phase."""
+        found: dict[int, int] = {}
+        for phase in self.layout.plan.phases:
+            ours = [r for r in phase.reductions if r.extent.sliced and self.own(r) and not self.stays(r)]
+            found |= _before({r.slot: self.places(r) for r in ours})
+        return found
+
+    def size(self, slots: Mapping[int, int]) -> int:
+        """Places that `staying` or `passing` need."""
+        return max((slots[r.slot] + self.places(r) for r in self.layout.swept if r.slot in slots), default=0)
+
+    @cached_property
+    def scratch(self) -> int:
+        """Bytes that a step keeps for this tensor: values, their parts, and parts of the tensor's own."""
+        kinds, partial = self.layout.plan.extents, len(self.layout.partial)
+        values = sum(self.view.count(kind) if kind.sliced else 1 for kind in kinds)
+        return NUMBER * (values + self.size(self.staying) + self.size(self.passing) + partial * self.count)
+
+    def columns(self) -> dict[str, int]:
+        """What the tensor's row of the table says of it."""
+        found = {
+            "columns": self.view.columns, "lines": self.view.lines,
+            "height": self.height, "width": self.width,
+            "rows": max(1, self.view.rows if self.apart else self.view.lines),
+            "down": self.down, "across": self.across,
+        }  # fmt: skip
+        for kind in self.layout.plan.slices:
+            found |= {f"inner_{kind}": max(1, self.view.inner(kind)), f"count_{kind}": self.view.count(kind)}
+        return found
+
+
+def _before(counts: Mapping[int, int]) -> dict[int, int]:
+    """By slot, how much the ones before it need together."""
+    return dict(zip(counts, (0, *accumulate(counts.values())), strict=False))

@@ -1,0 +1,106 @@
+"""How tensors with slices are cut into tiles, and how much memory a step takes for what they find."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from optgen import library
+from optgen.backends import Layout, View
+from optgen.backends.cpu import CpuKernel
+from optgen.backends.triton import TritonKernel, block_of
+from optgen.launch import Launcher
+from optgen.launch.buckets import Bucket
+from optgen.launch.geometry import Geometry
+from optgen.plan import element_stores
+from optgen.settings import runnable
+
+MILLION = 1_000_000
+LARGE = [(1024, 1024), (4096, 1000), (100, 20_000), (MILLION + 1,), (2, MILLION), (MILLION, 1), (4, 4096, 64)]
+CONVOLUTIONS = [(512, 512, 3, 3), (1024, 1024, 1, 1), (64, 3, 7, 7)]
+SMALL = [(), (1,), (3, 5), (900, 1100), (7, 1), (1, 7), (64, 10_000), (10_000, 64), (5, 3, 4)]
+KERNELS = {"cpu": CpuKernel, "triton": TritonKernel}
+
+
+@cache
+def plans(name, ndim):
+    """The plans of a rule for tensors of so many dimensions, in each mode."""
+    program, _ = runnable([library.rule(name)])
+    launcher = Launcher(program, "numpy")
+    given = {option: hyper.default for option, hyper in program.hypers.items()}
+    truths = launcher.truths(given, ndim)
+    modes = {mode: len(element_stores(launcher.lowered(truths, mode))) for mode in (None, *program.modes)}
+    return [launcher.plan(truths, ("fp32",) * stores, mode) for mode, stores in modes.items()]
+
+
+def built(plan, shape, backend):
+    """The bucket of one tensor, whose tables are there; nothing is compiled."""
+    param = torch.empty(shape, device="meta")
+    block = (
+        block_of(View.of(shape, plan.slices), plan.slices) if plan.slices and backend == "triton" else None
+    )
+    layout = Layout(plan, 0, False, block)
+    bucket = Bucket(
+        torch.device("cpu"), plan, layout, KERNELS[backend](layout, None), [0], [Geometry((), ())]
+    )
+    bucket.build([SimpleNamespace(param=param, shard=None)])
+    return bucket
+
+
+def scratch(tables):
+    """Bytes of what a step keeps beside states and parameters."""
+    found = (tables.partials, tables.slots, tables.lines, tables.numbers)
+    return sum(t.nbytes for t in found if t is not None)
+
+
+def allowed(plan, shape):
+    """A hundredth of the parameter's bytes; if that is less, 16 for each row, column or tensor."""
+    view = View.of(shape, plan.slices)
+    values = sum(view.count(kind) if kind.sliced else 1 for kind in plan.extents)
+    beside = 8 * (len(plan.extents) + len(plan.numbers)) + 32  # a row of the tensor, and tables of nothing
+    return max(view.numel * 4 // 100, 16 * values) + beside
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("shape", [*LARGE, *CONVOLUTIONS, *SMALL], ids=str)
+def test_scratch_is_a_hundredth(shape, backend):
+    wrong = {}
+    for name in library.names():
+        for plan in plans(name, len(shape)):
+            found, most = scratch(built(plan, shape, backend).tables), allowed(plan, shape)
+            if found > most:
+                wrong[name] = found, most
+    assert not wrong
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_a_tile_has_some_thousand_elements(backend):
+    """Small matrices share one, however many there are."""
+    for name in ("adafactor", "came", "adahessian", "sm3"):
+        for plan in plans(name, 4):
+            if plan.slices:
+                count = len(built(plan, (512, 512, 3, 3), backend).tables.chunks)
+                assert count <= 512 * 512 * 9 // 1000, (name, count)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "came", "sm3", "agc", "adahessian", "adam_mini"])
+@pytest.mark.parametrize("shape", [*SMALL, (100, 333), (20, 7, 3, 3), (3, 2, 70, 40), (2, 3, 1, 5)], ids=str)
+def test_tiles_have_every_element_once(name, shape):
+    for backend in KERNELS:
+        for plan in plans(name, len(shape)):
+            if not plan.slices:
+                continue
+            bucket, view = built(plan, shape, backend), View.of(shape, plan.slices)
+            columns, block = bucket.layout.columns, bucket.layout.block
+            width, rows = (int(bucket.host[0, columns[f"@{name}"]]) for name in ("width", "rows"))
+            padded = block.rows if block is not None and block.rows else rows
+            seen = np.zeros((view.lines, view.columns), int)
+            for _, top, left, end, *_ in np.asarray(bucket.tables.chunks):
+                lines = np.arange(top, end)
+                lines = lines[lines % padded < rows]
+                seen[lines // padded * rows + lines % padded, left : left + width] += 1
+            assert (seen == 1).all(), (backend, plan.name)
