@@ -19,6 +19,7 @@ from optgen import library
 from optgen.passes import shaped
 from optgen.settings import CLASSES, class_of, runnable
 from optgen.trial import Case, run
+from test_tiles import forgotten
 from virtual_gpu import device
 
 HERE = Path(__file__).parent
@@ -101,6 +102,18 @@ def test_tiles_of_every_form(gpu, name):
         both.append([*params, *(t for p in params for t in optimizer.state[p].values())])
     for mine, right in zip(*both, strict=True):
         assert (mine - right).abs().max() <= 1e-6 * right.abs().max()
+
+
+def test_maxima_of_a_step_that_failed_are_forgotten(gpu):
+    forgotten("triton")
+
+
+def test_a_part_of_a_tensor_without_rows():
+    """Its columns have sums nevertheless, of which other processes have the elements."""
+    device.require()
+    script = HERE / "empty_part.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 SEEDS = range(6000, 6280)  # of 50 edits and more for each class

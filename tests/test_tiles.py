@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import optgen
 from optgen import library
 from optgen.backends import Layout, View
 from optgen.backends.cpu import CpuKernel
@@ -104,3 +105,70 @@ def test_tiles_have_every_element_once(name, shape):
                 lines = lines[lines % padded < rows]
                 seen[lines // padded * rows + lines % padded, left : left + width] += 1
             assert (seen == 1).all(), (backend, plan.name)
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (4, 0, 6), (0, 3, 6), (4, 3, 0)], ids=str)
+@pytest.mark.parametrize("name", ["adafactor", "sm3"])
+def test_a_part_of_a_tensor_without_elements_has_no_tiles(name, shape):
+    """Of a distributed parameter: its slices have values, and no part is read for them."""
+    for backend in KERNELS:
+        for plan in plans(name, len(shape)):
+            bucket = built(plan, shape, backend)
+            assert len(bucket.tables.chunks) == 0
+            assert bucket.host[0, bucket.layout.columns["@down"]] == 0 or 0 in shape[-1:]
+
+
+def test_dimensions_beside_matrices():
+    """What all matrices have one of needs no part for each of them."""
+    text = """
+        hyper(lr=0.1)
+        state(b=0)
+        if ndim >= 3:
+            b = b + mean(mean(g, axis=-1), axis=-2)*0 + g
+            b = b + sum(g, axis=dim(-1))
+        p = p - lr*b
+    """
+    program = library.rule("\n".join(line[8:] for line in text.strip("\n").splitlines()))
+    compiler = Launcher(program)
+    truths = compiler.truths({"lr": 0.1}, 4)
+    plan = compiler.plan(truths, ("fp32",) * len(element_stores(compiler.lowered(truths))))
+    assert {kind.name for kind in plan.slices} == {"ROW", "MATRIX", "DIM(-1)"}
+    for backend in KERNELS:
+        bucket = built(plan, (256, 256, 3, 3), backend)
+        assert len(bucket.tables.chunks) < 1000
+        assert scratch(bucket.tables) < 8 * 3 * 256 * 256 * 3
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+def test_maxima_of_a_step_that_failed_are_forgotten(backend):
+    forgotten(backend)
+
+
+LARGEST = """
+hyper(lr=0.1)
+state(c=0, per=row)
+if ndim >= 2:
+    c = amax(g, axis=-1)
+    g = g/(1 + c)
+p = p - lr*g
+"""
+
+
+def forgotten(backend):
+    p = torch.nn.Parameter(torch.ones(3, 4))
+    optimizer = optgen.optimizer(LARGEST)([p], backend=backend)
+    p.grad = torch.ones(3, 4)
+    optimizer.step()
+    (bucket,) = next(iter(optimizer._launcher._recordings.values())).buckets
+    if bucket.kernel is not None:
+        kind, combine = type(bucket.kernel), type(bucket.kernel).combine
+        kind.combine = lambda *given: 1 / 0
+        p.grad = torch.full((3, 4), 100.0)
+        try:
+            with pytest.raises(ZeroDivisionError):
+                optimizer.step()
+        finally:
+            kind.combine = combine
+    p.grad = torch.ones(3, 4)
+    optimizer.step()
+    assert optimizer.state[p]["c"].flatten().tolist() == [1, 1, 1]

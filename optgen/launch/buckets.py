@@ -42,6 +42,8 @@ class Bucket:
     host: np.ndarray = field(init=False)  # the host's copy of tables.tensors
     sent: np.ndarray | None = field(init=False, default=None)  # what the device has of it
     moving: Moving | None = field(init=False, default=None)  # addresses that a GPU has in a table apart
+    kept: int = field(init=False, default=0)  # places in which maxima are found
+    complete: bool = field(init=False, default=True)  # whether the last step came to its end
     filled: dict[str, float] = field(init=False, default_factory=dict)  # the numbers that the host has sent
     shared: dict[int, list[Share]] = field(init=False, default_factory=dict)  # by slot, see `shares`
     clock: Clock | None = field(init=False, default=None)  # where the device has the counters,
@@ -140,12 +142,16 @@ class Bucket:
                 table[i, columns[f"@parts{r.slot}"]] = place
             first += tiling.size(tiling.staying)
             used += tiling.size(tiling.passing)
-        self.tables.lines = self.empty(used)
-        self.tables.lines[:kept] = float(np.array(LOWEST).view(np.float64))
+        self.tables.lines, self.kept = self.empty(used), kept
+        self.clear()
         for kind in self.plan.slices:
             counts = [tiling.view.count(kind) for tiling in tilings]
             starts = [(i, s) for i, count in enumerate(counts) for s in range(0, count, SLICES)]
             self.tables.slices[kind] = self.put(np.array(starts, np.int64).reshape(-1, 2))
+
+    def clear(self) -> None:
+        """Forget maxima that are found in place; a step that comes to its end leaves none."""
+        self.tables.lines[: self.kept] = float(np.array(LOWEST).view(np.float64))
 
     def put(self, array: np.ndarray) -> Any:
         """An array where the kernel reads it."""

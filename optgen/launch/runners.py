@@ -117,6 +117,9 @@ class Launch(_Runner):
 
     def begin(self, stop: Tensor | None) -> None:
         """Compute on the device what follows from counts there: the first launch, where there is one."""
+        if self.bucket.kept and not self.bucket.complete:
+            self.bucket.clear()
+        self.bucket.complete = False
         if self.bucket.counted:
             self.bucket.count([cast(Tensor, w.counter) for w in self.members], stop)
 
@@ -192,6 +195,7 @@ class Launch(_Runner):
         if self.plan.finish:
             with _on(self.bucket.device):
                 self.bucket.kernel.finish(self.bucket.tables)
+        self.bucket.complete = True
 
     def fill(self, values: Mapping[str, float | Tensor]) -> None:
         """Set numbers that are one for the whole optimizer."""

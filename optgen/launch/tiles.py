@@ -82,8 +82,7 @@ class Tiling:
     @property
     def apart(self) -> bool:
         """Whether a tile must not have a part of one matrix and a part of another."""
-        kinds = self.layout.plan.slices
-        return Extent.COL in kinds or (Extent.MATRIX in kinds and any(map(across, kinds)))
+        return Extent.COL in self.layout.plan.slices
 
     @property
     def several(self) -> bool:
@@ -104,7 +103,7 @@ class Tiling:
     @property
     def down(self) -> int:
         """Tiles below each other in a matrix."""
-        return -(-self.rows // self.height)
+        return -(-self.rows // self.height) if self.view.lines else 0
 
     @property
     def across(self) -> int:

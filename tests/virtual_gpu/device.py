@@ -161,6 +161,8 @@ class Device:
     def _patches(self) -> Iterator[Any]:
         from triton.compiler.compiler import CompiledKernel
 
+        import optgen.optim  # noqa: F401 - what is patched must be there
+
         original = CompiledKernel._init_handles
 
         def init(kernel: Any) -> None:

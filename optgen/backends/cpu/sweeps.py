@@ -223,7 +223,7 @@ def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
     if hoisted.values:
         made = [f"{names.stores[s]}_across" for s in hoisted.values]
         given = ", ".join(_argument(layout, names, n, "i") for n in inner)
-        for n in _down(inner):  # of the matrix
+        for n in _down(inner):  # of the matrix, of which all these columns are
             matrix += _line_value(layout, names, n, "top")
         matrix.append("for i in range(right - left):")
         matrix.append(f"    {', '.join(f'{array}[i]' for array in made)} = columns{sweep.k}({given})")
