@@ -31,12 +31,12 @@ def plans(opt: Optimizer) -> list[tuple[Plan, int]]:
     found = []
     for group in opt.param_groups:
         for p in group["params"]:
-            truths = launcher.truths(group, p.dim())
-            program = launcher.lowered(truths)
+            truths = launcher.compiler.facts(group, p.dim())
+            program = launcher.compiler.specialised(truths)
             kept = {name: opt.state[p][s.key] for name, s in program.states.items() if s.key in opt.state[p]}
             tensors = {"p": p, "g": p.grad, **kept}
             stores = tuple(CODEC_OF[tensors.get(s, p).dtype] for s in element_stores(program))
-            found.append((launcher.plan(truths, stores), p.numel()))
+            found.append((launcher.compiler.planned(truths, stores), p.numel()))
     return found
 
 

@@ -25,8 +25,9 @@ from typing import Any
 
 from machine import cores
 from optgen import cache, library
+from optgen.compiler import planned
 from optgen.plan import Plan
-from optgen.settings import planned, runnable
+from optgen.settings import runnable
 from report import Row
 
 PATH = Path(__file__).resolve().parent / "results" / "static.json"

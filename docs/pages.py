@@ -19,9 +19,10 @@ import formulas
 import trajectories
 
 from optgen import library
+from optgen.compiler import planned
 from optgen.ir import Extent, Node, Op, Program, toposort
 from optgen.plan import Phase, Plan
-from optgen.settings import CLASSES, class_of, costs, planned, runnable
+from optgen.settings import CLASSES, class_of, costs, runnable
 
 ORACLES = Path(__file__).resolve().parent.parent / "rules" / "ORACLES.md"
 HEADINGS = {

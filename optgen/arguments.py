@@ -16,7 +16,8 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from optgen import __version__, library
-from optgen.settings import DTYPES, NDIM
+from optgen.compiler import NDIM
+from optgen.settings import DTYPES
 
 RULE_HELP = """\
 RULE is the name of a shipped rule (optgen list), the path of a file, or - for standard input.

@@ -25,12 +25,13 @@ from rich.text import Text
 from optgen import cache, library, tables
 from optgen.arguments import parser, unknown_command
 from optgen.backends import Layout
+from optgen.compiler import Compiler, planned
 from optgen.errors import RuleError
 from optgen.grammar import decode
 from optgen.ir import Program
 from optgen.passes import trace
 from optgen.plan import Plan
-from optgen.settings import DTYPES, assign, class_of, costs, planned, runnable, truths
+from optgen.settings import DTYPES, assign, class_of, costs, runnable
 
 EXTRAS = {"numba": "optgen[cpu]", "matplotlib": "optgen[demo,cpu]", "sklearn": "optgen[demo,cpu]"}
 PACKAGES = (*EXTRAS, "triton", "torch", "sympy")
@@ -102,7 +103,8 @@ def _show(arguments: argparse.Namespace) -> int:
     program, _ = chosen(arguments, run=arguments.plan)
     sections: list[Any] = []
     if arguments.passes:
-        sections.append(tables.passes(trace(program, truths(program, arguments.ndim))))
+        compiler = Compiler.of(program)
+        sections.append(tables.passes(trace(program, compiler.named(compiler.facts(ndim=arguments.ndim)))))
     if arguments.plan:
         sections.append(tables.plan(_planned(program, arguments)))
     if arguments.latex:

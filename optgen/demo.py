@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from optgen import cache, library, tables
 from optgen.check import Answer, Request, check, present, settings_of
+from optgen.compiler import planned
 from optgen.errors import Source
 from optgen.ir import Program
 from optgen.optim import optimizer
-from optgen.settings import planned
 
 RULE = '''\
 """CautiousBelief: the step of AdaBelief, where it agrees with the gradient; decoupled decay."""

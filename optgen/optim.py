@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from optgen import interface, library
 from optgen.compose import complete, with_defaults, with_maximize
 from optgen.counting import advance, check_capture, scaling_of
+from optgen.facts import Facts
 from optgen.freezing import mark
 from optgen.handing import for_parameter, handed_to
 from optgen.ir import Extent, Program, State
@@ -27,7 +28,6 @@ from optgen.launch import (
     MODES,
     SUPPORTED,
     Launcher,
-    Truths,
     Uninterrupted,
     Work,
     check_memory,
@@ -128,7 +128,7 @@ class Optimizer(torch.optim.Optimizer):
     def _check_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """A group's hyperparameters, completed and checked; the rule has a value for every name then."""
         options = complete_group(self.program, group, self.defaults)
-        self._launcher.lowered(self._launcher.truths(options))
+        self._launcher.compiler.specialised(self._launcher.compiler.facts(options))
         return options
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -209,7 +209,7 @@ class Optimizer(torch.optim.Optimizer):
         launcher = self._launcher if scaling is None else self._for_scaled()
         ready, steps = None, self._steps(on_device, entries) if work else 0.0
         if work:
-            whole = {n: handed[n] for n in handed if n in self._launcher.whole}
+            whole = {n: handed[n] for n in handed if n in self._launcher.compiler.whole}
             numbers = self._numbers(entries) | whole | (scaling or {})
             ready = launcher.prepare(work, self.param_groups, None, numbers, steps, stop)
         _enter(entries)
@@ -217,7 +217,7 @@ class Optimizer(torch.optim.Optimizer):
             ready.launch()
             if isinstance(steps, Tensor):
                 advance([steps], stop)
-            elif launcher.counts:
+            elif launcher.compiler.counts:
                 for group in self.param_groups:
                     group["steps"] = steps + 1
         if counters:
@@ -239,7 +239,7 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError("'steps' in group 0 must be one number, and it is a tensor that has none")
         home = self._home()
         device_counts = on_device and resolve(self._settings["backend"], home) == "triton"
-        if not (device_counts and self._launcher.counts):
+        if not (device_counts and self._launcher.compiler.counts):
             return float(steps) if isinstance(steps, Tensor) else steps
         tensor = torch.as_tensor(steps, dtype=torch.float64, device=home)
         entries += [(group, "steps", tensor) for group in self.param_groups]
@@ -354,14 +354,14 @@ class Optimizer(torch.optim.Optimizer):
             moving.append((number, index, position, p, grad, mine))
         work, counters = [], []
         counting: dict[torch.device, bool] = {}  # which devices count the steps themselves
-        used: dict[tuple[int, int], tuple[Truths, list[State]]] = {}
+        used: dict[tuple[int, int], tuple[Facts, list[State]]] = {}
         for number, index, position, p, grad, inputs in moving:
             group = self.param_groups[index]
-            key = (index, p.dim() if self._launcher.per_shape else 0)
+            key = (index, p.dim() if self._launcher.compiler.per_shape else 0)
             if key not in used:
-                truths = self._launcher.truths(group, p.dim(), handed)
-                used[key] = truths, list(self._launcher.lowered(truths).states.values())
-            truths, wanted = used[key]
+                facts = self._launcher.compiler.facts(group, p.dim(), handed)
+                used[key] = facts, list(self._launcher.compiler.specialised(facts).states.values())
+            facts, wanted = used[key]
             part = local(p)
             device = part.device
             if on_device and device not in counting:
@@ -370,7 +370,7 @@ class Optimizer(torch.optim.Optimizer):
             place = number, index, position
             counter, states = self._states(place, wanted, entries, device if counted else None)
             shard = shard_of(p) if part is not p else None
-            launched = part.numel() or (shard is not None and p.numel() and self._launcher.reduces)
+            launched = part.numel() or (shard is not None and p.numel() and self._launcher.compiler.reduces)
             kept = self.state.get(p, {})
             if launched or counted or counter is not kept.get("step"):
                 counters.append(counter)
@@ -378,7 +378,7 @@ class Optimizer(torch.optim.Optimizer):
                 entries.append((kept, "step", counter + 1))
             if launched:
                 grad = resolved(grad if part is p else matching(grad, p))
-                made = Work(part, grad, states, index, truths, 0.0, inputs, number, shard)
+                made = Work(part, grad, states, index, facts, 0.0, inputs, number, shard)
                 made.owner = None if part is p else p
                 made.counter, made.counted = counter, counted
                 if not counted:
@@ -396,8 +396,8 @@ class Optimizer(torch.optim.Optimizer):
             group = self.param_groups[place[1]]
             p = group["params"][place[2]]
             if p.grad is not None:
-                truths = self._launcher.truths(group, p.dim())
-                self._states(place, self._launcher.lowered(truths).states.values(), entries)
+                facts = self._launcher.compiler.facts(group, p.dim())
+                self._states(place, self._launcher.compiler.specialised(facts).states.values(), entries)
         self._numbers(entries)
         with Uninterrupted():
             _enter(entries)
@@ -501,10 +501,10 @@ class Optimizer(torch.optim.Optimizer):
             group = self.param_groups[place[1]]
             p = group["params"][place[2]]
             if group.get("train_mode", True) != training and p in self.state and local(p).numel():
-                truths = self._launcher.truths(group, p.dim())
-                wanted = self._launcher.lowered(truths).states.values()
+                facts = self._launcher.compiler.facts(group, p.dim())
+                wanted = self._launcher.compiler.specialised(facts).states.values()
                 counter, states = self._states(place, wanted, entries)
-                made = Work(local(p), None, states, place[1], truths, counter.item(), shard=shard_of(p))
+                made = Work(local(p), None, states, place[1], facts, counter.item(), shard=shard_of(p))
                 made.owner = p
                 work.append(made)
         ready = None

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from optgen.compiler import Compiler
+from optgen.facts import lookup
 from optgen.ir import Node, Op, Program, Requirement, toposort
-from optgen.launch import Launcher, lookup
 from optgen.semantics import evaluate
 
 GROUP = "group:"  # begins the key of a state that is one for the whole optimizer
@@ -94,8 +95,8 @@ def check(program: Program, options: Mapping[str, Any]) -> None:
 
 def broken(program: Program, options: Mapping[str, Any]) -> Iterator[Requirement]:
     """The rule's `require` conditions that do not hold for a group's options."""
-    launcher = Launcher(program)
-    truths = dict(zip(program.facts, launcher.truths(options, 2), strict=False))
+    compiler = Compiler.of(program)
+    truths = compiler.named(compiler.facts(options))
 
     def leaf(n: Node) -> Any:
         if n.op is Op.FACT:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import numpy as np
-
 from optgen import philox
 from optgen.errors import RuleError
 from optgen.functions import number_of
@@ -22,7 +20,6 @@ from optgen.ir import (
     REDUCTIONS,
     DType,
     Extent,
-    Fact,
     Node,
     Op,
     Program,
@@ -36,19 +33,6 @@ from optgen.ir import (
 from optgen.semantics import constant
 
 Pass = Callable[[Program], Program]
-
-
-def holds(fact: Fact, value: object) -> bool:
-    """Whether a compile-time condition holds for a setting of its subject."""
-    given = bool(value) if isinstance(value, bool | np.bool_) else value
-    if fact.relation == "is":
-        return given is fact.value
-    if fact.value is None or isinstance(fact.value, str | bool):
-        return (given == fact.value) is (fact.relation == "==")
-    if given is None or isinstance(given, str):
-        return fact.relation == "!="
-    x, y = float(given), float(fact.value)  # type: ignore[arg-type]
-    return {"==": x == y, "!=": x != y, "<": x < y, "<=": x <= y, ">": x > y, ">=": x >= y}[fact.relation]
 
 
 def recur(program: Program) -> Program:

@@ -165,8 +165,6 @@ def _load_tensor(launcher: Launcher, key: Any, name: str, state: State, p: Tenso
 
 def _extent(launcher: Launcher, state: State, p: Tensor) -> Extent:
     """What a parameter has one of a state for; STEP where the host computes it, as a float64 number."""
-    lowered = launcher.lowered(
-        launcher.truths({n: h.default for n, h in launcher.program.hypers.items()}, p.dim())
-    )
+    lowered = launcher.compiler.specialised(launcher.compiler.facts(ndim=p.dim()))
     found = lowered.states.get(state.name)
     return canonical(state.extent, p.dim()) if found is None else found.extent

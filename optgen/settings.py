@@ -14,13 +14,13 @@ from typing import Any
 
 from optgen import compose, library
 from optgen.codecs import CODECS
+from optgen.compiler import planned
 from optgen.errors import RuleError
+from optgen.facts import holds
 from optgen.ir import REDUCTIONS, Extent, Fact, Op, Program, Value, load, toposort
-from optgen.passes import holds, lower
-from optgen.plan import Plan, element_stores, plan
+from optgen.plan import Plan
 
 DTYPES = ("fp32", "fp64", "bf16", "fp16")
-NDIM = 2  # of the tensors that a plan is shown for, where the rule asks
 EXAMINED = 1000  # combinations at most, before the search for valid ones gives up
 CLASSES = ("element-wise", "per-tensor", "slices", "copies", "global", "noise", "inputs")
 Options = dict[str, Any]
@@ -33,29 +33,6 @@ def default(program: Program, path: str) -> Any:
         return 1
     value = program.hypers[name].default
     return value[int(item[:-1])] if item and isinstance(value, tuple) else value
-
-
-def truths(program: Program, ndim: int = NDIM) -> dict[str, bool]:
-    """Which of the program's compile-time conditions hold under its defaults."""
-    return {
-        text: holds(fact, ndim if fact.subject == "ndim" else default(program, fact.subject))
-        for text, fact in program.facts.items()
-    }
-
-
-def planned(program: Program, dtype: str = "fp32", state_dtype: str | None = None, ndim: int = NDIM) -> Plan:
-    """The plan under a program's defaults.
-
-    Args:
-        program: a rule, or a chain with one.
-        dtype: the storage of parameters and gradients, one of `DTYPES`.
-        state_dtype: the storage of element states; by default fp32, or fp64 beside fp64 parameters.
-        ndim: how many dimensions the parameter has, where the rule asks.
-    """
-    lowered = lower(program, truths(program, ndim), ndim=ndim)
-    kept = state_dtype or ("fp64" if dtype == "fp64" else "fp32")
-    stores = {s: kept if s in lowered.states else dtype for s in element_stores(lowered)}
-    return plan(lowered, stores)
 
 
 def runnable(programs: Sequence[Program]) -> tuple[Program, str | None]:

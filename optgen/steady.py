@@ -20,10 +20,10 @@ from typing import Any, cast
 from torch import Tensor
 
 from optgen.counting import Count
-from optgen.launch import Launch, Launcher, Ready, Truths
+from optgen.facts import Facts, path_of
+from optgen.launch import Launch, Launcher, Ready
 from optgen.launch.recording import fixed_of
 from optgen.launch.uploads import capturing
-from optgen.launch.work import path_of
 from optgen.watching import Groups, State, picker, watch
 
 _grad_of = attrgetter("grad")
@@ -59,8 +59,8 @@ class Steady:
         ]
         self.still = [i for i, p in enumerate(params) if id(p) not in moving and not frozen[i]]
         self.frozen = list(map(list, marks))
-        self.truths = {w.group: w.truths for w in work}
-        self.subjects = list(dict.fromkeys(path_of(f.subject)[0] for f in launcher.facts))
+        self.facts = {w.group: w.facts for w in work}
+        self.subjects = list(dict.fromkeys(path_of(f.subject)[0] for f in launcher.program.facts.values()))
         self.values: dict[int, list[Any]] = {}  # by group, of the hyperparameters that conditions ask for
         for r in self.runners:
             r.forget()
@@ -72,7 +72,7 @@ class Steady:
         """What can be repeated of a step that has just been made; None where it cannot."""
         work = ready.work
         alike = len({w.step for w in work}) == 1 and len(counters) == len(work)
-        if not alike or launcher.per_shape or launcher.program.inputs or ready.moves:
+        if not alike or launcher.compiler.per_shape or launcher.program.inputs or ready.moves:
             return None
         for r in ready.runners:
             plan = r.plan
@@ -99,8 +99,8 @@ class Steady:
             return False
         if not all(r.fits(self.guard) for r in self.runners):
             return False
-        for index, truths in self.truths.items():
-            if not self._as_before(groups[index], index, truths):
+        for index, facts in self.facts.items():
+            if not self._as_before(groups[index], index, facts):
                 return False
         counters = self.counters(fixed) if self.count.asks else ()
         steps = self.count.read(counters)
@@ -115,11 +115,11 @@ class Steady:
         self.count.advance(counters)
         return True
 
-    def _as_before(self, group: Mapping[str, Any], index: int, truths: Truths) -> bool:
+    def _as_before(self, group: Mapping[str, Any], index: int, facts: Facts) -> bool:
         """Whether the compile-time conditions hold for a group that held for it."""
         values = [group.get(name, self) for name in self.subjects]  # which is no value, for one that is gone
         if not all(map(is_, values, self.values.get(index, ()))) or index not in self.values:
-            if self.launcher.truths(group) != truths:
+            if self.launcher.compiler.facts(group) != facts:
                 return False
             if all(
                 v is self or _unchanging(v) for v in values

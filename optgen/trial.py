@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optgen.compiler import Compiler
 from optgen.ir import Extent, Op, Program, toposort
-from optgen.launch import Launcher
 from optgen.optim import Optimizer, optimizer
 from optgen.settings import Options
 
@@ -209,14 +209,14 @@ class Outcome:
 
 def allowed(program: Program, options: Options, dtypes: Iterable[torch.dtype], ndims: Iterable[int]) -> float:
     """The relative difference that the numerics contract allows under these options: 0 for equal bits."""
-    launcher = Launcher(program)
-    given = {name: options.get(name, hyper.default) for name, hyper in program.hypers.items()}
+    compiler = Compiler.of(program)
     for ndim in set(ndims):
+        facts = compiler.facts({**compiler.defaults, **options}, ndim)
         for mode in (None, *program.modes):
-            lowered = launcher.lowered(launcher.truths(given, ndim), mode)
+            lowered = compiler.specialised(facts, mode)
             nodes = toposort(lowered.assigns.values())
             if any(n.op in INEXACT and n.extent > Extent.STEP for n in nodes):
-                return max(TOLERANCE[dtype] for dtype in dtypes) * (FEEDBACK if launcher.counts else 1)
+                return max(TOLERANCE[dtype] for dtype in dtypes) * (FEEDBACK if compiler.counts else 1)
     return 0.0
 
 

@@ -15,9 +15,11 @@ import torch
 from optgen import cache, library
 from optgen.backends import Layout, Tables
 from optgen.backends import numpy as reference
+from optgen.compiler import Compiler
+from optgen.facts import lookup
 from optgen.ir import DType, Extent, Op, Program, toposort
 from optgen.launch.runners import acts_of
-from optgen.passes import holds, lower
+from optgen.passes import lower
 from optgen.plan import Plan, element_stores, plan
 from optgen.semantics import MEANING, evaluate
 from strategies import array
@@ -41,15 +43,10 @@ def flat(name):
     )
 
 
-def lookup(options, path):
-    name, _, item = path.partition("[")
-    return options[name][int(item[:-1])] if item else options[name]
-
-
 def truths(program: Program, options, ndim=2):
     """Which facts of a program hold under these options; inputs are handed in."""
-    subjects = {**options, **dict.fromkeys(program.inputs, 1), "ndim": ndim}
-    return {text: holds(fact, lookup(subjects, fact.subject)) for text, fact in program.facts.items()}
+    compiler = Compiler.of(program)
+    return compiler.named(compiler.facts(options, ndim))
 
 
 def element_states(program: Program):
@@ -58,11 +55,11 @@ def element_states(program: Program):
 
 def planned(rule, *codecs, mode=None, **options) -> Plan:
     """The plan of a rule; `codecs` are those of p, g and the states, the last one for all that follow."""
-    program = library.rule(rule)
-    lowered = lower(program, truths(program, settings(program, **options)), mode)
-    stores = element_stores(lowered)
-    codecs = (*codecs, *[codecs[-1] if codecs else "fp32"] * len(stores))
-    return plan(lowered, dict(zip(stores, codecs, strict=False)))
+    compiler = Compiler.of(library.rule(rule))
+    facts = compiler.facts({**compiler.defaults, **options})
+    stores = element_stores(compiler.specialised(facts, mode))
+    codecs = (*codecs, *[codecs[-1] if codecs else "fp32"] * len(stores))[: len(stores)]
+    return compiler.planned(facts, codecs, mode)
 
 
 def step_leaf(options, t=3.0, numel=1, host: Mapping[str, float] | None = None):

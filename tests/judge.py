@@ -259,7 +259,9 @@ class Twin:
             for p in (p for p in group["params"] if p in self.state and p.grad is not None and p.numel()):
                 kept = self.state[p]
                 inputs = [v.get(p) for v in self.given.values() if isinstance(v, Mapping)]
-                states = launcher.lowered(launcher.truths(group, p.dim(), set(self.given))).states.values()
+                states = launcher.compiler.specialised(
+                    launcher.compiler.facts(group, p.dim(), set(self.given))
+                ).states.values()
                 fine = [kept.get(s.key) for s in states if s.extent is Extent.ELEMENT]
                 double = any(getattr(t, "dtype", None) is torch.float64 for t in (p, p.grad, *inputs, *fine))
                 for s in states:

@@ -13,8 +13,9 @@ import pytest
 from buckets import flat
 from optgen.algebra import Equality, Undecided, derive, equal, latex, simplify
 from optgen.errors import RuleError
+from optgen.facts import holds
 from optgen.ir import Extent, Node, Op, Program, const, load, node
-from optgen.passes import hoist, holds, specialise
+from optgen.passes import hoist, specialise
 from optgen.semantics import evaluate
 from optgen.syntax import parse
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import optgen
 from optgen import library
-from optgen.settings import planned
+from optgen.compiler import planned
 from sliced import FACTORED, check
 
 BACKENDS = ["numpy", "cpu"]

@@ -60,8 +60,8 @@ def computed(name, t):
     program, _ = runnable([library.rule(name)])
     launcher = Launcher(program, "triton")
     options = complete_group(program, {}, {h.name: h.default for h in program.hypers.values()})
-    truths = launcher.truths(options)
-    lowered = launcher.lowered(truths)
+    truths = launcher.compiler.facts(options)
+    lowered = launcher.compiler.specialised(truths)
     states = {
         s.name: torch.tensor(0.75 + launcher.number(s.init, options), dtype=torch.float64)
         for s in lowered.states.values()
@@ -184,7 +184,7 @@ def test_a_hyperparameter_that_is_none():
     p = params[0]
     states = {s: torch.zeros_like(p) for s in ("m", "v")}
     counter = torch.zeros(())
-    work = Work(p.detach(), torch.ones_like(p), states, 0, launcher.truths(options), 0.0)
+    work = Work(p.detach(), torch.ones_like(p), states, 0, launcher.compiler.facts(options), 0.0)
     work.counter, work.counted = counter, True
     with pytest.raises(ValueError, match="hyperparameter 'lr' is None"):
         launcher.run([work], [{**options, "lr": None}])

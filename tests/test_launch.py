@@ -243,7 +243,7 @@ def test_offsets_are_64_bit():
     program = with_maximize(library.rule("sgd"))
     launcher = Launcher(program, "cpu")
     options = {n: h.default for n, h in program.hypers.items()}
-    plan = launcher.plan(launcher.truths(options), ("fp32", "fp32"))
+    plan = launcher.compiler.planned(launcher.compiler.facts(options), ("fp32", "fp32"))
     from optgen import cache
     from optgen.backends import Layout
     from optgen.launch import Bucket, Geometry, Work

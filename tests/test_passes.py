@@ -9,8 +9,9 @@ import torch
 from buckets import direct, flat, planned, same, settings, truths
 from optgen import library, passes
 from optgen.errors import RuleError
+from optgen.facts import holds
 from optgen.ir import REDUCTIONS, Extent, Fact, Op, load, toposort
-from optgen.passes import expand, fold, hoist, holds, lower, recur, specialise, trace
+from optgen.passes import expand, fold, hoist, lower, recur, specialise, trace
 from optgen.syntax import parse
 from strategies import Case
 

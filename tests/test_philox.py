@@ -184,7 +184,7 @@ def check_parts(monkeypatch, backend, text="p = uniform()", shape=(6, 5), parts=
 
     def draw(p, shard=None):
         options = {h.name: h.default for h in launcher.program.hypers.values()}
-        truths = launcher.truths(options, p.dim())
+        truths = launcher.compiler.facts(options, p.dim())
         launcher.run([Work(p, torch.zeros_like(p), {}, 0, truths, 1.0, index=3, shard=shard)], [options])
         return p
 

@@ -1,6 +1,7 @@
 """Plans: phases, bytes, and against a search through every placement, spill and set of loads."""
 
 import math
+from dataclasses import replace
 from functools import cache
 from itertools import combinations, product
 
@@ -9,13 +10,14 @@ import pytest
 from hypothesis import Phase, given
 from hypothesis import strategies as st
 
-from buckets import Bucket, direct, element_states, planned, raw, same, truths
+from buckets import Bucket, direct, element_states, planned, raw, same, settings, truths
 from optgen import library
 from optgen.backends import Layout
 from optgen.codecs import CODECS, working
 from optgen.ir import REDUCTIONS, DType, Extent, Op, load, toposort
 from optgen.passes import lower
-from optgen.plan import plan
+from optgen.plan import element_stores, plan
+from optgen.plan.graph import Graph
 from optgen.semantics import evaluate
 from strategies import array, examples, staged
 
@@ -23,6 +25,21 @@ from strategies import array, examples, staged
 def phases(made):
     """Loads, stores and slots of every phase."""
     return [(p.loads, tuple(p.stores), tuple(r.slot for r in p.reductions)) for p in made.phases]
+
+
+@pytest.mark.parametrize("rule", ["lamb", "adafactor", "prodigy"])
+def test_a_reduction_that_no_step_computes_is_an_error(rule, monkeypatch):
+    rounds = Graph.rounds
+
+    def forgetful(self, placed):
+        return tuple(replace(found, sweeps=()) for found in rounds(self, placed))
+
+    monkeypatch.setattr(Graph, "rounds", forgetful)
+    program = library.rule(rule)
+    held = truths(program, settings(program))
+    lowered = lower(program, held)
+    with pytest.raises(RuntimeError, match=rf"no step of the plan of {rule} computes its reductions \[0"):
+        plan(lowered, dict.fromkeys(element_stores(lowered), "fp32"))
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ import optgen
 from optgen import library
 from optgen.backends import View, across
 from optgen.backends.cpu import CpuKernel
+from optgen.compiler import planned
 from optgen.errors import RuleError
 from optgen.ir import Extent, fits, join
 from optgen.passes import canonical
 from optgen.plan import element_stores
-from optgen.settings import planned
 from sliced import LARGE, RULES, SHAPES, check, train
 
 BACKENDS = ["numpy", "cpu"]

@@ -14,7 +14,7 @@ from optgen import library
 from optgen.backends import Layout, View
 from optgen.backends.cpu import CpuKernel
 from optgen.backends.triton import TritonKernel, block_of
-from optgen.launch import Launcher
+from optgen.compiler import Compiler, planned
 from optgen.launch.buckets import Bucket
 from optgen.launch.geometry import Geometry
 from optgen.plan import element_stores
@@ -31,11 +31,10 @@ KERNELS = {"cpu": CpuKernel, "triton": TritonKernel}
 def plans(name, ndim):
     """The plans of a rule for tensors of so many dimensions, in each mode."""
     program, _ = runnable([library.rule(name)])
-    launcher = Launcher(program, "numpy")
-    given = {option: hyper.default for option, hyper in program.hypers.items()}
-    truths = launcher.truths(given, ndim)
-    modes = {mode: len(element_stores(launcher.lowered(truths, mode))) for mode in (None, *program.modes)}
-    return [launcher.plan(truths, ("fp32",) * stores, mode) for mode, stores in modes.items()]
+    compiler = Compiler.of(program)
+    facts = compiler.facts(ndim=ndim)
+    modes = {m: len(element_stores(compiler.specialised(facts, m))) for m in (None, *program.modes)}
+    return [compiler.planned(facts, ["fp32"] * stores, mode) for mode, stores in modes.items()]
 
 
 def built(plan, shape, backend):
@@ -129,9 +128,7 @@ def test_dimensions_beside_matrices():
         p = p - lr*b
     """
     program = library.rule("\n".join(line[8:] for line in text.strip("\n").splitlines()))
-    compiler = Launcher(program)
-    truths = compiler.truths({"lr": 0.1}, 4)
-    plan = compiler.plan(truths, ("fp32",) * len(element_stores(compiler.lowered(truths))))
+    plan = planned(program, ndim=4)
     assert {kind.name for kind in plan.slices} == {"ROW", "MATRIX", "DIM(-1)"}
     for backend in KERNELS:
         bucket = built(plan, (256, 256, 3, 3), backend)

@@ -29,9 +29,9 @@ import optgen
 from fresh import run
 from optgen import cache, library, schedules
 from optgen.backends import Layout
+from optgen.compiler import planned
 from optgen.launch import resolve
 from optgen.launch.runners import Act, Launch
-from optgen.settings import planned
 from test_backends import check_far
 
 SIZES = (1, 7, 1025, 40_001)  # below and above every vector, block and chunk

@@ -8,7 +8,7 @@ or truth value changes; a moved address only rewrites the address columns.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from optgen import cache
 from optgen.backends import Layout, View
-from optgen.ir import REDUCTIONS, Extent, Node, Op, Program, State, toposort
+from optgen.compiler import Compiler
+from optgen.facts import lookup
+from optgen.ir import Extent, Node, Op, Program, State, toposort
 from optgen.launch.buckets import Bucket
 from optgen.launch.door import Move, check, fitted, separate
 from optgen.launch.geometry import Geometry, geometry, slice_shape
@@ -41,15 +43,12 @@ from optgen.launch.work import (
     CODEC_OF,
     SUPPORTED,
     Row,
-    Truths,
     Work,
     fact_of,
-    lookup,
     step_leaf,
 )
 from optgen.locks import lock
-from optgen.passes import holds, lower, shaped
-from optgen.plan import Plan, element_stores, plan
+from optgen.plan import Plan, element_stores
 from optgen.semantics import evaluate
 
 __all__ = [
@@ -63,7 +62,6 @@ __all__ = [
     "Launcher",
     "Ready",
     "Shard",
-    "Truths",
     "Uninterrupted",
     "Work",
     "advance",
@@ -72,7 +70,6 @@ __all__ = [
     "geometry",
     "like",
     "local",
-    "lookup",
     "matching",
     "resolve",
     "shard_of",
@@ -89,16 +86,7 @@ class Launcher:
 
     def __init__(self, program: Program, backend: str = "auto", math_mode: str = "exact"):
         self.program, self.backend, self.math_mode = program, backend, math_mode
-        self.facts = list(program.facts.values())
-        self.per_shape = shaped(program)
-        self.logical = self.per_shape or any(
-            n.op in (Op.NORMAL, Op.UNIFORM) for n in toposort(program.roots())
-        )
-        self.reduces = any(n.op in REDUCTIONS for n in toposort(program.roots()))
-        self.counts = any(state.extent is Extent.ALL for state in program.states.values())
-        self.whole = {name for name, given in program.inputs.items() if given.extent is Extent.ALL}
-        self._lowered: dict[tuple[Truths, str | None], Program] = {}
-        self._plans: dict[tuple[Truths, str | None, tuple[str, ...]], Plan] = {}
+        self.compiler = Compiler.of(program)
         self._recordings: dict[str | None, Recording] = {}
         self._captured: list[Captured] = []  # by CUDA graphs
         self.lock = lock()  # for those who let several threads step with one launcher
@@ -108,36 +96,6 @@ class Launcher:
         made = copy(self)
         made._recordings, made._captured, made.lock = {}, [], lock()
         return made
-
-    def truths(
-        self, options: Mapping[str, Any], ndim: int = 2, given: Collection[str] | None = None
-    ) -> Truths:
-        """Which of the program's compile-time conditions hold for a group and a number of dimensions.
-
-        `given` are the inputs that the step was handed; by default, all.
-        """
-        inputs = {
-            name: None if given is not None and name not in given else 1 for name in self.program.inputs
-        }
-        known = {**options, **inputs} if inputs else options
-        found = (holds(f, ndim if f.subject == "ndim" else lookup(known, f.subject)) for f in self.facts)
-        return (*found, *((ndim,) if self.per_shape else ()))
-
-    def lowered(self, truths: Truths, mode: str | None = None) -> Program:
-        """The program specialised on these truth values, through every pass."""
-        key = (truths, mode)
-        if key not in self._lowered:
-            named = {text: bool(truth) for text, truth in zip(self.program.facts, truths, strict=False)}
-            self._lowered[key] = lower(self.program, named, mode, truths[-1] if self.per_shape else 2)
-        return self._lowered[key]
-
-    def plan(self, truths: Truths, codecs: tuple[str, ...], mode: str | None = None) -> Plan:
-        """The plan for these truth values and the storage of p, g and the element states."""
-        key = (truths, mode, codecs)
-        if key not in self._plans:
-            program = self.lowered(truths, mode)
-            self._plans[key] = plan(program, dict(zip(element_stores(program), codecs, strict=True)))
-        return self._plans[key]
 
     def initial(
         self, state: State, param: Tensor, options: Mapping[str, Any], dtype: torch.dtype | None
@@ -275,14 +233,15 @@ class Launcher:
         """Every part's plan, once its tensors have passed the door, and states that must move first."""
         for device in {w.param.device: None for w in work}:
             resolve(self.backend, device)
-        states = [self.lowered(w.truths).states for w in work]
+        states = [self.compiler.specialised(w.facts).states for w in work]
         for w, declared in zip(work, states, strict=True):
             check(w, declared, groups)
         separate(work, states, groups)
         plans, moves = [], []
         for w, declared in zip(work, states, strict=True):
-            stores = element_stores(self.lowered(w.truths, mode))
-            plans.append(self.plan(w.truths, tuple(CODEC_OF[w.tensor(s).dtype] for s in stores), mode))
+            stores = element_stores(self.compiler.specialised(w.facts, mode))
+            codecs = [CODEC_OF[w.tensor(s).dtype] for s in stores]
+            plans.append(self.compiler.planned(w.facts, codecs, mode))
             moves += fitted(w, declared, plans[-1].real)
         return plans, moves
 
@@ -298,7 +257,7 @@ class Launcher:
     ) -> list[Bucket]:
         found: dict[tuple[Any, ...], Bucket] = {}
         for i, (w, made) in enumerate(zip(work, plans, strict=True)):
-            shape = geometry([w.tensor(s) for s in made.codecs], self.logical)
+            shape = geometry([w.tensor(s) for s in made.codecs], self.compiler.logical)
             shape = shape if even[i] else shape.one_by_one(w.param.numel(), len(made.codecs))
             sharded, counter = (
                 w.shard is not None,
@@ -310,7 +269,7 @@ class Launcher:
                 from optgen.backends.triton import block_of
 
                 block = block_of(View.of(w.param.shape, made.slices), made.slices)
-            key = (w.param.device, w.truths, codecs, len(shape.sizes), sharded, counter, block)
+            key = (w.param.device, w.facts, codecs, len(shape.sizes), sharded, counter, block)
             if key not in found:
                 layout, kernel = Layout(made, len(shape.sizes), sharded and made.random, block), None
                 if backend != "numpy":

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from optgen import cache
 from optgen.backends.triton import prologue
+from optgen.facts import lookup
 from optgen.ir import Node, Op
 from optgen.launch.uploads import refuse_in_capture
-from optgen.launch.work import lookup
 from optgen.passes import spelled_out
 
 Put = Callable[[np.ndarray], Tensor]

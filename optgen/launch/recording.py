@@ -55,7 +55,7 @@ def free_of(work: Sequence[Work]) -> list[Tensor]:
 
 def part_of(w: Work) -> tuple[Any, ...]:
     """What a parameter's part in a step is, but for its tensors."""
-    return w.truths, w.grad is None, w.counter is None, w.counted, w.shard, tuple(w.states), tuple(w.inputs)
+    return w.facts, w.grad is None, w.counter is None, w.counted, w.shard, tuple(w.states), tuple(w.inputs)
 
 
 def signature_of(w: Work) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optgen.facts import Facts, lookup, path_of
 from optgen.ir import Node, Op, toposort
 from optgen.launch.sharding import Shard
 from optgen.semantics import MEANING, literal
@@ -23,7 +24,6 @@ CODEC_OF = {
     torch.float16: "fp16",
 }
 SUPPORTED = "float32, float64, bfloat16 and float16"
-Truths = tuple[int, ...]  # which facts hold, and the number of dimensions where it matters
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Work:
     grad: Tensor | None
     states: Mapping[str, Tensor]
     group: int
-    truths: Truths
+    facts: Facts
     step: float
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     index: int = 0
@@ -146,23 +146,6 @@ class Scalars:
         if not any(isinstance(value, Tensor) for value in given):  # which changes and stays the same object
             self.known[number] = given, values
         return [float(values[i]) for i in self.results]
-
-
-def path_of(path: str) -> tuple[str, int | None]:
-    """The name in a path like `betas[0]`, and the item, if there is one."""
-    name, _, item = path.partition("[")
-    return name, int(item[:-1]) if item else None
-
-
-def lookup(options: Mapping[str, Any], path: str) -> Any:
-    """The value of `lr`, or of one item of a tuple, `betas[0]`, in a parameter group."""
-    name, item = path_of(path)
-    if name not in options:
-        raise ValueError(f"a parameter group has no '{name}' any more, which the rule needs")
-    try:
-        return options[name] if item is None else options[name][item]
-    except (TypeError, IndexError, KeyError):
-        raise ValueError(f"hyperparameter '{name}' is {options[name]!r} and has no item {item}") from None
 
 
 def _number(path: str, value: Any) -> np.float64:

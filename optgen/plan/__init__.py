@@ -41,7 +41,7 @@ def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
     tensor = {k: n for k, n in graph.tensor.items() if program.states[k].extent is not Extent.ALL}
     host = {k: n for k, n in tensor.items() if program.states[k].extent is Extent.STEP}
     coarse = [k for k, s in program.states.items() if s.extent is Extent.TENSOR or s.extent.sliced]
-    return Plan(
+    made = Plan(
         name=program.name,
         real=graph.real,
         codecs=codecs,
@@ -61,6 +61,26 @@ def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
         finals={k: graph.totals[n] for k, n in graph.finals.items()},
         onces=program.onces,
     )
+    _complete(made)
+    return made
+
+
+def _complete(made: Plan) -> None:
+    """Every reduction whose value is read must be computed, and from parts that a phase has left.
+
+    Raises:
+        RuntimeError: one is not.
+    """
+    swept = {r.slot for phase in made.phases for r in phase.reductions}
+    combined = {slot for found in made.rounds for slot in found.sweeps}
+    later = [r for found in made.rounds for r in (*found.small, *found.over)]
+    read = toposort([*made.roots, *made.totals])
+    wanted = {int(n.value or 0) for n in read if n.op is Op.SLOT} | combined | swept
+    if missing := sorted(wanted - (swept & combined) - {r.slot for r in later}):
+        raise RuntimeError(
+            f"no step of the plan of {made.name} computes its reductions {missing}, counted in the order of "
+            "the text: this is a mistake of optgen's planner; please report the rule"
+        )
 
 
 def element_stores(program: Program) -> list[str]:

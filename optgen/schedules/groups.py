@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from optgen.errors import Source
+from optgen.facts import lookup
 from optgen.ir import Hyper
-from optgen.schedules.values import lookup, value
+from optgen.schedules.values import value
 from optgen.stepwise import Expression, expression
 
 

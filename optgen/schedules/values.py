@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from optgen.facts import holds, lookup
 from optgen.ir import Node, Op
-from optgen.passes import holds
 from optgen.semantics import evaluate
 from optgen.stepwise import Expression
 
@@ -28,9 +28,3 @@ def value(schedule: Expression, t: float, options: Mapping[str, Any]) -> float:
         return np.float64(float(lookup(options, n.value or "")))
 
     return float(evaluate([schedule.node], leaf)[schedule.node])
-
-
-def lookup(options: Mapping[str, Any], path: str) -> Any:
-    """The value of `lr`, or of one item of a tuple, `betas[0]`."""
-    name, _, item = path.partition("[")
-    return options[name][int(item[:-1])] if item else options[name]

@@ -95,7 +95,8 @@ class Leaf:
             target = self.state.setdefault("master", target.detach().to(self.rule.master, copy=True))
         self.state.setdefault("step", torch.tensor(0.0, dtype=counter_dtype()))
         launcher, values = self.engine.launcher, self.rule.values
-        for state in launcher.lowered(launcher.truths(values, target.dim())).states.values():
+        facts = launcher.compiler.facts(values, target.dim())
+        for state in launcher.compiler.specialised(facts).states.values():
             if state.extent is not Extent.ALL and state.key not in self.state:
                 self.state[state.key] = launcher.initial(state, target, values, None)
 
@@ -231,7 +232,7 @@ def to(state: Any, device: torch.device | str) -> Any:
     made = copy.deepcopy(state)
     for leaf in leaves(made):
         launcher = leaf.engine.launcher
-        kept = launcher.lowered(launcher.truths(leaf.rule.values)).states.values()
+        kept = launcher.compiler.specialised(launcher.compiler.facts(leaf.rule.values)).states.values()
         host = {"step", *(s.key for s in kept if s.extent is Extent.STEP)}
         leaf.state = {k: v if k in host else v.to(device) for k, v in leaf.state.items()}
         leaf.engine.numbers = {k: v.to(device) for k, v in leaf.engine.numbers.items()}

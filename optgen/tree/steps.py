@@ -217,12 +217,12 @@ def _prepare(engine: Engine, moves: list[Move], given: Mapping[str, Any]) -> Rea
         rule, state = move.leaf.rule, move.leaf.state
         group = groups.setdefault(rule, len(groups))
         target = state.get("master", move.target)
-        truths = launcher.truths(rule.values, target.dim(), handed)
-        wanted = launcher.lowered(truths).states.values()
+        facts = launcher.compiler.facts(rule.values, target.dim(), handed)
+        wanted = launcher.compiler.specialised(facts).states.values()
         states = {s.name: state[s.key] for s in wanted if s.extent is not Extent.ALL}
         step = state["step"].item() + 1.0
         if target.numel():
-            work.append(Work(target, move.grad, states, group, truths, step, move.inputs, move.leaf.index))
+            work.append(Work(target, move.grad, states, group, facts, step, move.inputs, move.leaf.index))
     options = [rule.values for rule in groups]
     return launcher.prepare(work, options, None, numbers, engine.steps) if work else None
 
