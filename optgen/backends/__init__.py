@@ -183,9 +183,10 @@ class Layout:
         if self.sharded:
             names += [f"@{name}" for name in PLACE]
         if self.tiled:
-            names += ["@columns", "@rows", "@lines", "@height", "@width", "@down", "@across"]
+            names += ["@columns", "@rows", "@lines", "@width"]
             names += [f"@{what}_{kind}" for kind in self.plan.slices for what in ("inner", "count")]
-            names += [f"@slot{i}" for i in self.lines] + [f"@parts{r.slot}" for r in self.swept]
+            names += [f"@slot{i}" for i in self.lines]
+            names += [f"@{what}{r.slot}" for r in self.swept for what in ("parts", "turns")]
         names += [f"@size{d}" for d in range(self.dims)]
         names += [f"@stride_{s}{d}" for s in self.plan.stores for d in range(self.dims)]
         return {name: i for i, name in enumerate(names)}

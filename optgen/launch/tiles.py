@@ -1,11 +1,11 @@
 """Tiles: the part of a tensor with slices that one program walks, and where it leaves what it finds of them.
 
 In: a layout and shapes. Out: rows of the tables. A tile is a range of lines by a range of columns. What it
-finds of a reduction to slices has places in a table: of lines, one for each line in each of the `across`
-tiles beside each other; of columns, one for each column in each of the `down` tiles below each other in a
-matrix, matrix after matrix. Where that is one for each slice, they are those of the values themselves. Others
-are free again after the sweep. On a GPU maxima are found in place, and have one for each slice; on the CPU
-slices of several lines have one in each tile.
+finds of a reduction to slices has places in a table, a row of one for each slice and as many rows as the
+slices are divided in: lines over the `across` tiles beside each other, columns over the `down` tiles below
+each other in a matrix, for all matrices. One row is that of the values themselves; others are free again
+after the sweep. On a GPU maxima are found in place; on the CPU slices of several lines have a row for each
+tile, and on a GPU, where there are sums of them, a place for each line.
 
 Larger tiles need fewer places, and smaller ones keep more of a machine busy: tiles are as small as they can
 be while all that a step keeps for a tensor beside its state stays within `allowance`.
@@ -122,7 +122,7 @@ class Tiling:
         """A row for each tile, int64 [tiles, 6].
 
         First line, first column, the line after the last, which of those beside each other it is, in which
-        matrix its first line is, and which of those below each other in the matrix it is.
+        matrix its first line is, and which row that matrix has of the places of columns.
         """
         high = self.matrices * self.rows
         tops = np.arange(0, high, max(self.rows, self.height))[:, None] + np.arange(0, self.rows, self.height)
@@ -130,7 +130,8 @@ class Tiling:
         top, left = (a.ravel() for a in np.meshgrid(tops.ravel(), lefts, indexing="ij"))
         matrix = top // self.rows
         end = np.minimum(top + self.height, high if self.height > self.rows else (matrix + 1) * self.rows)
-        found = (top, left, end, left // self.width, matrix, top % self.rows // self.height)
+        stack = top % self.rows // self.height * self.matrices + matrix
+        found = (top, left, end, left // self.width, matrix, stack)
         return np.stack(found, axis=1).astype(np.int64)
 
     def places(self, r: Reduction) -> int:
@@ -180,11 +181,11 @@ class Tiling:
     def columns(self) -> dict[str, int]:
         """What the tensor's row of the table says of it."""
         found = {
-            "columns": self.view.columns, "lines": self.view.lines,
-            "height": self.height, "width": self.width,
+            "columns": self.view.columns, "lines": self.view.lines, "width": self.width,
             "rows": max(1, self.view.rows if self.apart else self.view.lines),
-            "down": self.down, "across": self.across,
         }  # fmt: skip
+        for r in self.layout.swept:
+            found[f"turns{r.slot}"] = self.places(r) // max(1, self.view.count(r.extent))
         for kind in self.layout.plan.slices:
             found |= {f"inner_{kind}": max(1, self.view.inner(kind)), f"count_{kind}": self.view.count(kind)}
         return found

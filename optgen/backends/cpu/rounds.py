@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from optgen.backends import Layout, across
+from optgen.backends import Layout
 from optgen.backends.cpu.spelling import (
     accumulate,
     neutral,
@@ -73,36 +73,14 @@ def _parts(layout: Layout, slot: int, op: Op) -> list[str]:
 
 def _lines(layout: Layout, slot: int, op: Op) -> list[str]:
     """The sums of a tensor's slices, from those of its tiles."""
-    kind = layout.plan.extents[slot]
-    head = [
-        f"part, at = {table_cell(layout, f'@parts{slot}')}, {table_cell(layout, f'@slot{slot}')}",
-        f"columns, rows = {table_cell(layout, '@columns')}, {table_cell(layout, '@rows')}",
-        f"down, across = {table_cell(layout, '@down')}, {table_cell(layout, '@across')}",
-        f"inner, count = {table_cell(layout, f'@inner_{kind}')}, {table_cell(layout, f'@count_{kind}')}",
-        f"many = {table_cell(layout, '@lines')}",
-    ]
-    if across(kind):
-        return [
-            *head,
-            "kept = max(1, many // inner)",
-            "turns = many // rows // kept*down",
-            "for which in range(count):",
-            f"    total = {neutral(op)}",
-            "    for nth in range(turns):",
-            "        matrix = nth // down*kept + which // columns",
-            "        place = part + (matrix*down + nth % down)*columns + which % columns",
-            f"        total = {accumulate(op, 'total', 'lines[place]')}",
-            "    lines[at + which] = total",
-        ]
-    turns, place = "across", "lines[part + turn*many + which]"
-    if layout.several(kind):
-        turns, place = table_cell(layout, "@count"), "lines[part + turn*count + which]"
+    count = table_cell(layout, f"@count_{layout.plan.extents[slot]}")
     return [
-        *head,
+        f"part, at = {table_cell(layout, f'@parts{slot}')}, {table_cell(layout, f'@slot{slot}')}",
+        f"count, turns = {count}, {table_cell(layout, f'@turns{slot}')}",
         "for which in range(count):",
         f"    total = {neutral(op)}",
-        f"    for turn in range({turns}):",
-        f"        total = {accumulate(op, 'total', place)}",
+        "    for turn in range(turns):",
+        f"        total = {accumulate(op, 'total', 'lines[part + turn*count + which]')}",
         "    lines[at + which] = total",
     ]
 

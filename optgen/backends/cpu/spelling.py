@@ -33,8 +33,7 @@ LOCALS = {
     "words", "data", "thread", "threads", "begin", "end", "c", "tensor", "start", "count", "row", "whole",
     "first", "lane", "i", "rest", "at", "top", "left", "bottom", "right", "columns", "rows", "line",
     "column", "base", "total", "part", "inner",
-    "outer", "kept", "across", "down", "turn", "turns", "which", "nth", "side", "each", "groups", "height",
-    "width", "many", "corner", "last", "parts", "matrix",
+    "turn", "turns", "which", "side", "stack", "each", "groups", "many", "corner", "last",
     *(f"size{d}" for d in range(MAX_DIMS)), "place", *PLACE,
 }  # fmt: skip
 FORMS = ("{}_at", "{}_across", *(f"{{}}_stride{d}" for d in range(MAX_DIMS)))

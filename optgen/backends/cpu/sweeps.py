@@ -197,11 +197,9 @@ def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
     by_tensor = [r for r in phase.reductions if not r.extent.sliced]
     lines = [
         "tensor, corner, left = chunks[c, 0], chunks[c, 1], chunks[c, 2]",
-        "last, side = chunks[c, 3], chunks[c, 4]",
+        "last, side, stack = chunks[c, 3], chunks[c, 4], chunks[c, 6]",
         f"columns, rows = {table_cell(layout, '@columns')}, {table_cell(layout, '@rows')}",
-        f"height, width = {table_cell(layout, '@height')}, {table_cell(layout, '@width')}",
-        f"many, down = {table_cell(layout, '@lines')}, {table_cell(layout, '@down')}",
-        "right = min(left + width, columns)",
+        f"many, right = {table_cell(layout, '@lines')}, min(left + {table_cell(layout, '@width')}, columns)",
         *reading(layout, names, read),
         *_strides(layout, names, touched),
         *_places(layout),
@@ -245,7 +243,7 @@ def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
             body.append(f"lines[{place}] = {_whole(r)}")
     matrix += ["for line in range(top, bottom):", *("    " + line for line in body)]
     if by_column:
-        matrix.append("at = (top // rows*down + top % rows // height)*columns + left")
+        matrix.append("at = (stack + (top - corner) // rows)*columns + left")
     for r in by_column:
         place = f"part{r.slot} + at"
         matrix.append(f"lines[{place}:{place} + right - left] = sum{r.slot}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from optgen.backends import LOWEST, Layout, across
+from optgen.backends import LOWEST, Layout
 from optgen.backends.emit import (
     Names,
     Spell,
@@ -95,21 +95,13 @@ def _lines(layout: Layout, slot: int, op: Op) -> list[str]:
             f"tl.store({target}, value_of(tl.load(keys, at < count, 0)), at < count)",
             f"tl.store(keys, tl.full([SLICES], {LOWEST}, tl.int64), at < count)",
         ]
-    named = {"columns": "columns", "rows": "rows", "many": "lines", "down": "down", "across": "across"}
-    lines += [f"{name} = {entry_of(layout, f'@{column}')}" for name, column in named.items()]
+    lines.append(f"turns = {entry_of(layout, f'@turns{slot}')}")
     lines += ["which = (start + tl.arange(0, SLICES))[None, :]", "deep = tl.arange(0, DEPTH)[:, None]"]
-    if kind is Extent.COL:
-        lines += ["turns = down", "column = which // columns*down*columns + which % columns"]
-        place = "column + nth*columns"
-    elif across(kind):  # of all matrices
-        lines.append("turns = many // rows*down")
-        place = "nth*columns + which"
-    elif layout.several(kind):
-        lines += [f"inner = {entry_of(layout, f'@inner_{kind}')}", "turns = many // count*across"]
-        place = "nth % across*many + (nth // (across*inner)*count + which)*inner + nth // across % inner"
-    else:
-        lines.append("turns = across")
-        place = "nth*many + which"
+    place = "nth*count + which"
+    if layout.several(kind):  # a place for each line of theirs
+        lines += [f"inner = {entry_of(layout, f'@inner_{kind}')}", f"many = {entry_of(layout, '@lines')}"]
+        lines.append("each = many // count")
+        place = "nth // each*many + (nth % each // inner*count + which)*inner + nth % each % inner"
     return [
         *lines,
         f"total = tl.full([DEPTH, SLICES], {neutral(op)}, tl.float64)",

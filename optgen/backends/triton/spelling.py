@@ -31,8 +31,8 @@ LOCALS = {
     "chunk", "tensor", "start", "entry", "numel", "row", "lane", "block", "base", "mask", "rest",
     "index", "first", "count", "total", "done", "at", "part", *(f"size{d}" for d in range(MAX_DIMS)),
     "top", "left", "bottom", "columns", "rows", "line", "column", "piece", "which", "deep", "nth", "matrix",
-    "live", "groups", "each", "inner", "across", "down", "kept", "height", "size", "inside", "end", "right",
-    "from_column", "width", "padded", "keys", "many", "turns", "side", "matrices",
+    "live", "groups", "each", "inner", "size", "inside", "end", "right",
+    "from_column", "width", "padded", "keys", "many", "turns", "side", "stack", "matrices",
     "place", *PLACE, *(f"{name}{i}" for name in ("inner", "count") for i in range(MAX_SLICES)),
 }  # fmt: skip
 FORMS = (

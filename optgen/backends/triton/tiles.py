@@ -40,7 +40,7 @@ def key_of(x):
 def value_of(key):
     return (key ^ ((key >> 63) & 0x7FFFFFFFFFFFFFFF)).to(tl.float64, bitcast=True)
 """
-OF_TILE = ("tensor", "top", "left", "end", "side", "matrix", "nth")  # a row of `chunks`
+OF_TILE = ("tensor", "top", "left", "end", "side", "matrix", "stack")  # a row of `chunks`
 KEY = "tl.pointer_type(tl.int64)"
 
 
@@ -171,8 +171,7 @@ class Tile:
         """Where the tile's part of a reduction begins."""
         part = f"lines + {entry_of(self.layout, f'@parts{r.slot}')}"
         if across(r.extent) and not self.small:
-            tile = f"(matrix*{entry_of(self.layout, '@down')} + nth)*columns"
-            part += f" + {self._first(r) if r.op is Op.AMAX else tile}"
+            part += f" + {self._first(r) if r.op is Op.AMAX else 'stack*columns'}"
         elif not across(r.extent) and r.op is Op.SUM:
             part += " + side*many"
         return f"({part}).to({KEY})" if r.op is Op.AMAX else part
