@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from optgen import interface, library
 from optgen.compose import complete, with_defaults, with_maximize
-from optgen.counting import advance, check_capture, scaling_of
+from optgen.counting import check_capture, scaling_of
 from optgen.facts import Facts
 from optgen.freezing import mark
 from optgen.handing import for_parameter, handed_to
@@ -37,21 +37,21 @@ from optgen.launch import (
     resolve,
     shard_of,
 )
+from optgen.launch.cells import advance
 from optgen.launch.door import has_numbers, has_room, name_of, resolved
 from optgen.launch.uploads import capturing
 from optgen.loading import LoadReport, load
 from optgen.locks import once
 from optgen.opaque import opaque
 from optgen.options import GROUP, checked, complete_group
+from optgen.replay import Place, Replay
 from optgen.saved import as_tuple, counter_dtype, from_texts, part_names, rule_text
 from optgen.scaling import with_scaling
-from optgen.steady import Steady
 
 # torch wraps this method so that its compiler, if it should meet it, leaves it alone; the wrapper imports
 # that compiler on its first call, which takes a second before the first step.
 _add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
 
-Place = tuple[int, int, int]  # a parameter's number, its group's index, its position there
 COUNTERS = (torch.float32, torch.float64)
 Entries = list[tuple[Any, Any, Any]]  # what a step will put into dictionaries: each, a key, a value
 
@@ -121,7 +121,6 @@ class Optimizer(torch.optim.Optimizer):
         self._step_supports_amp_scaling = fused
         self._launcher = Launcher(self.program, backend, math)
         self._scaled: Launcher | None = None
-        self._steady: Steady | None = None  # the step before, where the next one may be like it
 
     # Options
 
@@ -154,7 +153,6 @@ class Optimizer(torch.optim.Optimizer):
     # Step
 
     @opaque
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, **inputs: Any) -> Any:
         """One step for every parameter that has a gradient and is not frozen.
 
@@ -181,49 +179,54 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with Uninterrupted():  # so that no handler changes what has been checked, or cuts an import
-            self._step(inputs, loss)
+            grad = torch.is_grad_enabled()
+            torch._C._set_grad_enabled(False)
+            try:
+                self._step(inputs, loss)
+            finally:
+                torch._C._set_grad_enabled(grad)
         return loss
 
     def _step(self, inputs: Mapping[str, Any], loss: Any) -> None:
         """A step, once the closure has been called."""
-        for index, group in enumerate(self.param_groups):
+        groups, home = self.param_groups, self._home()
+        for index, group in enumerate(groups):
             if not group.get("train_mode", True):
                 raise RuntimeError(
                     f"group {index} is in evaluation mode: call optimizer.train() before step()"
                 )
-        plain = not (inputs or self._settings["capturable"] or "found_inf" in vars(self))
-        steady, self._steady = self._steady, None
-        if plain and steady is not None and steady.repeat(self.param_groups, self.state):
-            self._steady = steady
-            return
-        if capturing(self._home()):
-            check_capture(type(self).__name__, self.param_groups, self._settings["capturable"])
-        handed = handed_to(self, self.program, inputs, loss, self._home())
-        scaling = scaling_of(self, self._home())
+        if capturing(home):
+            check_capture(type(self).__name__, groups, self._settings["capturable"])
+        handed = handed_to(self, self.program, inputs, loss, home) if inputs or self.program.inputs else {}
+        scaling = scaling_of(self, home)
         stop = None if scaling is None else scaling["found_inf"]
         on_device = self._settings["capturable"] or (stop is not None and stop.device.type != "cpu")
         if stop is not None and not on_device and stop.item():
             return
-        entries: Entries = []
-        work, counters = self._prepare(handed, entries, on_device=on_device)
         launcher = self._launcher if scaling is None else self._for_scaled()
-        ready, steps = None, self._steps(on_device, entries) if work else 0.0
-        if work:
-            whole = {n: handed[n] for n in handed if n in self._launcher.compiler.whole}
-            numbers = self._numbers(entries) | whole | (scaling or {})
-            ready = launcher.prepare(work, self.param_groups, None, numbers, steps, stop)
+        entries: Entries = []
+        steps = self._steps(on_device, entries)
+        numbers = self._numbers(entries) if launcher.compiler.counts else {}
+        numbers |= {name: handed[name] for name in launcher.compiler.whole & {*handed}} | (scaling or {})
+        key = (*handed, on_device)
+        replay, launcher.replay = launcher.replay, None
+        ready = None
+        if replay is not None and replay.key == key and not capturing(home):
+            ready = replay.ready(groups, self.state, handed, numbers, steps, stop)
+        again = ready is not None
+        if ready is None:
+            work = self._prepare(handed, entries, on_device=on_device)
+            if not work:
+                return
+            ready = launcher.prepare(work, groups, None, numbers, steps, stop)
         _enter(entries)
-        if ready is not None:
-            ready.launch()
-            if isinstance(steps, Tensor):
-                advance([steps], stop)
-            elif launcher.compiler.counts:
-                for group in self.param_groups:
-                    group["steps"] = steps + 1
-        if counters:
-            advance(counters, stop)
-        if plain and ready is not None:
-            self._steady = Steady.of(launcher, ready, counters, self.param_groups, self.state)
+        ready.launch()
+        if isinstance(steps, Tensor):
+            advance([steps], stop)
+        elif launcher.compiler.counts:
+            for group in groups:
+                group["steps"] = steps + 1
+        launcher.replay = replay if again else Replay.of(launcher, ready, groups, self.state, key)
 
     def _for_scaled(self) -> Launcher:
         """What runs the program for scaled gradients."""
@@ -255,28 +258,33 @@ class Optimizer(torch.optim.Optimizer):
             self._step_alone(p, place, launcher)
 
     def _step_alone(self, p: Tensor, place: Place, launcher: Launcher) -> None:
-        params = self.param_groups[place[1]]["params"] if place[1] < len(self.param_groups) else ()
+        groups = self.param_groups
+        params = groups[place[1]]["params"] if place[1] < len(groups) else ()
         if place[2] >= len(params) or params[place[2]] is not p:
-            places = self._places()
-            found = [at for at in places if self.param_groups[at[1]]["params"][at[2]] is p]
+            found = [at for at in self._places() if groups[at[1]]["params"][at[2]] is p]
             if not found:
                 return
             place = found[0]
-        group = self.param_groups[place[1]]
-        if not group.get("train_mode", True):
+        if not groups[place[1]].get("train_mode", True):
             raise RuntimeError(
                 f"group {place[1]} is in evaluation mode: call optimizer.train() before backward()"
             )
         if capturing(p.device):
             check_capture(type(self).__name__, (), self._settings["capturable"])
         entries: Entries = []
-        work, counters = self._prepare({}, entries, [place], self._settings["capturable"])
-        ready = launcher.prepare(work, self.param_groups) if work else None
+        key = (place, self._settings["capturable"])
+        replay, launcher.replay = launcher.replay, None
+        ready = None
+        if replay is not None and replay.key == key and not capturing(p.device):
+            ready = replay.ready(groups, self.state, {}, {})
+        if ready is None:
+            work = self._prepare({}, entries, [place], self._settings["capturable"])
+            ready = launcher.prepare(work, groups) if work else None
+            replay = None
         _enter(entries)
         if ready is not None:
             ready.launch()
-        if counters:
-            advance(counters, None)
+            launcher.replay = replay or Replay.of(launcher, ready, groups, self.state, key, place)
         p.grad = None
 
     def _home(self) -> torch.device:
@@ -328,8 +336,8 @@ class Optimizer(torch.optim.Optimizer):
         entries: Entries,
         places: Iterable[Place] | None = None,
         on_device: bool = False,
-    ) -> tuple[list[Work], list[Tensor]]:
-        """Describe this step's work, and the counters that it will advance.
+    ) -> list[Work]:
+        """Describe this step's work.
 
         Nothing is changed; `entries` gets what must be put into dictionaries when the step is made, such as
         state that is created. Empty tensors are counted, not launched.
@@ -352,7 +360,7 @@ class Optimizer(torch.optim.Optimizer):
             except ValueError as error:
                 raise ValueError(f"{name_of(self.param_groups, index, position)}: {error}") from None
             moving.append((number, index, position, p, grad, mine))
-        work, counters = [], []
+        work = []
         counting: dict[torch.device, bool] = {}  # which devices count the steps themselves
         used: dict[tuple[int, int], tuple[Facts, list[State]]] = {}
         for number, index, position, p, grad, inputs in moving:
@@ -371,23 +379,18 @@ class Optimizer(torch.optim.Optimizer):
             counter, states = self._states(place, wanted, entries, device if counted else None)
             shard = shard_of(p) if part is not p else None
             launched = part.numel() or (shard is not None and p.numel() and self._launcher.compiler.reduces)
-            kept = self.state.get(p, {})
-            if launched or counted or counter is not kept.get("step"):
-                counters.append(counter)
-            else:  # no launch looks at its memory, so what is there is not written
-                entries.append((kept, "step", counter + 1))
+            made = Work(part, None, states, index, facts, 0.0, inputs, number, shard)
+            made.owner = None if part is p else p
+            made.counter, made.counted, made.launched = counter, counted, bool(launched)
             if launched:
-                grad = resolved(grad if part is p else matching(grad, p))
-                made = Work(part, grad, states, index, facts, 0.0, inputs, number, shard)
-                made.owner = None if part is p else p
-                made.counter, made.counted = counter, counted
-                if not counted:
-                    made.step = counter.item() + 1.0
-                    if not math.isfinite(made.step):
-                        what = f"the state 'step' of {name_of(self.param_groups, index, position)}"
-                        raise RuntimeError(f"{what} must be one number, not {made.step}")
-                work.append(made)
-        return work, counters
+                made.grad = resolved(grad if part is p else matching(grad, p))
+            if not counted:
+                made.step = counter.item() + 1.0
+                if not math.isfinite(made.step):
+                    what = f"the state 'step' of {name_of(self.param_groups, index, position)}"
+                    raise RuntimeError(f"{what} must be one number, not {made.step}")
+            work.append(made)
+        return work
 
     def _materialise(self) -> None:
         """Create the state of every parameter that has a gradient; nothing moves and no step is counted."""

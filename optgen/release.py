@@ -21,7 +21,8 @@ from torch import Tensor
 from optgen.ir import REDUCTIONS, Extent, Program, toposort
 from optgen.launch import Launcher
 from optgen.locks import lock
-from optgen.optim import Optimizer, Place
+from optgen.optim import Optimizer
+from optgen.replay import Place
 
 _released: WeakSet[Optimizer] = WeakSet()
 

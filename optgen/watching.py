@@ -1,6 +1,6 @@
 """Whether an optimizer's lists and dictionaries hold the objects that they held at the step before.
 
-In: parameter groups and the state. Out: `Watch`, which compares them and picks out the tensors of a step;
+In: lists of parameters and the state. Out: `Watch`, which compares them and picks out the tensors of a step;
 one for many objects does it in compiled code, where Numba is there, at some ten nanoseconds each. It keeps
 addresses and no tensor: what is found in place may be another object at the same address, so `launch.guards`
 looks at the tensors themselves.
@@ -15,31 +15,31 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from optgen.launch.guards import MANY, c_function, compiled
 
-Groups = Sequence[Mapping[str, Any]]
-State = Mapping[Tensor, Mapping[str, Any]]
+Lists = Sequence[Sequence[Any]]
+State = Mapping[Any, Any]
 
 
 class Watch:
-    """The parameters of the groups and every key and value in the state, of which some are wanted."""
+    """What lists, a dictionary and the dictionaries in it hold, of which some objects are wanted."""
 
-    def __init__(self, groups: Groups, state: State, wanted: Sequence[Any]):
-        self.lengths = [len(group["params"]) for group in groups]
-        present = _present(groups, state)
+    def __init__(self, lists: Lists, state: State, wanted: Sequence[Any]):
+        self.lengths = list(map(len, lists))
+        present = _present(lists, state)
         self.objects, self.keys = list(map(id, present)), list(map(id, _keys(state)))
-        self.texts = [key for kept in state.values() for key in kept]  # kept: no other gets such an address
+        # Kept, so that no other text gets such an address.
+        self.texts = [key for key in _keys(state) if isinstance(key, str)]
         place = {address: i for i, address in enumerate(self.objects)}
         self.places = [place[id(x)] for x in wanted]
         self.pick = picker(self.places)
 
-    def find(self, groups: Groups, state: State) -> list[Any] | None:
+    def find(self, lists: Lists, state: State) -> list[Any] | None:
         """The wanted objects, if all of it is as it was."""
-        if [len(group["params"]) for group in groups] != self.lengths:
+        if list(map(len, lists)) != self.lengths:
             return None
-        present = _present(groups, state)
+        present = _present(lists, state)
         if list(map(id, present)) != self.objects or list(map(id, _keys(state))) != self.keys:
             return None
         return list(self.pick(present))
@@ -48,22 +48,20 @@ class Watch:
 class CompiledWatch(Watch):
     """The same, where lists and dictionaries are read in place."""
 
-    def __init__(self, groups: Groups, state: State, wanted: Sequence[Any], module: ModuleType):
-        super().__init__(groups, state, wanted)
+    def __init__(self, lists: Lists, state: State, wanted: Sequence[Any], module: ModuleType):
+        super().__init__(lists, state, wanted)
         self.module, self.address = module, id(state)
         self.ends = np.array(list(accumulate(self.lengths)), np.int64)
         count = sum(self.lengths)
         self.items = np.array(self.objects[:count], np.int64)
-        dicts: list[Mapping[Any, Any]] = [state, *state.values()]
+        dicts: list[Mapping[Any, Any]] = [state, *_inner(state)]
         self.dicts, self.parts, self.pairs = _addresses_of(dicts), _ends(dicts), _pairs(dicts)
         slots = np.full(len(self.objects), -1, np.int64)
         slots[self.places] = np.arange(len(self.places))
-        self.slots, self.value_slots = slots[:count], np.full(len(self.pairs), -1, np.int64)
-        self.value_slots[len(state) :] = slots[count:]
+        self.slots, self.value_slots = slots[:count], slots[count:]
 
-    def find(self, groups: Groups, state: State) -> list[Any] | None:
+    def find(self, lists: Lists, state: State) -> list[Any] | None:
         """The wanted objects, if all of it is as it was."""
-        lists = [group["params"] for group in groups]
         if id(state) != self.address or not all(type(x) is list for x in lists):
             return None
         if list(map(len, lists)) != self.lengths:
@@ -78,12 +76,10 @@ class CompiledWatch(Watch):
         return found
 
 
-def watch(groups: Groups, state: State, wanted: Sequence[Any]) -> Watch:
+def watch(lists: Lists, state: State, wanted: Sequence[Any], warm: bool = False) -> Watch:
     """What tells whether all of it is as it is now, and then picks out what is wanted of it, each once."""
-    many = len(wanted) >= MANY
-    plain = isinstance(state, dict) and all(isinstance(kept, dict) for kept in state.values())
-    module = compiled() if plain and many else None
-    return Watch(groups, state, wanted) if module is None else CompiledWatch(groups, state, wanted, module)
+    module = compiled() if isinstance(state, dict) and (warm or len(wanted) >= MANY) else None
+    return Watch(lists, state, wanted) if module is None else CompiledWatch(lists, state, wanted, module)
 
 
 def picker(places: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
@@ -93,15 +89,20 @@ def picker(places: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
     return lambda items: [items[i] for i in places]
 
 
-def _present(groups: Groups, state: State) -> list[Any]:
-    """The parameters of the groups, then the values in the state, in order."""
-    params = chain.from_iterable([group["params"] for group in groups])
-    return [*params, *chain.from_iterable([kept.values() for kept in state.values()])]
+def _inner(state: State) -> list[Mapping[Any, Any]]:
+    """The dictionaries in a dictionary."""
+    return [kept for kept in state.values() if isinstance(kept, dict)]
+
+
+def _present(lists: Lists, state: State) -> list[Any]:
+    """What the lists hold, then the values of the dictionary and of those in it, in order."""
+    inner = (kept.values() for kept in _inner(state))
+    return [*chain.from_iterable(lists), *state.values(), *chain.from_iterable(inner)]
 
 
 def _keys(state: State) -> Iterable[Any]:
-    """The parameters that the state has entries for, then the keys of these."""
-    return chain(state, *state.values())
+    """The keys of the dictionary, then of those in it."""
+    return chain(state, *_inner(state))
 
 
 def _addresses_of(objects: Iterable[Any]) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,32 +19,33 @@ from torch import Tensor
 from optgen import cache
 from optgen.backends import Layout, View
 from optgen.compiler import Compiler
-from optgen.facts import lookup
-from optgen.ir import Extent, Node, Op, Program, State, toposort
+from optgen.ir import Extent, Node, Op, Program, State
 from optgen.launch.buckets import Bucket
 from optgen.launch.door import Move, check, fitted, separate
 from optgen.launch.geometry import Geometry, geometry, slice_shape
-from optgen.launch.guards import Guard, guard
+from optgen.launch.guards import guard
 from optgen.launch.overlap import check_memory
 from optgen.launch.recording import (
+    WIDEST,
+    Ready,
     Recording,
+    counters_of,
     fixed_of,
     free_of,
+    increment_versions,
     part_of,
     places_of,
     signature_of,
     sources_of,
 )
-from optgen.launch.runners import Interpreted, Launch, Ready, Runner, advance
+from optgen.launch.runners import Launch, Moment
 from optgen.launch.sharding import Shard, brought, like, local, matching, shard_of
 from optgen.launch.uninterrupted import Uninterrupted
 from optgen.launch.uploads import Captured, capturing
 from optgen.launch.work import (
     CODEC_OF,
     SUPPORTED,
-    Row,
     Work,
-    fact_of,
     step_leaf,
 )
 from optgen.locks import lock
@@ -60,11 +61,12 @@ __all__ = [
     "Geometry",
     "Launch",
     "Launcher",
+    "Moment",
     "Ready",
+    "Recording",
     "Shard",
     "Uninterrupted",
     "Work",
-    "advance",
     "brought",
     "check_memory",
     "geometry",
@@ -76,7 +78,6 @@ __all__ = [
     "slice_shape",
 ]
 
-WIDEST = 16  # bytes of a GPU's widest access, and elements that lines of tiles are multiples of
 BACKENDS = ("auto", "triton", "cpu", "numpy")
 MODES = ("exact", "fast")
 
@@ -88,13 +89,14 @@ class Launcher:
         self.program, self.backend, self.math_mode = program, backend, math_mode
         self.compiler = Compiler.of(program)
         self._recordings: dict[str | None, Recording] = {}
+        self.replay: Any = None  # the optimizer's last step, see `optgen.replay`
         self._captured: list[Captured] = []  # by CUDA graphs
         self.lock = lock()  # for those who let several threads step with one launcher
 
     def apart(self) -> Launcher:
         """A launcher with the same programs and plans, and buckets of its own."""
         made = copy(self)
-        made._recordings, made._captured, made.lock = {}, [], lock()
+        made._recordings, made._captured, made.replay, made.lock = {}, [], None, lock()
         return made
 
     def initial(
@@ -122,11 +124,11 @@ class Launcher:
         """An expression of hyperparameters as a number."""
         return float(evaluate([value], lambda n: step_leaf(n, options, 0.0, {}))[value])
 
-    def run(self, *args: Any, **more: Any) -> list[Runner]:
+    def run(self, *args: Any, **more: Any) -> None:
         """One step: `prepare`, then `launch`, which no signal interrupts; takes what `prepare` takes."""
         ready = self.prepare(*args, **more)
         with Uninterrupted():
-            return ready.launch()
+            ready.launch()
 
     def prepare(
         self,
@@ -140,7 +142,7 @@ class Launcher:
         """One step over all parameters in `work`, up to the first launch; nothing has changed then.
 
         Args:
-            work: no empty tensors but parts of others.
+            work: no empty tensors but parts of others, and those that are only counted.
             groups: hyperparameters.
             mode: a rule's `train` or `eval` in place of its step.
             numbers: the states and inputs that are one for the whole optimizer, as 0-d tensors, of which
@@ -152,97 +154,74 @@ class Launcher:
             RuntimeError: a tensor is not what a kernel takes; the message names it.
             ValueError: tensors overlap in memory, or a hyperparameter has no value that will do.
         """
-        buckets, guard, moves = self._find_buckets(work, groups, mode)
-        runners: list[Runner] = []
-        for bucket in buckets:
-            if bucket.counted:
-                values, rows = np.empty((0, 0)), np.arange(len(bucket.members))
-            else:
-                values, rows = self._scalars(bucket, work, groups)
-            kind = Launch if bucket.kernel is not None else Interpreted
-            runners.append(kind(bucket, work, values, rows, groups, guard.addresses))
-        if any(r.plan.numbers for r in runners):
-            self._fill(runners, groups, numbers or {}, steps)
+        recording, moves = self._record(work, groups, mode)
+        counts = np.array([w.step for w in work], np.float64)
+        counters = [w.counter for w in work if w.counter is not None]
+        moment = Moment(groups, counts, numbers or {}, steps, stop, counters)
+        recording.refresh(moment)
         for known in self._captured:
             known.check(work)
-        if any(capturing(bucket.device) for bucket in buckets):
-            self._captured.append(Captured([bucket.held() for bucket in buckets], work))
-        written = [*fixed_of(work), *(move.old for move in moves), *(numbers or {}).values()]
-        written += [w.owner for w in work if w.owner is not None]
-        torch.autograd.graph.increment_version(written)  # first, as some torch refuse inference tensors
-        return Ready(runners, work, moves, numbers or {}, stop, guard)
+        if any(capturing(bucket.device) for bucket in recording.buckets):
+            self._captured.append(Captured([bucket.held() for bucket in recording.buckets], work))
+        increment_versions(work, moves, moment.numbers)
+        return Ready(recording, moment, work, moves)
 
-    def _fill(
-        self,
-        runners: Sequence[Runner],
-        groups: Sequence[Mapping[str, Any]],
-        numbers: Mapping[str, Any],
-        steps: float | Tensor,
-    ) -> None:
-        """What totals are made of: states and inputs, and what is computed once for all groups."""
-        for r in runners:
-            given: dict[str, float | Tensor] = {}
-            if r.plan.onces:
-                self._check_alike(r.plan.onces, groups)
-                given = r.bucket.once(groups[0], steps)
-            given |= {name: numbers[name] for name in r.plan.numbers if not name.startswith("@")}
-            r.fill(given)
-
-    def _check_alike(self, onces: Sequence[Node], groups: Sequence[Mapping[str, Any]]) -> None:
-        """Every group must have the same options for what is one for the whole optimizer."""
-        for n in onces:
-            names = sorted({x.value or "" for x in toposort([n]) if x.op is Op.HYPER})
-            values = {name: [lookup(group, name) for group in groups] for name in names}
-            for name, found in values.items():
-                if not all(_alike(x, found[0]) for x in found[1:]):
-                    raise ValueError(
-                        f"{self.program.name} has a value that is one for the whole optimizer and depends on "
-                        f"{name}, so every group needs the same; they have {name} = "
-                        f"{', '.join(map(str, found))}"
-                    )
-
-    def _find_buckets(
+    def _record(
         self, work: Sequence[Work], groups: Sequence[Mapping[str, Any]], mode: str | None
-    ) -> tuple[list[Bucket], Guard, list[Move]]:
-        """The buckets of this work, the guard that has its addresses, and states that must move first.
+    ) -> tuple[Recording, list[Move]]:
+        """The recording of this work, and states that must move first.
 
-        They are those of the last step where the tensors are what they were.
+        It is that of the last step where the tensors are what they were; a new one has the buckets of the
+        last where only addresses have changed.
         """
         parts = [part_of(w) for w in work]
         known = self._recordings.get(mode)
         fixed, free = fixed_of(work), free_of(work)
-        places = known.guard.find(fixed, free) if known and known.parts == parts else None
-        if known and places is not None and known.holds(places % WIDEST == 0):
-            return known.buckets, known.guard, []
+        if known and known.parts == parts and known.guard.find(fixed, free) is not None and known.holds():
+            return known, []
         plans, moves = self._admit(work, groups, mode)
-        even = [self._even(w, made) for w, made in zip(work, plans, strict=True)]
+        even = [made is not None and self._even(w, made) for w, made in zip(work, plans, strict=True)]
         signature = [(signature_of(w), at) for w, at in zip(work, even, strict=True)]
         if known is not None and (known.parts, known.signature) == (parts, signature):
             buckets = known.buckets
         else:
             buckets = self._make_buckets(work, plans, even)
-        found = guard(fixed_of(work), free_of(work))
+        fixed, places = fixed_of(work), places_of(work)
+        found = guard(fixed, free_of(work))
+        for bucket in buckets:
+            bucket.sources = sources_of(bucket, places)
+            if bucket.counted:
+                members = [work[m] for m in bucket.members]
+                bucket.set_clock([cast(Tensor, w.counter) for w in members], [w.states for w in members])
+        launches = [Launch(bucket, found) for bucket in buckets]
         wide = any(bucket.moving is not None for bucket in buckets)
         known_even = found.addresses % WIDEST == 0 if wide else None
-        self._recordings[mode] = Recording(parts, signature, buckets, found, known_even)
-        return buckets, found, moves
+        name = self.program.name
+        counters = counters_of(work, places, found.addresses)
+        made = Recording(name, parts, signature, launches, found, known_even, counters)
+        self._recordings[mode] = made
+        return made, moves
 
     def _admit(
         self, work: Sequence[Work], groups: Sequence[Mapping[str, Any]], mode: str | None
-    ) -> tuple[list[Plan], list[Move]]:
+    ) -> tuple[list[Plan | None], list[Move]]:
         """Every part's plan, once its tensors have passed the door, and states that must move first."""
-        for device in {w.param.device: None for w in work}:
+        for device in {w.param.device: None for w in work if w.launched}:
             resolve(self.backend, device)
         states = [self.compiler.specialised(w.facts).states for w in work]
         for w, declared in zip(work, states, strict=True):
             check(w, declared, groups)
         separate(work, states, groups)
-        plans, moves = [], []
+        plans: list[Plan | None] = []
+        moves: list[Move] = []
         for w, declared in zip(work, states, strict=True):
+            if not w.launched:
+                plans.append(None)
+                continue
             stores = element_stores(self.compiler.specialised(w.facts, mode))
             codecs = [CODEC_OF[w.tensor(s).dtype] for s in stores]
-            plans.append(self.compiler.planned(w.facts, codecs, mode))
-            moves += fitted(w, declared, plans[-1].real)
+            plans.append(made := self.compiler.planned(w.facts, codecs, mode))
+            moves += fitted(w, declared, made.real)
         return plans, moves
 
     def _even(self, w: Work, made: Plan) -> bool:
@@ -253,10 +232,12 @@ class Launcher:
         return lines % WIDEST == 0 and all(w.tensor(s).data_ptr() % WIDEST == 0 for s in made.codecs)
 
     def _make_buckets(
-        self, work: Sequence[Work], plans: Sequence[Plan], even: Sequence[bool]
+        self, work: Sequence[Work], plans: Sequence[Plan | None], even: Sequence[bool]
     ) -> list[Bucket]:
         found: dict[tuple[Any, ...], Bucket] = {}
         for i, (w, made) in enumerate(zip(work, plans, strict=True)):
+            if made is None:
+                continue
             shape = geometry([w.tensor(s) for s in made.codecs], self.compiler.logical)
             shape = shape if even[i] else shape.one_by_one(w.param.numel(), len(made.codecs))
             sharded, counter = (
@@ -277,41 +258,9 @@ class Launcher:
                 found[key] = Bucket(w.param.device, made, layout, kernel, [], [], counter is not None)
             found[key].members.append(i)
             found[key].geometries.append(shape)
-        buckets, places = list(found.values()), places_of(work)
-        for bucket in buckets:
-            bucket.sources = sources_of(bucket, places)
-            if bucket.kernel is not None:
-                bucket.build(work)
-        return buckets
-
-    @staticmethod
-    def _scalars(
-        bucket: Bucket, work: Sequence[Work], groups: Sequence[Mapping[str, Any]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """A row of float64 scalars for each distinct set of STEP values, and each member's row."""
-        index: dict[tuple[Any, ...], int] = {}
-        wanted: list[Row] = []
-        rows = np.empty(len(bucket.members), np.int64)
-        for i, m in enumerate(bucket.members):
-            w = work[m]
-            key = (w.group, w.step, *(fact_of(w, name) for name in bucket.reads))
-            row = index.get(key)
-            if row is None:
-                row = index[key] = len(wanted)
-                wanted.append((groups[w.group], w.step, dict(zip(bucket.reads, key[2:], strict=True))))
-            rows[i] = row
-        table = np.array(bucket.scalars.rows(wanted), np.float64)
-        return table.reshape(len(wanted), len(bucket.plan.scalars)), rows
-
-
-def _alike(a: Any, b: Any) -> bool:
-    """Whether two options are the same, of whatever kind."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a is b or (a.shape == b.shape and bool((a.cpu() == b.cpu()).all()))
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        one, other = (a, b) if isinstance(a, Tensor) else (b, a)
-        return one.numel() == 1 and bool(one.item() == other)
-    return bool(a == b)
+        for bucket in found.values():
+            bucket.build(work)
+        return list(found.values())
 
 
 def resolve(backend: str, device: torch.device) -> str:

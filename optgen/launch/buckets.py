@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from optgen.backends import LOWEST, PLACE, SLICES, Kernel, Layout, Tables, View
-from optgen.ir import Op, toposort
+from optgen.ir import Op
 from optgen.launch.geometry import Geometry
-from optgen.launch.sharding import EVERY, Share
+from optgen.launch.sharding import EVERY, Shard, Share
 from optgen.launch.tiles import Tiling
 from optgen.launch.uploads import Moving, upload
-from optgen.launch.work import Scalars, Work, fact_of
+from optgen.launch.work import Scalars, Work, shape_fact
 from optgen.plan import Plan
 
 if TYPE_CHECKING:
     from optgen.launch.clock import Clock  # needs Triton
 
+SPILL = 64  # elements that members' spills begin at multiples of
 NOWHERE = (EVERY, 0, EVERY, 0, 0)  # the place of a tensor that is no part of another
 
 
@@ -49,34 +50,49 @@ class Bucket:
     clock: Clock | None = field(init=False, default=None)  # where the device has the counters,
     once_clock: Clock | None = field(init=False, default=None)  # and for what is one for the whole optimizer
     scalars: Scalars = field(init=False)  # the values per step that the host computes
-    reads: tuple[str, ...] = field(init=False)  # host states and shape facts that the scalars depend on
-    sources: dict[str, np.ndarray] = field(init=False)  # by column of addresses: which of the step's tensors
+    sources: dict[str, np.ndarray] = field(init=False)  # by store: which of the step's tensors
+    groups: np.ndarray = field(init=False)  # of each member, its group,
+    numbers: np.ndarray = field(init=False)  # which of the optimizer's parameters it is,
+    numels: np.ndarray = field(init=False)  # how many elements it has,
+    shards: list[Shard | None] = field(init=False)  # where it lies in a distributed parameter,
+    facts: np.ndarray = field(init=False)  # and its shape facts [members, `scalars.facts`]; NaN for states
 
     def __post_init__(self) -> None:
         self.scalars = Scalars(self.plan.scalars)
-        leaves = [n for n in toposort(self.plan.scalars) if not n.args]
-        facts = [n.value or "" for n in leaves if n.op is Op.SHAPE]
-        states = [n.value or "" for n in leaves if n.op is Op.LOAD]
-        self.reads = tuple(dict.fromkeys([*facts, *states]))
+
+    @property
+    def host_states(self) -> list[str]:
+        """The states that the host reads for the scalars or computes with them."""
+        return list(
+            dict.fromkeys([*(n.value or "" for n in self.scalars.facts if n.op is Op.LOAD), *self.plan.host])
+        )
 
     def build(self, work: Sequence[Work]) -> None:
         """Fill the columns that depend on sizes and strides."""
         assert self.kernel is not None
-        columns = self.layout.columns
-        numels = np.array([work[m].param.numel() for m in self.members], np.int64)
+        columns, members = self.layout.columns, [work[m] for m in self.members]
+        self.groups = np.array([w.group for w in members], np.int64)
+        self.numbers = np.array([w.index for w in members], np.int64)
+        self.numels = numels = np.array([w.param.numel() for w in members], np.int64)
+        self.shards = [w.shard for w in members]
+        self.facts = np.full((len(members), len(self.scalars.facts)), np.nan)
+        for k, n in enumerate(self.scalars.facts):
+            if n.op is Op.SHAPE:
+                self.facts[:, k] = [shape_fact(w.shape, n.value or "") for w in members]
         table = np.zeros((len(numels), self.layout.width), np.int64)
         table[:, columns["@numel"]] = numels
-        tilings = self._tilings([work[m].param for m in self.members]) if self.layout.tiled else []
+        if self.plan.random:
+            table[:, columns["@param"]] = self.numbers
+        tilings = self._tilings([w.param for w in members]) if self.layout.tiled else []
         chunks, counts = self._tiles(table, tilings) if tilings else self._chunks(numels)
         table[:, columns["@first"]], table[:, columns["@count"]] = np.cumsum(counts) - counts, counts
         if self.layout.sharded:
-            for i, m in enumerate(self.members):
-                shard = work[m].shard
+            for i, shard in enumerate(self.shards):
                 table[i, [columns[f"@{name}"] for name in PLACE]] = NOWHERE if shard is None else shard.place
-        for i, found in enumerate(self.geometries):
-            for d, size in enumerate(found.sizes):
+        for i, shape in enumerate(self.geometries):
+            for d, size in enumerate(shape.sizes):
                 table[i, columns[f"@size{d}"]] = size
-                for s, strides in zip(self.plan.codecs, found.strides, strict=True):
+                for s, strides in zip(self.plan.codecs, shape.strides, strict=True):
                     if f"@stride_{s}{d}" in columns:
                         table[i, columns[f"@stride_{s}{d}"]] = strides[d]
         self.host, self.sent = table, None
@@ -171,72 +187,62 @@ class Bucket:
         """Whether the kernel takes NumPy arrays; Triton takes torch tensors, in its interpreter too."""
         return self.kernel is not None and self.kernel.numpy_tables
 
-    def point(
-        self, work: Sequence[Work], addresses: np.ndarray, rows: np.ndarray, seeds: Sequence[int]
-    ) -> list[Tensor]:
-        """Fill the address and row columns. Returns the spill buffers, to be kept alive.
+    def point(self, addresses: np.ndarray, moved: bool) -> list[Tensor]:
+        """Have addresses in the table: those that may move, or all. Returns the spills, to be kept alive.
 
         `addresses` are those of all tensors of the step, which have passed the door.
         """
-        columns, table = self.layout.columns, self.host
-        spills: list[Tensor] = []
-        members = [work[m] for m in self.members]
-        for name in self.layout.pointers:
+        columns, spills = self.layout.columns, []
+        found: dict[str, np.ndarray] = {}
+        for name in self.layout.moving if moved else self.layout.pointers:
             if name.startswith("#"):
-                dtype = torch.float64 if self.plan.real == "fp64" else torch.float32
-                buffers = [torch.empty(w.param.numel(), dtype=dtype, device=self.device) for w in members]
-                spills += buffers
-                table[:, columns[name]] = [b.data_ptr() for b in buffers]
+                buffer, starts = self._spill()
+                spills.append(buffer)
+                found[name] = buffer.data_ptr() + starts
             else:
-                table[:, columns[name]] = addresses[self.sources[name]]
-        moving = table[:, [columns[name] for name in self.layout.moving]]
+                found[name] = addresses[self.sources[name]]
         if self.moving is not None:
-            self.tables.moving = self.moving.send(moving)
-            table[:, [columns[name] for name in self.layout.moving]] = 0
-        table[:, columns["@row"]] = rows
-        if self.plan.random:
-            table[:, columns["@param"]] = [w.index for w in members]
-            table[:, columns["@step"]] = 0 if self.counted else [int(w.step) for w in members]
-            table[:, columns["@seed"]] = seeds
-        self._send()
+            apart = [found.pop(name) for name in self.layout.moving]
+            self.tables.moving = self.moving.send(np.stack(apart, axis=1))
+        for name, places in found.items():
+            self.host[:, columns[name]] = places
         return spills
 
-    def _send(self) -> None:
-        if self.sent is None or not np.array_equal(self.sent, self.host):
+    def _spill(self) -> tuple[Tensor, np.ndarray]:
+        """Memory for a spill of every member, and where each begins, in bytes."""
+        dtype = torch.float64 if self.plan.real == "fp64" else torch.float32
+        sizes = -(-self.numels // SPILL) * SPILL
+        starts = (np.cumsum(sizes) - sizes) * dtype.itemsize
+        return torch.empty(int(sizes.sum()), dtype=dtype, device=self.device), starts
+
+    def send(self) -> None:
+        """Have the device see the host's table."""
+        if self.numpy_tables:
+            self.tables.tensors = self.host
+        elif self.sent is None or not np.array_equal(self.sent, self.host):
             self.tables.tensors = self.put(self.host)
             self.sent = self.host.copy()
-
-    def point_again(self, addresses: np.ndarray) -> None:
-        """Have what moves where it is now, and the rest where it was; there are no spills."""
-        found = [addresses[self.sources[name]] for name in self.layout.moving]
-        if self.moving is not None:
-            self.tables.moving = self.moving.send(np.stack(found, axis=1))
-            return
-        for name, column in zip(self.layout.moving, found, strict=True):
-            self.host[:, self.layout.columns[name]] = column
-        self._send()
 
     def held(self) -> list[Any]:
         """The tables that a CUDA graph reads which is captured now: its replays need them."""
         clocks = [c.sent.copy() for c in (self.clock, self.once_clock) if c is not None]
         return [copy(self.tables), self.moving, *clocks]
 
-    def set_clock(self, work: Sequence[Work], groups: Sequence[Mapping[str, Any]]) -> None:
-        """Have all ready that `count` needs: what can fail fails here."""
-        members = [work[m] for m in self.members]
+    def set_clock(self, counters: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Have the device compute what follows from these counters and states, which lie there."""
         if self.clock is None:
             from optgen.launch.clock import Clock
 
             scalars, host = self.plan.scalars, self.plan.host.items()
-            states = {k: n if n.op is Op.CONST else scalars[int(n.value or 0)] for k, n in host}
-            self.clock = Clock(scalars, states, self.plan.real, self.device, self.put)
-        self.clock.set(
-            [cast(Tensor, w.counter) for w in members],
-            [w.states for w in members],
-            groups,
-            [w.group for w in members],
-            lambda row, name: fact_of(members[row], name),
-        )
+            roots = {k: n if n.op is Op.CONST else scalars[int(n.value or 0)] for k, n in host}
+            self.clock = Clock(scalars, roots, self.plan.real, self.device, self.put)
+        self.clock.point(counters, states)
+
+    def tell_clock(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Have all ready that `count` needs: what can fail fails here."""
+        assert self.clock is not None
+        place = {n.value: k for k, n in enumerate(self.scalars.facts) if n.op is Op.SHAPE}
+        self.clock.set(groups, self.groups, lambda row, name: float(self.facts[row, place[name]]))
         if self.tables.scalars is None:  # what the kernel is compiled for; `count` fills another one
             self.tables.scalars = self.clock.empty()
 
@@ -254,47 +260,45 @@ class Bucket:
         """The values that are one for the whole optimizer, which has made so many steps (0-d float64)."""
         onces = self.plan.onces
         if not isinstance(steps, Tensor):
-            (row,) = Scalars(onces).rows([(options, steps + 1, {})])
+            (row,) = Scalars(onces).rows([(options, steps + 1, ())])
             return {f"@once{i}": x for i, x in enumerate(row)}
         if self.once_clock is None:
             from optgen.launch.clock import Clock
 
             self.once_clock = Clock(onces, {}, "fp64", self.device, self.put)
-        self.once_clock.set([steps.to(self.device)], [{}], [options], [0], lambda row, name: 0.0)
+        self.once_clock.point([steps.to(self.device)], [{}])
+        self.once_clock.set([options], np.zeros(1, np.int64), lambda row, name: 0.0)
         found = self.once_clock.run(torch.zeros((), dtype=torch.float64, device=self.device))
         return {f"@once{i}": found[0, i] for i in range(len(onces))}
 
-    def shares(self, work: Sequence[Work], slots: Sequence[int]) -> list[Share]:
+    def shares(self, slots: Sequence[int]) -> list[Share]:
         """The places of what these slots have for parts of tensors, of which other processes have more."""
         for slot in slots:
             if slot not in self.shared:
-                self.shared[slot] = list(self._shares(work, slot))
+                self.shared[slot] = list(self._shares(slot))
         return [share for slot in slots for share in self.shared[slot]]
 
-    def _shares(self, work: Sequence[Work], slot: int) -> Iterator[Share]:
+    def _shares(self, slot: int) -> Iterator[Share]:
         reduction, by_mesh = self.plan.reductions[slot], defaultdict[tuple[Any, ...], list[int]](list)
-        for i, m in enumerate(self.members):
-            shard = work[m].shard
+        for i, shard in enumerate(self.shards):
             if shard is not None and shard.apart(reduction):
                 by_mesh[shard.mesh, shard.apart(reduction)].append(i)
         for (mesh, dims), rows in by_mesh.items():
-            at, keys, empty = self._places(work, slot, rows)
+            at, keys, empty = self._places(slot, rows)
             values = self.tables.lines if reduction.extent.sliced else self.tables.slots
             flat = (torch.from_numpy(values) if self.numpy_tables else values).view(-1)
             where = torch.from_numpy(at).to(flat.device)
             yield Share(flat, where, keys, empty, reduction.op, mesh, dims)
 
-    def _places(
-        self, work: Sequence[Work], slot: int, rows: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _places(self, slot: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where values of a slot lie for these members, what orders them, and which are of empty parts."""
         kind, columns = self.plan.extents[slot], self.layout.columns
         at, keys, empty = [], [], []
         for i in rows:
-            w = work[self.members[i]]
-            count = View.of(w.param.shape, self.plan.slices).count(kind) if kind.sliced else 1
+            count = int(self.host[i, columns[f"@count_{kind}"]]) if kind.sliced else 1
             start = self.host[i, columns[f"@slot{slot}"]] if kind.sliced else i * self.plan.slots + slot
             at.append(int(start) + np.arange(count))
-            keys.append(np.stack([np.full(count, w.index), np.full(count, slot), np.arange(count)], axis=1))
-            empty.append(np.full(count, not w.param.numel()))
+            number = np.full(count, self.numbers[i])
+            keys.append(np.stack([number, np.full(count, slot), np.arange(count)], axis=1))
+            empty.append(np.full(count, not self.numels[i]))
         return np.concatenate(at), np.concatenate(keys), np.concatenate(empty)

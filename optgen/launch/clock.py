@@ -46,19 +46,26 @@ class Clock:
         self.facts: dict[str, np.ndarray] = {}
         self.compiled: set[bool] = set()  # for which widths of counters
 
-    def set(
-        self,
-        counters: Sequence[Tensor],
-        states: Sequence[Mapping[str, Tensor]],
-        groups: Sequence[Mapping[str, Any]],
-        rows: Sequence[int],
-        fact: Fact,
-    ) -> None:
-        """Send what `run` reads, and compile what it launches.
+    def point(self, counters: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Say where counters and states lie.
 
         Args:
             counters: of each row how many steps it has made, 0-d, all float32 or all float64, on the device.
             states: of each row its states, 0-d, float64, on the device.
+        """
+        self.count, self.wide = len(counters), counters[0].dtype is torch.float64
+        places = np.array([c.data_ptr() for c in counters], np.int64)
+        kept = np.array([[s[name].data_ptr() for name in self.kept] for s in states], np.int64)
+        self.places = (
+            self._table("counters", places),
+            self._table("states", kept.reshape(self.count, -1)),
+            self._table("rows", np.array([self.count], np.int64)),
+        )
+
+    def set(self, groups: Sequence[Mapping[str, Any]], rows: np.ndarray, fact: Fact) -> None:
+        """Send the options that `run` reads, and compile what it launches.
+
+        Args:
             groups: hyperparameters.
             rows: of each row its group.
             fact: what a fact about a row's shape is; asked for once.
@@ -66,16 +73,7 @@ class Clock:
         Raises:
             ValueError: a hyperparameter is None that the rule needs.
         """
-        count = len(counters)
-        places = np.array([c.data_ptr() for c in counters], np.int64)
-        kept = np.array([[s[name].data_ptr() for name in self.kept] for s in states], np.int64)
-        self.tables = (
-            self._given(groups, np.array(rows), fact),
-            self._table("counters", places),
-            self._table("states", kept.reshape(count, -1)),
-            self._table("rows", np.array([count], np.int64)),
-        )
-        self.count, self.wide = count, counters[0].dtype is torch.float64
+        self.values_sent = self._given(groups, rows, fact)
         if self.wide not in self.compiled:
             self._launch(torch.zeros((), dtype=torch.float64, device=self.device), prologue.prepare)
             self.compiled.add(self.wide)
@@ -89,10 +87,10 @@ class Clock:
         return torch.empty(self.count, max(1, len(self.values.roots)), dtype=self.real, device=self.device)
 
     def _launch(self, stop: Tensor, how: Callable[..., None]) -> Tensor:
-        values, counters, states, rows = self.tables
+        counters, states, rows = self.places
         out = self.empty()
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            how(self.module, (values, counters, states, stop, rows, out), self.count, self.wide)
+            how(self.module, (self.values_sent, counters, states, stop, rows, out), self.count, self.wide)
         return out
 
     def _given(self, groups: Sequence[Mapping[str, Any]], rows: np.ndarray, fact: Fact) -> Tensor:

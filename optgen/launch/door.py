@@ -40,9 +40,11 @@ def check(w: Work, states: Mapping[str, State], groups: Groups) -> None:
         RuntimeError: one is not what a kernel takes.
         ValueError: elements of the parameter share memory.
     """
-    _check_plain(w, groups, "", w.param)
     if w.counter is not None:
         _check_plain(w, groups, "state 'step'", w.counter)
+    if not w.launched:
+        return
+    _check_plain(w, groups, "", w.param)
     if w.grad is not None:
         _check_like(w, groups, "gradient", w.grad)
     for name, value in w.inputs.items():
@@ -119,8 +121,9 @@ def separate(work: Sequence[Work], states: Sequence[Mapping[str, State]], groups
         seen.add(id(w.param if w.owner is None else w.owner))
     names, fixed = [], []
     for w, declared in zip(work, states, strict=True):
-        names += [(w, what) for what in ("", *(f"state '{declared[name].key}'" for name in w.states))]
-        fixed += [w.param, *w.states.values()]
+        if w.launched:
+            names += [(w, what) for what in ("", *(f"state '{declared[name].key}'" for name in w.states))]
+            fixed += [w.param, *w.states.values()]
         if w.counter is not None:
             names.append((w, "state 'step'"))
             fixed.append(w.counter)
@@ -132,10 +135,11 @@ def separate(work: Sequence[Work], states: Sequence[Mapping[str, State]], groups
             f"{_thing(a, groups, what)} and {_thing(b, groups, other)}, of shapes {shapes}, overlap in "
             "memory, so a step of one would change the other: give one of them its own, tensor.clone()"
         )
-    free = [t for w in work for t in (*([] if w.grad is None else [w.grad]), *w.inputs.values())]
+    launched = [w for w in work if w.launched]
+    free = [t for w in launched for t in (*([] if w.grad is None else [w.grad]), *w.inputs.values())]
     if spans.clear_of(*_spans(free)):
         return
-    for w in work:
+    for w in launched:
         if w.grad is not None and not spans.clear_of(*_spans([w.grad])):
             w.grad = w.grad.clone()
         w.inputs = {n: x if spans.clear_of(*_spans([x])) else x.clone() for n, x in w.inputs.items()}

@@ -175,9 +175,12 @@ class CompiledGuard(Guard):
         self.module.change(*self.look, id(fixed), len(fixed))
 
 
-def guard(fixed: Tensors, free: Tensors) -> Guard:
-    """What tells whether these tensors are what they are now; they have passed the door."""
-    module = compiled() if len(fixed) + len(free) >= MANY else None
+def guard(fixed: Tensors, free: Tensors, warm: bool = False) -> Guard:
+    """What tells whether these tensors are what they are now; they have passed the door.
+
+    `warm` says that they have been compared so often that it pays to compile for few tensors too.
+    """
+    module = compiled() if warm or len(fixed) + len(free) >= MANY else None
     return Guard(fixed, free) if module is None else CompiledGuard(fixed, free, module)
 
 

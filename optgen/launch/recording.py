@@ -1,43 +1,141 @@
-"""What was found out about the tensors of a step, for the steps after it that have the same.
+"""A recorded step: which kernels run, in which order, on which tables; valid while its guard holds.
 
-In: the work of a step. Out: its tensors in one order, `fixed` ones before `free` ones (see `guards`); what
-each parameter's part is besides them; and a `Recording`, the buckets with the guard that says whether they
-still hold. It has addresses, and no tensor.
+In: the buckets of a step and the addresses of its tensors. Out: the same step again, for the options, counts
+and numbers of the moment: `refresh` brings the tables up to date, which may fail and changes nothing that a
+step changes; `launch` runs the kernels. It has addresses, and no tensor. The tensors of a step have one
+order, `fixed` ones before `free` ones (see `guards`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from optgen.facts import lookup
+from optgen.ir import Node, Op, toposort
 from optgen.launch.buckets import Bucket
-from optgen.launch.guards import Guard
+from optgen.launch.cells import StepCounters
+from optgen.launch.door import Move
+from optgen.launch.guards import Guard, guard
+from optgen.launch.runners import Launch, Moment, advance
 from optgen.launch.work import Work
 
+WIDEST = 16  # bytes of a GPU's widest access, and elements that lines of tiles are multiples of
 
-class Recording(NamedTuple):
-    """The buckets of a step, and what they depend on; on a GPU, which tensors lie at multiples of 16."""
 
+@dataclass
+class Recording:
+    """The launches of a step, and what they depend on.
+
+    `parts` and `signature` describe the tensors, `even` says on a GPU which lie at multiples of 16.
+    """
+
+    name: str  # of the rule
     parts: list[Any]
     signature: list[Any]
-    buckets: list[Bucket]
+    launches: list[Launch]
     guard: Guard
-    even: np.ndarray | None = None
+    even: np.ndarray | None
+    counters: StepCounters | None
 
-    def holds(self, even: np.ndarray) -> bool:
-        """Whether the same tensors lie at multiples of 16, if that matters."""
-        return self.even is None or np.array_equal(even, self.even)
+    @property
+    def buckets(self) -> list[Bucket]:
+        """What is launched."""
+        return [launch.bucket for launch in self.launches]
+
+    def holds(self) -> bool:
+        """Whether the tensors that the guard has found lie at the same multiples of 16, if that matters."""
+        return self.even is None or np.array_equal(self.guard.addresses % WIDEST == 0, self.even)
+
+    def warm(self, fixed: list[Tensor], free: list[Tensor]) -> None:
+        """Have few tensors, which the guard has just found, looked at in compiled code too."""
+        warmed = guard(fixed, free, warm=True)
+        warmed.moves, self.guard = self.guard.moves, warmed
+        if self.counters is not None:
+            self.counters.warm()
+
+    def refresh(self, moment: Moment) -> None:
+        """Bring all tables up to date, and compile what is launched: what can fail fails here."""
+        for launch in self.launches:
+            launch.refresh(moment, self.guard)
+        if any(launch.plan.numbers for launch in self.launches):
+            self._fill(moment)
+
+    def _fill(self, moment: Moment) -> None:
+        """What totals are made of: states and inputs, and what is computed once for all groups."""
+        for launch in self.launches:
+            given: dict[str, float | Tensor] = {}
+            if launch.plan.onces:
+                self._check_alike(launch.plan.onces, moment.groups)
+                given = launch.bucket.once(moment.groups[0], moment.steps)
+            names = (name for name in launch.plan.numbers if not name.startswith("@"))
+            launch.fill(given | {name: moment.numbers[name] for name in names})
+
+    def _check_alike(self, onces: Sequence[Node], groups: Sequence[Mapping[str, Any]]) -> None:
+        """Every group must have the same options for what is one for the whole optimizer."""
+        for n in onces:
+            names = sorted({x.value or "" for x in toposort([n]) if x.op is Op.HYPER})
+            values = {name: [lookup(group, name) for group in groups] for name in names}
+            for name, found in values.items():
+                if not all(_alike(x, found[0]) for x in found[1:]):
+                    raise ValueError(
+                        f"{self.name} has a value that is one for the whole optimizer and depends on "
+                        f"{name}, so every group needs the same; they have {name} = "
+                        f"{', '.join(map(str, found))}"
+                    )
+
+    def launch(self, moment: Moment) -> None:
+        """Run all kernels, keep what the host computes, and count; call it where no signal interrupts."""
+        for launch in self.launches:
+            launch.begin(moment)
+        advance(self.launches)
+        kept: dict[str, float | Tensor] = {}
+        for launch in self.launches:
+            launch.end()
+            for name, i in launch.plan.finals.items() if moment.numbers else ():
+                kept.setdefault(name, launch.number(f"@total{i}"))
+        for name, value in kept.items():
+            moment.numbers[name].fill_(value)
+        if self.counters is not None:
+            self.counters.advance(moment.counters, moment.stop)
+
+
+@dataclass
+class Ready:
+    """A step up to its first launch; `moves` are states that kernels will have in other memory."""
+
+    recording: Recording
+    moment: Moment
+    work: Sequence[Work] = ()  # kept for its tensors
+    moves: Sequence[Move] = ()
+
+    def launch(self) -> None:
+        """Make the step; call it where no signal interrupts."""
+        for move in self.moves:
+            move.old.data = move.new
+        self.recording.launch(self.moment)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two options are the same, of whatever kind."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.shape == b.shape and bool((a.cpu() == b.cpu()).all()))
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        one, other = (a, b) if isinstance(a, Tensor) else (b, a)
+        return one.numel() == 1 and bool(one.item() == other)
+    return bool(a == b)
 
 
 def fixed_of(work: Sequence[Work]) -> list[Tensor]:
     """The tensors that a step writes: of each part its parameter, its states and its counter."""
     found: list[Tensor] = []
     for w in work:
-        found.append(w.param)
-        found += w.states.values()
+        found += [w.param, *w.states.values()] if w.launched else []
         if w.counter is not None:
             found.append(w.counter)
     return found
@@ -47,15 +145,15 @@ def free_of(work: Sequence[Work]) -> list[Tensor]:
     """The tensors that a step only reads: of each part its gradient and its inputs."""
     found: list[Tensor] = []
     for w in work:
-        if w.grad is not None:
-            found.append(w.grad)
-        found += w.inputs.values()
+        if w.launched:
+            found += [*([] if w.grad is None else [w.grad]), *w.inputs.values()]
     return found
 
 
 def part_of(w: Work) -> tuple[Any, ...]:
     """What a parameter's part in a step is, but for its tensors."""
-    return w.facts, w.grad is None, w.counter is None, w.counted, w.shard, tuple(w.states), tuple(w.inputs)
+    known = w.launched, w.grad is None, w.counter is None, w.counted, w.shard
+    return w.facts, w.group, w.index, known, tuple(w.states), tuple(w.inputs)
 
 
 def signature_of(w: Work) -> tuple[Any, ...]:
@@ -66,20 +164,45 @@ def signature_of(w: Work) -> tuple[Any, ...]:
 
 
 def places_of(work: Sequence[Work]) -> list[dict[str, int]]:
-    """Of each part where its stores are among all tensors, those of `fixed_of` and then of `free_of`."""
+    """Of each part where its stores are among all tensors, those of `fixed_of` and then of `free_of`.
+
+    The counter is `@step`.
+    """
     places: list[dict[str, int]] = []
     at = 0
     for w in work:
-        places.append({"p": at, "g": at} | {name: at + 1 + i for i, name in enumerate(w.states)})
-        at += 1 + len(w.states) + (w.counter is not None)
+        names = ["p", *w.states] if w.launched else []
+        names += ["@step"] if w.counter is not None else []
+        places.append({name: at + i for i, name in enumerate(names)})
+        at += len(names)
     for w, mine in zip(work, places, strict=True):
-        handed = [*([] if w.grad is None else ["g"]), *w.inputs]
-        mine |= {name: at + i for i, name in enumerate(handed)}
-        at += len(handed)
+        if w.launched:
+            handed = [*([] if w.grad is None else ["g"]), *w.inputs]
+            mine |= {"g": mine["p"]} | {name: at + i for i, name in enumerate(handed)}
+            at += len(handed)
     return places
 
 
 def sources_of(bucket: Bucket, places: Sequence[dict[str, int]]) -> dict[str, np.ndarray]:
-    """For each column of addresses in a bucket's table, which tensors they are of."""
+    """For each store and host state of a bucket, which tensors they are of."""
     names = [name for name in bucket.layout.pointers if not name.startswith("#")]
+    names += [name for name in bucket.host_states if name not in names]
     return {name: np.array([places[m][name] for m in bucket.members], np.int64) for name in names}
+
+
+def increment_versions(work: Sequence[Work], moves: Sequence[Move], numbers: Mapping[str, Tensor]) -> None:
+    """Tell autograd what is written; first, as some torch refuse inference tensors."""
+    written = [*fixed_of(work), *(move.old for move in moves), *numbers.values()]
+    written += [w.owner for w in work if w.owner is not None]
+    torch.autograd.graph.increment_version(written)
+
+
+def counters_of(
+    work: Sequence[Work], places: Sequence[dict[str, int]], addresses: np.ndarray
+) -> StepCounters | None:
+    """The counters of a step; None where the caller counts by itself."""
+    found = [w.counter for w in work if w.counter is not None]
+    where = np.array([mine["@step"] for mine in places if "@step" in mine], np.int64)
+    if not found:
+        return None
+    return StepCounters(found, addresses[where], [w.counted for w in work])

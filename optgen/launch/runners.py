@@ -1,4 +1,4 @@
-"""One step of the buckets: sweeps and rounds in order, sums over all tensors across buckets.
+"""One step of the buckets: kernels in order, sums over all tensors across buckets.
 
 Where tensors are divided over processes, what a kernel has reduced is completed by all of them before the
 next one reads it. Buckets go on together for that, as far as each can, so that one collective serves all.
@@ -9,22 +9,36 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.backends import numpy as reference
 from optgen.ir import Op
 from optgen.launch.buckets import Bucket
-from optgen.launch.door import Move
+from optgen.launch.cells import Cells
 from optgen.launch.guards import Guard
 from optgen.launch.sharding import Share, complete
 from optgen.launch.uploads import refuse_in_capture
-from optgen.launch.work import Work, as_array
 from optgen.plan import Plan, Reduction, Round
+
+
+@dataclass(slots=True)
+class Moment:
+    """What a step depends on besides its tensors.
+
+    `counts` says which step it is, for all members or for each part of the step; `numbers` are the states
+    and inputs that are one for the whole optimizer, which has made `steps` before. Where `stop` is not 0,
+    states that follow from counts on the device stay as they are. `counters` are the step counts.
+    """
+
+    groups: Sequence[Mapping[str, Any]]
+    counts: float | np.ndarray
+    numbers: Mapping[str, Any]
+    steps: float | Tensor
+    stop: Tensor | None
+    counters: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,115 +69,93 @@ def acts_of(plan: Plan) -> Iterator[Act]:
             yield Act("sweep", k)
 
 
-class _Runner:
-    """A bucket's part in one step: sweeps and rounds in order, each as soon as its totals are known."""
+class Launch:
+    """A bucket's part in a step: its kernels in order, each as soon as what it waits for is there.
 
-    def __init__(
-        self,
-        bucket: Bucket,
-        work: Sequence[Work],
-        values: np.ndarray,
-        rows: np.ndarray,
-        groups: Sequence[Mapping[str, Any]],
-        addresses: np.ndarray,
-    ):
-        self.bucket, self.plan, self.values, self.rows = bucket, bucket.plan, values, rows
-        self.members = [work[m] for m in bucket.members]
-        self.divided = any(w.shard is not None for w in self.members)
-        self.seeds = [int(groups[w.group].get("seed", 0)) for w in self.members] if self.plan.random else []
-        self.acts = list(acts_of(self.plan))
+    Args:
+        bucket: with its tables.
+        guard: which has the addresses of the tensors now.
+    """
+
+    def __init__(self, bucket: Bucket, guard: Guard):
+        self.bucket, self.plan = bucket, bucket.plan
+        self.acts = list(acts_of(bucket.plan))
         self.done = 0
+        self.moves = -1  # how often free tensors had moved when their addresses were taken
+        self.keep: list[Tensor] = []  # spills
+        self.divided = any(shard is not None for shard in bucket.shards)
+        states = () if bucket.counted else bucket.host_states
+        self.cells = {
+            name: Cells(guard.addresses[bucket.sources[name]], np.ones(len(bucket.members), np.bool_))
+            for name in states
+        }
+        self.alike = False  # whether rows are those of one count for all
+        self.rows = np.empty(0, np.int64)  # of each member the row of its scalars
+        self.firsts: list[int] = []  # of each row its first member
+        self.sent: list[list[float]] = []  # the scalars
 
-    @property
-    def next(self) -> Act | None:
-        """What comes next."""
-        return self.acts[self.done] if self.done < len(self.acts) else None
+    # Before the first launch
 
-    @property
-    def tags(self) -> dict[str, Op]:
-        """The sums over all tensors that this bucket has a part in."""
-        return {r.tag: r.op for found in self.plan.rounds for r in found.over}
-
-
-class Launch(_Runner):
-    """A bucket whose kernel is launched."""
-
-    def __init__(
-        self,
-        bucket: Bucket,
-        work: Sequence[Work],
-        values: np.ndarray,
-        rows: np.ndarray,
-        groups: Sequence[Mapping[str, Any]],
-        addresses: np.ndarray,
-    ):
-        super().__init__(bucket, work, values, rows, groups, addresses)
-        self.work = work
-        self.pointed = -1  # how often gradients had moved when their addresses were sent
-        self.sent: list[list[float]] = []
-        self.calls: list[tuple[str, Any]] = []
-        if not bucket.counted:
-            self._send(values)
-        self.keep = bucket.point(work, addresses, rows, self.seeds)
+    def refresh(self, moment: Moment, guard: Guard) -> None:
+        """Bring the bucket's tables up to date, and compile what is launched."""
+        bucket = self.bucket
+        changed = self.moves < 0
         if bucket.counted:
-            bucket.set_clock(work, groups)
-        self.prepare()
+            bucket.tell_clock(moment.groups)
+        else:
+            changed |= self._scalars(moment)
+        if self.plan.random:
+            changed |= self._random(moment)
+        if self.moves != guard.moves or self.plan.spills:
+            self.keep = bucket.point(guard.addresses, self.moves >= 0)
+            self.moves = guard.moves
+            changed = True
+        if changed:
+            bucket.send()
+        assert bucket.kernel is not None
+        with _on(bucket.device):
+            bucket.kernel.prepare(bucket.tables)
 
-    def prepare(self) -> None:
-        """Compile what is launched, so that nothing can fail after the first launch."""
-        assert self.bucket.kernel is not None
-        with _on(self.bucket.device):
-            self.bucket.kernel.prepare(self.bucket.tables)
-
-    def begin(self, stop: Tensor | None) -> None:
-        """Compute on the device what follows from counts there: the first launch, where there is one."""
-        if self.bucket.kept and not self.bucket.complete:
-            self.bucket.clear()
-        self.bucket.complete = False
-        if self.bucket.counted:
-            self.bucket.count([cast(Tensor, w.counter) for w in self.members], stop)
-
-    def forget(self) -> None:
-        """Keep what the next step of the same tensors needs, and none of them."""
-        self.groups = self.groups  # which looks at members
-        self.work = self.members = []
-        self.calls = [(act.name, act.what) for act in self.acts if act.name != "total"]
-
-    def repeat(self) -> None:
-        """Launch all, where there are no sums over other buckets or processes to wait for."""
-        assert self.bucket.kernel is not None
-        with _on(self.bucket.device):
-            for name, what in self.calls:
-                getattr(self.bucket.kernel, name)(what, self.bucket.tables)
-            if self.plan.finish:
-                self.bucket.kernel.finish(self.bucket.tables)
-
-    def run(self, act: Act) -> None:
-        """Launch what an act names."""
-        with _on(self.bucket.device):
-            getattr(self.bucket.kernel, act.name)(act.what, self.bucket.tables)
-
-    def fits(self, guard: Guard) -> bool:
-        """Whether a GPU can load gradients where they are now as it was compiled to."""
-        if self.bucket.moving is None or self.pointed == guard.moves:
-            return True
-        return all((guard.addresses[at] % 16 == 0).all() for at in self.bucket.sources.values())
-
-    def again(self, guard: Guard, groups: Sequence[Mapping[str, Any]], step: float) -> None:
-        """Be ready for the next step of the same tensors, all of them at the same step.
-
-        `guard` has just found them.
-        """
-        rows = self.bucket.scalars.rows([(groups[group], step, {}) for group in self.groups])
-        if rows != self.sent:
+    def _scalars(self, moment: Moment) -> bool:
+        """Compute the values per step; whether members have other rows of them than before."""
+        bucket, counts = self.bucket, moment.counts
+        if not isinstance(counts, float):
+            counts = counts[bucket.members]
+        alike = isinstance(counts, float) and not self.cells
+        moved = not (alike and self.alike) and self._find_rows(counts, alike)
+        facts = self.facts[self.firsts].tolist() if bucket.scalars.facts else [()] * len(self.firsts)
+        groups = moment.groups
+        steps = [counts] * len(facts) if isinstance(counts, float) else counts[self.firsts].tolist()
+        members = bucket.groups[self.firsts].tolist()
+        rows = bucket.scalars.rows(
+            [(groups[g], step, known) for g, step, known in zip(members, steps, facts, strict=True)]
+        )
+        if rows != self.sent or moved:
             self.sent = rows
             self._send(rows)
-        self.prepare()
-        if self.pointed != guard.moves and self.bucket.layout.moving:
-            self.bucket.point_again(guard.addresses)
-        self.pointed = guard.moves
+        return moved
 
-    def _send(self, values: Any) -> None:
+    def _find_rows(self, counts: float | np.ndarray, alike: bool) -> bool:
+        """Find which members have the same scalars; whether that has changed."""
+        bucket = self.bucket
+        self.facts = bucket.facts
+        if self.cells:
+            self.facts = bucket.facts.copy()
+            for k, n in enumerate(bucket.scalars.facts):
+                if n.op is Op.LOAD:
+                    self.facts[:, k] = self.cells[n.value or ""].read()
+        steps = np.full(len(bucket.members), counts) if isinstance(counts, float) else counts
+        keys = np.column_stack([bucket.groups, steps, self.facts])
+        if len(self.rows) and not self.alike and np.array_equal(keys, keys[self.firsts][self.rows]):
+            self.alike = alike
+            return False
+        self.alike = alike
+        _, firsts, rows = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        self.firsts, self.rows = firsts.tolist(), rows.reshape(-1)
+        bucket.host[:, bucket.layout.columns["@row"]] = self.rows
+        return True
+
+    def _send(self, values: list[list[float]]) -> None:
         real = np.float64 if self.plan.real == "fp64" else np.float32
         known, shape = self.bucket.tables.scalars, (len(values), len(self.plan.scalars))
         with np.errstate(over="ignore"):
@@ -172,30 +164,15 @@ class Launch(_Runner):
             else:
                 self.bucket.tables.scalars = self.bucket.put(np.array(values, real).reshape(shape))
 
-    @cached_property
-    def groups(self) -> list[int]:
-        """The group that each row of the scalars is for."""
-        found = dict(zip(self.rows.tolist(), (w.group for w in self.members), strict=True))
-        return [found[row] for row in range(len(self.values))]
-
-    def shares(self, act: Act) -> list[Share]:
-        """What an act has left of which other processes have more."""
-        return self.bucket.shares(self.work, act.slots) if self.divided and act.slots else []
-
-    def total(self, act: Round) -> None:
-        """Compute the totals of a round."""
-        assert self.bucket.kernel is not None
-        if act.totals:
-            with _on(self.bucket.device):
-                self.bucket.kernel.total(act, self.bucket.tables)
-
-    def finish(self) -> None:
-        """Write the new states of tensors and slices."""
-        assert self.bucket.kernel is not None
-        if self.plan.finish:
-            with _on(self.bucket.device):
-                self.bucket.kernel.finish(self.bucket.tables)
-        self.bucket.complete = True
+    def _random(self, moment: Moment) -> bool:
+        """Say what random numbers follow from; whether it has changed."""
+        bucket, columns, counts = self.bucket, self.bucket.layout.columns, moment.counts
+        given = [int(group.get("seed", 0)) & 0xFFFFFFFFFFFFFFFF for group in moment.groups]
+        seeds = np.array(given, np.uint64).view(np.int64)
+        bucket.host[:, columns["@seed"]] = seeds[bucket.groups]
+        if not bucket.counted:
+            bucket.host[:, columns["@step"]] = counts if isinstance(counts, float) else counts[bucket.members]
+        return True
 
     def fill(self, values: Mapping[str, float | Tensor]) -> None:
         """Set numbers that are one for the whole optimizer."""
@@ -223,141 +200,59 @@ class Launch(_Runner):
         found = self.bucket.tables.numbers[self.plan.numbers[name]]
         return float(found) if self.bucket.numpy_tables else found
 
+    # The step
 
-class Interpreted(_Runner):
-    """A bucket that the reference runs, tensor by tensor."""
+    @property
+    def next(self) -> Act | None:
+        """What comes next."""
+        return self.acts[self.done] if self.done < len(self.acts) else None
 
-    def __init__(
-        self,
-        bucket: Bucket,
-        work: Sequence[Work],
-        values: np.ndarray,
-        rows: np.ndarray,
-        groups: Sequence[Mapping[str, Any]],
-        addresses: np.ndarray,
-    ):
-        super().__init__(bucket, work, values, rows, groups, addresses)
-        self.numbers = np.zeros(len(self.plan.numbers))
-        self.runs = []
-        for i, (w, row) in enumerate(zip(self.members, rows, strict=True)):
-            keys = {}
-            if self.plan.random:
-                seed = self.seeds[i] & 0xFFFFFFFFFFFFFFFF
-                keys = {
-                    "seed_low": seed & 0xFFFFFFFF,
-                    "seed_high": seed >> 32,
-                    "param": w.index,
-                    "step": int(w.step),
-                }
-            stores = {s: as_array(w.tensor(s)) for s in self.plan.codecs if s != "g" or w.grad is not None}
-            states = {s: as_array(w.states[s]) for s in self.plan.tensor_states}
-            states = {s: a.reshape(-1) if self.plan.states[s].extent.sliced else a for s, a in states.items()}
-            places = w.shard.places if self.plan.random and w.shard is not None else None
-            self.runs.append(
-                reference.Run(
-                    self.plan, stores, values[row], states, keys=keys, numbers=self.numbers, places=places
-                )
-            )
+    @property
+    def tags(self) -> dict[str, Op]:
+        """The sums over all tensors that this bucket has a part in."""
+        return {r.tag: r.op for found in self.plan.rounds for r in found.over}
 
-    def begin(self, stop: Tensor | None) -> None:
-        """The host has all that the reference needs."""
+    def begin(self, moment: Moment) -> None:
+        """Compute on the device what follows from counts there: the first launch, where there is one."""
+        bucket, self.done = self.bucket, 0
+        if bucket.kept and not bucket.complete:
+            bucket.clear()
+        bucket.complete = False
+        if bucket.counted:
+            bucket.count([moment.counters[m] for m in bucket.members], moment.stop)
 
     def run(self, act: Act) -> None:
-        """Run what an act names."""
-        if isinstance(act.what, int):
-            for run in self.runs:
-                run.sweep(act.what)
-        elif isinstance(act.what, Reduction):
-            for run in self.runs:
-                run.small(act.what)
-        elif act.name == "over":
-            parts = [run.over(act.what) for run in self.runs]
-            for r in act.what.over:
-                found = np.array([part[r.slot] for part in parts])
-                self.numbers[self.plan.numbers[f"@slot{r.slot}"]] = (
-                    found.sum() if r.op is Op.SUM else found.max()
-                )
+        """Launch what an act names."""
+        with _on(self.bucket.device):
+            getattr(self.bucket.kernel, act.name)(act.what, self.bucket.tables)
 
     def shares(self, act: Act) -> list[Share]:
         """What an act has left of which other processes have more."""
-        found = []
-        for w, run in zip(self.members, self.runs, strict=True):
-            for slot in act.slots:
-                reduction = self.plan.reductions[slot]
-                dims = () if w.shard is None else w.shard.apart(reduction)
-                if w.shard is not None and dims:
-                    values = run.slots[str(slot)] = np.array(run.slots[str(slot)], np.float64)
-                    at = np.arange(values.size)
-                    keys = np.stack([np.full_like(at, w.index), np.full_like(at, slot), at], axis=1)
-                    empty = np.full(len(at), not w.param.numel())
-                    flat, where = torch.from_numpy(values).view(-1), torch.from_numpy(at)
-                    found.append(Share(flat, where, keys, empty, reduction.op, w.shard.mesh, dims))
-        return found
+        return self.bucket.shares(act.slots) if self.divided and act.slots else []
 
     def total(self, act: Round) -> None:
         """Compute the totals of a round."""
-        reference.total(self.plan, act, self.numbers)
+        assert self.bucket.kernel is not None
+        if act.totals:
+            with _on(self.bucket.device):
+                self.bucket.kernel.total(act, self.bucket.tables)
 
-    def finish(self) -> None:
-        """Write the new states of tensors and slices."""
-        for run in self.runs:
-            run.finish()
-
-    def fill(self, values: Mapping[str, float | Tensor]) -> None:
-        """Set numbers that are one for the whole optimizer."""
-        for name, value in values.items():
-            self.numbers[self.plan.numbers[name]] = float(value)
-
-    def number(self, name: str) -> float | Tensor:
-        """One of those numbers."""
-        return float(self.numbers[self.plan.numbers[name]])
-
-
-Runner = Launch | Interpreted
-
-
-@dataclass
-class Ready:
-    """A step up to its first launch.
-
-    `moves` are states that kernels will have in other memory; `numbers` those that are one for the whole
-    optimizer; `guard` knows the tensors.
-    """
-
-    runners: list[Runner]
-    work: Sequence[Work]
-    moves: Sequence[Move]
-    numbers: Mapping[str, Any]
-    stop: Tensor | None
-    guard: Guard
-
-    def launch(self) -> list[Runner]:
-        """Make the step, bucket by bucket; call it where no signal interrupts. Returns what was run."""
-        for move in self.moves:
-            move.old.data = move.new
-        for r in self.runners:
-            r.begin(self.stop)
-        advance(self.runners)
-        for r in self.runners:
-            r.finish()
-        kept: dict[str, float | Tensor] = {}
-        for r in self.runners if self.numbers else ():
-            for name, i in r.plan.finals.items():
-                kept.setdefault(name, r.number(f"@total{i}"))
-        for name, value in kept.items():
-            self.numbers[name].fill_(value)
-        self._store_host_states()
-        return self.runners
-
-    def _store_host_states(self) -> None:
-        for r in self.runners:
-            for name, n in () if r.bucket.counted else r.plan.host.items():
-                for w, row in zip(r.members, r.rows, strict=True):
-                    value = n.number if n.op is Op.CONST else r.values[row, int(n.value or 0)]
-                    w.states[name].fill_(float(value))
+    def end(self) -> None:
+        """Write the new states of tensors and slices, and those that the host has computed."""
+        assert self.bucket.kernel is not None
+        if self.plan.finish:
+            with _on(self.bucket.device):
+                self.bucket.kernel.finish(self.bucket.tables)
+        self.bucket.complete = True
+        for name, n in self.plan.host.items() if self.cells else ():
+            if n.op is Op.CONST:
+                self.cells[name].write(np.full(len(self.rows), n.number))
+            else:
+                column = np.array([row[int(n.value or 0)] for row in self.sent])
+                self.cells[name].write(column[self.rows])
 
 
-def advance(runners: Sequence[Runner]) -> None:
+def advance(runners: Sequence[Launch]) -> None:
     """Run every bucket to its end; a sum over all tensors waits for the part of each bucket that has one."""
     owners: dict[str, int] = {}
     for r in runners:

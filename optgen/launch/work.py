@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import is_
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ class Work:
     shard: Shard | None = None
     owner: Tensor | None = None
     counter: Tensor | None = None  # which the caller advances
+    launched: bool = True  # or only counted: of a tensor without elements
     counted: bool = False  # whether it is on the device, and `step` not known
 
     @property
@@ -69,22 +71,19 @@ def as_array(tensor: Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-def fact_of(w: Work, name: str) -> float:
-    """A shape fact, or the value of a state that the host computes."""
-    shape, numel = w.shape, float(math.prod(w.shape))
-    if name not in ("numel", "ndim", "rows", "cols") and name not in w.states:  # elements of a slice
-        sizes = [shape[int(name[4:-1])] if name.startswith("DIM") else shape[0] if len(shape) else 1]
-        return numel / sizes[0]
+def shape_fact(shape: Sequence[int], name: str) -> float:
+    """A fact about the shape of a whole parameter."""
     match name:
         case "numel":
-            return numel
+            return float(math.prod(shape))
         case "ndim":
             return float(len(shape))
         case "rows":
             return float(shape[-2]) if len(shape) >= 2 else 1.0
         case "cols":
             return float(shape[-1]) if len(shape) >= 1 else 1.0
-    return float(w.states[name].item())
+    size = shape[int(name[4:-1])] if name.startswith("DIM") else shape[0] if len(shape) else 1
+    return float(math.prod(shape)) / size  # elements of a slice
 
 
 def step_leaf(n: Node, options: Mapping[str, Any], step: float, facts: Mapping[str, float]) -> Any:
@@ -96,56 +95,91 @@ def step_leaf(n: Node, options: Mapping[str, Any], step: float, facts: Mapping[s
     return np.float64(facts[n.value or ""])
 
 
-Row = tuple[Mapping[str, Any], float, Mapping[str, float]]  # a group, its step, and host states and facts
+Row = tuple[Mapping[str, Any], float, Sequence[float]]  # a group, its step, host states and shape facts
+ARITHMETIC = (Op.ADD, Op.SUB, Op.MUL, Op.DIV)  # which Python writes as the rule does
+
+
+class Program(NamedTuple):
+    """Values per step as two Python functions: what hyperparameters alone decide, then what changes."""
+
+    hypers: tuple[str, ...]  # paths
+    facts: tuple[Node, ...]  # host states (LOAD) and facts about a shape (SHAPE)
+    fixed: Callable[..., tuple[Any, ...]]  # hyperparameters -> what `changing` takes
+    changing: Callable[..., list[float]]  # that, the step, facts -> the values
+
+
+@lru_cache(256)
+def program_of(nodes: tuple[Node, ...]) -> Program:
+    """The functions that compute some nodes, in float64 and by the meaning of each operation."""
+    order = toposort(nodes)
+    known: dict[str, Any] = {f"f{op.name}": meaning for op, meaning in MEANING.items()}
+    names = {n: f"v{i}" for i, n in enumerate(order)}
+    hypers = [n for n in order if n.op is Op.HYPER]
+    facts = [n for n in order if n.op in (Op.SHAPE, Op.LOAD)]
+    changing = {n for n in order if n.op is Op.COUNT} | {*facts}
+    lines: tuple[list[str], list[str]] = ([], [])
+    for n in order:
+        if n.op is Op.CONST:
+            known[names[n]] = literal(n)
+        if n.args:
+            late = not changing.isdisjoint(n.args)
+            changing |= {n} if late else set()
+            args = [names[a] for a in n.args]
+            text = f" {n.op.value} ".join(args) if n.op in ARITHMETIC else f"f{n.op.name}({', '.join(args)})"
+            lines[late].append(f"    {names[n]} = {text}")
+    used = dict.fromkeys([*(a for n in changing for a in n.args), *nodes])
+    passed = [names[n] for n in order if n in used and n not in changing and n.op is not Op.CONST]
+    results = ", ".join(f"float({names[n]})" for n in nodes)
+    count = next((names[n] for n in order if n.op is Op.COUNT), "t")
+    arguments = ", ".join([count, *(names[n] for n in facts)])
+    source = [
+        f"def fixed({', '.join(names[n] for n in hypers)}):",
+        *lines[0],
+        f"    return {''.join(name + ', ' for name in passed) or '()'}",
+        f"def changing(passed, {arguments}):",
+        *([f"    {''.join(name + ', ' for name in passed)} = passed"] if passed else []),
+        *lines[1],
+        f"    return [{results}]",
+    ]
+    exec("\n".join(source), known)
+    paths = tuple(n.value or "" for n in hypers)
+    return Program(paths, tuple(facts), known["fixed"], known["changing"])
 
 
 class Scalars:
-    """Values per step, as the host computes them: what to do is found once, and done group by group."""
+    """Values per step, as the host computes them, row by row; what a row's group has decided is kept."""
 
     def __init__(self, nodes: Sequence[Node]):
-        order = toposort(nodes)
-        place = {n: i for i, n in enumerate(order)}
-        inner = [(i, n) for i, n in enumerate(order) if n.args]
-        self.start = [literal(n) if n.op is Op.CONST else None for n in order]
-        leaves = [(i, n) for i, n in enumerate(order) if not n.args and n.op is not Op.CONST]
-        self.hypers = [(i, n.value or "", *path_of(n.value or "")) for i, n in leaves if n.op is Op.HYPER]
-        self.others = [(i, n) for i, n in leaves if n.op is not Op.HYPER]
-        self.tasks = [(i, MEANING[n.op], [place[a] for a in n.args]) for i, n in inner]
-        changing = {i for i, _ in self.others}
-        for i, _, args in self.tasks:
-            changing |= {i} if changing.intersection(args) else set()
-        self.changing = [task for task in self.tasks if task[0] in changing]
-        self.results = [place[n] for n in nodes]
-        self.known: dict[int, tuple[list[Any], list[Any]]] = {}  # by row: hyperparameters, and all values
+        self.program = program_of(tuple(nodes))
+        self.paths = [path_of(path) for path in self.program.hypers]
+        self.known: dict[int, tuple[list[Any], tuple[Any, ...]]] = {}  # by row
 
-    @np.errstate(all="ignore")
+    @property
+    def facts(self) -> tuple[Node, ...]:
+        """The host states and shape facts that a row needs, in order."""
+        return self.program.facts
+
     def rows(self, wanted: Iterable[Row]) -> list[list[float]]:
         """A row of values for each."""
-        return [self._row(number, *each) for number, each in enumerate(wanted)]
+        with np.errstate(all="ignore"):
+            return [self._row(number, *each) for number, each in enumerate(wanted)]
 
     def _row(
-        self, number: int, options: Mapping[str, Any], step: float, facts: Mapping[str, float]
+        self, number: int, options: Mapping[str, Any], step: float, facts: Sequence[float]
     ) -> list[float]:
         try:
-            given = [
-                options[name] if item is None else options[name][item] for _, _, name, item in self.hypers
-            ]
+            given = [options[name] if item is None else options[name][item] for name, item in self.paths]
         except (KeyError, TypeError, IndexError):
-            given = [lookup(options, text) for _, text, _, _ in self.hypers]  # which says what is wrong
+            given = [lookup(options, path) for path in self.program.hypers]  # which says what is wrong
         known = self.known.get(number)
         if known is not None and all(map(is_, known[0], given)):
-            values, tasks = known[1], self.changing
+            passed = known[1]
         else:
-            values, tasks = self.start.copy(), self.tasks
-            for (i, text, _, _), value in zip(self.hypers, given, strict=True):
-                values[i] = _number(text, value)
-        for i, n in self.others:
-            values[i] = step_leaf(n, options, step, facts)
-        for i, meaning, args in tasks:
-            values[i] = meaning(*[values[a] for a in args])
-        if not any(isinstance(value, Tensor) for value in given):  # which changes and stays the same object
-            self.known[number] = given, values
-        return [float(values[i]) for i in self.results]
+            numbers = map(_number, self.program.hypers, given)
+            passed = self.program.fixed(*numbers)
+            if not any(isinstance(value, Tensor) for value in given):  # which changes and stays the same
+                self.known[number] = given, passed
+        return self.program.changing(passed, np.float64(step), *map(np.float64, facts))
 
 
 def _number(path: str, value: Any) -> np.float64:

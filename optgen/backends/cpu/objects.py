@@ -207,26 +207,51 @@ def clear(starts: Any, reach: Any, places: Any, rows: Any) -> bool:
     return True
 
 
+@inline
+def number(place: int, double: bool) -> float:
+    """The number at an address, float64 or float32."""
+    if double:
+        return carray(pointer(place), 1, np.float64)[0]
+    return np.float64(carray(pointer(place), 1, np.float32)[0])
+
+
+@inline
+def put(place: int, double: bool, value: float) -> None:
+    """Write a number to an address, as float64 or float32."""
+    if double:
+        carray(pointer(place), 1, np.float64)[0] = value
+    else:
+        carray(pointer(place), 1, np.float32)[0] = np.float32(value)
+
+
 @compiled
-def range_of(places: Any, double: bool) -> Any:
-    """The least and the largest of numbers in memory, float64 or float32; two of NaN if one is."""
+def range_of(places: Any, doubles: Any) -> Any:
+    """The least and the largest of numbers in memory; two of NaN if one is."""
     least, most = np.inf, -np.inf
-    for place in places:
-        if double:
-            number = carray(pointer(place), 1, np.float64)[0]
-        else:
-            number = carray(pointer(place), 1, np.float32)[0]
-        if np.isnan(number):
-            return number, number
-        least, most = min(least, number), max(most, number)
+    for i in range(len(places)):
+        found = number(places[i], doubles[i])
+        if np.isnan(found):
+            return found, found
+        least, most = min(least, found), max(most, found)
     return least, most
 
 
 @compiled
-def add_one(places: Any, double: bool) -> None:
-    """Add 1 to numbers in memory, float64 or float32."""
-    for place in places:
-        if double:
-            carray(pointer(place), 1, np.float64)[0] += 1
-        else:
-            carray(pointer(place), 1, np.float32)[0] += 1
+def gather(places: Any, doubles: Any, found: Any) -> None:
+    """Read numbers in memory."""
+    for i in range(len(places)):
+        found[i] = number(places[i], doubles[i])
+
+
+@compiled
+def scatter(places: Any, doubles: Any, values: Any) -> None:
+    """Write numbers to memory."""
+    for i in range(len(places)):
+        put(places[i], doubles[i], values[i])
+
+
+@compiled
+def add_one(places: Any, doubles: Any) -> None:
+    """Add 1 to numbers in memory."""
+    for i in range(len(places)):
+        put(places[i], doubles[i], number(places[i], doubles[i]) + 1)
