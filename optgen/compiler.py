@@ -30,6 +30,7 @@ class Compiler:
     def __init__(self, program: Program):
         self.program = program
         self._specialised: dict[tuple[Facts, str | None], Program] = {}
+        self._stores: dict[tuple[Facts, str | None], list[str]] = {}
         self._planned: dict[tuple[Facts, str | None, tuple[str, ...]], Plan] = {}
 
     @staticmethod
@@ -99,12 +100,20 @@ class Compiler:
             self._specialised[key] = lower(self.program, self.named(facts), mode, facts.ndim)
         return self._specialised[key]
 
+    def stores(self, facts: Facts, mode: str | None = None) -> list[str]:
+        """The tensors that a step walks: p, g, element states and inputs."""
+        key = (facts, mode)
+        if key not in self._stores:
+            self._stores[key] = element_stores(self.specialised(facts, mode))
+        return self._stores[key]
+
     def planned(self, facts: Facts, codecs: Sequence[str], mode: str | None = None) -> Plan:
         """The plan for these facts and the storage of p, g and the element states, in order."""
         key = (facts, mode, tuple(codecs))
         if key not in self._planned:
             program = self.specialised(facts, mode)
-            self._planned[key] = plan(program, dict(zip(element_stores(program), codecs, strict=True)))
+            stores = self.stores(facts, mode)
+            self._planned[key] = plan(program, dict(zip(stores, codecs, strict=True)))
         return self._planned[key]
 
 
@@ -125,4 +134,4 @@ def planned(program: Program, dtype: str = "fp32", state_dtype: str | None = Non
     facts = compiler.facts(ndim=ndim)
     lowered = compiler.specialised(facts)
     kept = state_dtype or ("fp64" if dtype == "fp64" else "fp32")
-    return compiler.planned(facts, [kept if s in lowered.states else dtype for s in element_stores(lowered)])
+    return compiler.planned(facts, [kept if s in lowered.states else dtype for s in compiler.stores(facts)])

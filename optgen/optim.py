@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any, ClassVar, NoReturn, cast
 
 import torch
@@ -21,7 +22,7 @@ from optgen.counting import check_capture, scaling_of
 from optgen.facts import Facts
 from optgen.freezing import mark
 from optgen.handing import for_parameter, handed_to
-from optgen.ir import Extent, Program, State
+from optgen.ir import Extent, Op, Program, State
 from optgen.launch import (
     BACKENDS,
     CODEC_OF,
@@ -431,7 +432,7 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             tensor = kept.get(state.key)
             if tensor is None:
-                if not has_numbers(local(p)):
+                if state.init.op is Op.LOAD and not has_numbers(local(p)):
                     resolve(self._settings["backend"], local(p).device)
                     raise RuntimeError(f"{name_of(self.param_groups, *place[1:])} has no memory of its size")
                 made = self._launcher.initial(state, local(p), group, self._settings["state_dtype"])
@@ -449,7 +450,7 @@ class Optimizer(torch.optim.Optimizer):
     def _counter(self, place: Place, count: Any) -> Tensor:
         """A parameter's step count as a tensor: what is kept, or a new one of the number that is kept."""
         if count is None:
-            return torch.tensor(0.0, dtype=counter_dtype(), device="cpu")
+            return _zero(counter_dtype()).clone()
         try:
             plain = type(count) is Tensor and count.dtype in COUNTERS and not count.dim()
             if plain and has_room(count) and not (count.is_inference() or count.is_meta):
@@ -586,6 +587,13 @@ class Optimizer(torch.optim.Optimizer):
             (type(self).__name__, as_tuple(rule_text(self.program)), defaults, part_names(self.program)),
             self.__getstate__(),
         )
+
+
+@cache
+def _zero(dtype: torch.dtype) -> Tensor:
+    """No step, on the host; to be cloned, which is faster than to make a tensor of a number."""
+    with torch.inference_mode(False):
+        return torch.tensor(0.0, dtype=dtype, device="cpu")
 
 
 def _enter(entries: Entries) -> None:

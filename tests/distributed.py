@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 import optgen
 from optgen import library
 from optgen.ir import Extent
+from optgen.replay import Replay
 from optgen.settings import runnable
 
 warnings.filterwarnings("ignore", message=".*safe_globals|.*TypedStorage")
@@ -102,6 +103,31 @@ def deviation(a: torch.Tensor, b: torch.Tensor) -> float:
     if torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)):
         return 0.0
     return float((a - b).abs().max() / b.abs().max())
+
+
+def replays(names, divided, backend="cpu"):
+    """Of each rule how many of the steps after the first were replays, and how far it is from one process."""
+    mesh = mesh_of()
+    placements = [Shard(d) for d in divided]
+    found, original = {}, Replay.ready
+    try:
+        for name in names:
+            seen = []
+
+            def ready(self, *args, seen=seen):
+                made = original(self, *args)
+                seen.append(made is not None)
+                return made
+
+            whole, parts = pair(name, mesh, placements, backend)
+            train(*whole, range(4))
+            Replay.ready = ready
+            train(*parts, range(4))
+            Replay.ready = original
+            found[name] = sum(seen), compare(whole, parts)
+    finally:
+        Replay.ready = original
+    return found
 
 
 def compare(whole, parts) -> float:

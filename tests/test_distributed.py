@@ -40,6 +40,13 @@ def test_elementwise_rules_are_equal_to_the_bit(two, three):
             assert set(processes.run(do.agree, names, (0,), backend).values()) == {0.0}
 
 
+def test_the_fourth_step_is_a_replay(two):
+    names = ["adamw", "nadam", "sgld", *REDUCING]
+    found = two.run(do.replays, names, (0,))
+    assert {name: count for name, (count, _) in found.items()} == dict.fromkeys(names, 3)
+    assert max(far for _, far in found.values()) < TOLERANCE
+
+
 @pytest.mark.parametrize("divided", [(0,), (1,)], ids=["rows", "columns"])
 def test_trap_10_reductions_are_completed_over_all_parts(two, three, divided):
     for processes in (two, three):

@@ -21,7 +21,7 @@ from optgen.backends import Layout, View
 from optgen.compiler import Compiler
 from optgen.ir import Extent, Node, Op, Program, State
 from optgen.launch.buckets import Bucket
-from optgen.launch.door import Move, check, fitted, separate
+from optgen.launch.door import Move, check_all, fitted, fixed_of, free_of
 from optgen.launch.geometry import Geometry, geometry, slice_shape
 from optgen.launch.guards import guard
 from optgen.launch.overlap import check_memory
@@ -30,8 +30,6 @@ from optgen.launch.recording import (
     Ready,
     Recording,
     counters_of,
-    fixed_of,
-    free_of,
     increment_versions,
     part_of,
     places_of,
@@ -49,7 +47,7 @@ from optgen.launch.work import (
     step_leaf,
 )
 from optgen.locks import lock
-from optgen.plan import Plan, element_stores
+from optgen.plan import Plan
 from optgen.semantics import evaluate
 
 __all__ = [
@@ -106,10 +104,12 @@ class Launcher:
         value = state.init
         if state.extent is Extent.ELEMENT:
             kind = dtype or param.dtype
-            like = torch.empty_like(param, dtype=kind, memory_format=torch.preserve_format)
             if value.op is Op.LOAD:
+                like = torch.empty_like(param, dtype=kind, memory_format=torch.preserve_format)
                 return like.copy_(param.detach())
-            return like.fill_(self.number(value, options))
+            return torch.full_like(
+                param, self.number(value, options), dtype=kind, memory_format=torch.preserve_format
+            )
         if state.extent.sliced:
             kind = torch.float64 if param.dtype is torch.float64 else torch.float32
             return torch.full(
@@ -122,6 +122,8 @@ class Launcher:
     @staticmethod
     def number(value: Node, options: Mapping[str, Any]) -> float:
         """An expression of hyperparameters as a number."""
+        if value.op is Op.CONST:
+            return value.number
         return float(evaluate([value], lambda n: step_leaf(n, options, 0.0, {}))[value])
 
     def run(self, *args: Any, **more: Any) -> None:
@@ -202,31 +204,32 @@ class Launcher:
         self._recordings[mode] = made
         return made, moves
 
+    def _backends(self, work: Sequence[Work]) -> dict[torch.device, str]:
+        """The back end for each device that something is launched on."""
+        devices = dict.fromkeys(w.param.device for w in work if w.launched)
+        return {device: resolve(self.backend, device) for device in devices}
+
     def _admit(
         self, work: Sequence[Work], groups: Sequence[Mapping[str, Any]], mode: str | None
     ) -> tuple[list[Plan | None], list[Move]]:
         """Every part's plan, once its tensors have passed the door, and states that must move first."""
-        for device in {w.param.device: None for w in work if w.launched}:
-            resolve(self.backend, device)
+        self._backends(work)
         states = [self.compiler.specialised(w.facts).states for w in work]
-        for w, declared in zip(work, states, strict=True):
-            check(w, declared, groups)
-        separate(work, states, groups)
+        check_all(work, states, groups)
         plans: list[Plan | None] = []
         moves: list[Move] = []
         for w, declared in zip(work, states, strict=True):
             if not w.launched:
                 plans.append(None)
                 continue
-            stores = element_stores(self.compiler.specialised(w.facts, mode))
-            codecs = [CODEC_OF[w.tensor(s).dtype] for s in stores]
+            codecs = [CODEC_OF[w.tensor(s).dtype] for s in self.compiler.stores(w.facts, mode)]
             plans.append(made := self.compiler.planned(w.facts, codecs, mode))
             moves += fitted(w, declared, made.real)
         return plans, moves
 
     def _even(self, w: Work, made: Plan) -> bool:
         """Whether a GPU may load several elements of a part at once; see `Layout.dims`."""
-        if resolve(self.backend, w.param.device) != "triton":
+        if w.param.device.type == "cpu" and self.backend != "triton":
             return True
         lines = View.of(w.param.shape, made.slices).columns * bool(made.slices)
         return lines % WIDEST == 0 and all(w.tensor(s).data_ptr() % WIDEST == 0 for s in made.codecs)
@@ -235,6 +238,7 @@ class Launcher:
         self, work: Sequence[Work], plans: Sequence[Plan | None], even: Sequence[bool]
     ) -> list[Bucket]:
         found: dict[tuple[Any, ...], Bucket] = {}
+        backends = self._backends(work)
         for i, (w, made) in enumerate(zip(work, plans, strict=True)):
             if made is None:
                 continue
@@ -245,7 +249,7 @@ class Launcher:
                 w.counter.dtype if w.counted and w.counter is not None else None,
             )
             codecs = tuple(made.codecs.values())
-            backend, block = resolve(self.backend, w.param.device), None
+            backend, block = backends[w.param.device], None
             if backend == "triton" and made.slices:
                 from optgen.backends.triton import block_of
 

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from optgen.ir import Extent, State
 from optgen.launch.geometry import geometry, slice_shape
-from optgen.launch.guards import Spans, extent_of
+from optgen.launch.guards import Spans, Survey, extent_of
 from optgen.launch.overlap import overlapping
 from optgen.launch.work import CODEC_OF, SUPPORTED, Work
 
 Groups = Sequence[Mapping[str, Any]]
+Where = tuple[np.ndarray, np.ndarray]  # addresses and bytes, int64
 
 
 class Move(NamedTuple):
@@ -31,6 +32,69 @@ class Move(NamedTuple):
 
     old: Tensor
     new: Tensor
+
+
+def check_all(work: Sequence[Work], states: Sequence[Mapping[str, State]], groups: Groups) -> None:
+    """Check every tensor of a step, and copy gradients and inputs that lie in memory which it writes.
+
+    Args:
+        work: the step.
+        states: of each part, what the program says of its states.
+        groups: for names.
+
+    Raises:
+        RuntimeError: a tensor is not what a kernel takes.
+        ValueError: elements of a parameter share memory, or two tensors that the step writes overlap.
+    """
+    fixed, free = fixed_of(work), free_of(work)
+    survey = Survey.of([*fixed, *free])
+    plain = [] if survey is None else survey.plain.tolist()
+    at, later = 0, len(fixed)
+    for w, declared in zip(work, states, strict=True):
+        count = (1 + len(w.states)) * w.launched + (w.counter is not None)
+        handed = ((w.grad is not None) + len(w.inputs)) * w.launched
+        alike = all(plain[at : at + count]) and all(plain[later : later + handed])
+        at, later = at + count, later + handed
+        if not (plain and alike and _fits(w, declared)):
+            check(w, declared, groups)
+    if survey is None:
+        separate(work, states, groups, _spans(fixed), _spans(free))
+    else:
+        starts, sizes, count = survey.starts, survey.sizes, len(fixed)
+        separate(work, states, groups, (starts[:count], sizes[:count]), (starts[count:], sizes[count:]))
+
+
+def fixed_of(work: Sequence[Work]) -> list[Tensor]:
+    """What a step writes, in order: of each part the parameter, its states and its counter."""
+    found: list[Tensor] = []
+    for w in work:
+        found += [w.param, *w.states.values()] if w.launched else []
+        found += [] if w.counter is None else [w.counter]
+    return found
+
+
+def free_of(work: Sequence[Work]) -> list[Tensor]:
+    """What a step only reads, in order: of each part the gradient and the inputs."""
+    found: list[Tensor] = []
+    for w in work:
+        if w.launched:
+            found += [*([] if w.grad is None else [w.grad]), *w.inputs.values()]
+    return found
+
+
+def _fits(w: Work, states: Mapping[str, State]) -> bool:
+    """Whether plain tensors have the shapes that they must have."""
+    shape = w.param.shape
+    for name, tensor in w.states.items():
+        extent = states[name].extent
+        if tensor.shape != (shape if extent is Extent.ELEMENT else _shape(w.param, extent)):
+            return False
+    return (w.grad is None or w.grad.shape == shape) and all(x.shape == shape for x in w.inputs.values())
+
+
+def _shape(param: Tensor, extent: Extent) -> tuple[int, ...]:
+    """The shape of a state that has no value for each element."""
+    return slice_shape(param, extent) if extent.sliced else ()
 
 
 def check(w: Work, states: Mapping[str, State], groups: Groups) -> None:
@@ -61,7 +125,7 @@ def check(w: Work, states: Mapping[str, State], groups: Groups) -> None:
             if tensor.dtype not in CODEC_OF:
                 refuse(w, groups, what, f"is {tensor.dtype}", SUPPORTED)
         else:
-            shape = slice_shape(w.param, state.extent) if state.extent.sliced else ()
+            shape = _shape(w.param, state.extent)
             if not tensor.is_floating_point():
                 refuse(w, groups, what, f"is {tensor.dtype}", "floating-point numbers")
         if tuple(tensor.shape) != shape:
@@ -103,13 +167,17 @@ def fitted(w: Work, states: Mapping[str, State], real: str) -> list[Move]:
     return moves
 
 
-def separate(work: Sequence[Work], states: Sequence[Mapping[str, State]], groups: Groups) -> None:
+def separate(
+    work: Sequence[Work], states: Sequence[Mapping[str, State]], groups: Groups, fixed: Where, free: Where
+) -> None:
     """Copy gradients and inputs that lie in memory which the step writes.
 
     Args:
         work: the step.
         states: of each part, what the program says of its states.
         groups: for names.
+        fixed: where what is written lies, and how many bytes each spans.
+        free: where what is only read lies.
 
     Raises:
         ValueError: two tensors that it writes, step counts too, overlap, or are one; the message names them.
@@ -119,33 +187,28 @@ def separate(work: Sequence[Work], states: Sequence[Mapping[str, State]], groups
         if id(w.param if w.owner is None else w.owner) in seen:
             raise ValueError(f"{called(w, groups)} is there twice: take it out of one place")
         seen.add(id(w.param if w.owner is None else w.owner))
-    names, fixed = [], []
-    for w, declared in zip(work, states, strict=True):
-        if w.launched:
-            names += [(w, what) for what in ("", *(f"state '{declared[name].key}'" for name in w.states))]
-            fixed += [w.param, *w.states.values()]
-        if w.counter is not None:
-            names.append((w, "state 'step'"))
-            fixed.append(w.counter)
-    spans = Spans(*_spans(fixed))
-    if not spans.disjoint() and (found := overlapping(fixed)) is not None:
+    spans = Spans(*fixed)
+    written = [] if spans.disjoint() else fixed_of(work)
+    if written and (found := overlapping(written)) is not None:
+        names: list[tuple[Work, str]] = []
+        for w, declared in zip(work, states, strict=True):
+            mine = ["", *(f"state '{declared[name].key}'" for name in w.states)] if w.launched else []
+            names += [(w, what) for what in (*mine, *([] if w.counter is None else ["state 'step'"]))]
         (a, what), (b, other) = (names[i] for i in found)
-        shapes = " and ".join(str(tuple(fixed[i].shape)) for i in found)
+        shapes = " and ".join(str(tuple(written[i].shape)) for i in found)
         raise ValueError(
             f"{_thing(a, groups, what)} and {_thing(b, groups, other)}, of shapes {shapes}, overlap in "
             "memory, so a step of one would change the other: give one of them its own, tensor.clone()"
         )
-    launched = [w for w in work if w.launched]
-    free = [t for w in launched for t in (*([] if w.grad is None else [w.grad]), *w.inputs.values())]
-    if spans.clear_of(*_spans(free)):
+    if spans.clear_of(*free):
         return
-    for w in launched:
-        if w.grad is not None and not spans.clear_of(*_spans([w.grad])):
+    for w in work:
+        if w.launched and w.grad is not None and not spans.clear_of(*_spans([w.grad])):
             w.grad = w.grad.clone()
         w.inputs = {n: x if spans.clear_of(*_spans([x])) else x.clone() for n, x in w.inputs.items()}
 
 
-def _spans(tensors: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def _spans(tensors: Sequence[Tensor]) -> Where:
     """Where tensors lie, and how many bytes each spans."""
     starts = np.array([t.data_ptr() for t in tensors], np.int64)
     return starts, np.array([extent_of(t) for t in tensors], np.int64)

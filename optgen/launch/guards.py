@@ -30,6 +30,7 @@ GUARDS: Any = getattr(torch._C._dynamo, "guards", None)  # private to torch, and
 TensorGuards: Any = getattr(GUARDS, "TensorGuards", None)
 FACTS = ("data_ptr", "storage_size", "dtype", "storage_offset", "device_index", "dim", "sizes", "strides")
 Tensors = list[Tensor]
+PLAIN = (Tensor, torch.nn.Parameter)  # most tensors are no more than that
 TRIES = 9  # a word that nobody has set looks like one of those that are searched once in two thousand
 _IMPL = 22  # words that a tensor in C++ has at least
 _COUNTER = 7  # numbers of 32 bits that a version counter in C++ has at least
@@ -133,27 +134,16 @@ class CompiledGuard(Guard):
 
     def __init__(self, fixed: Tensors, free: Tensors, module: ModuleType):
         self.module, self.count = module, len(fixed)
-        self.look = _look(), c_function("PyList_GetItem")
+        self.look = looks()
         self.types = {type(t) for t in (*fixed, *free)}  # kept, so that no other type gets its address
-        (*kinds, places), (*self.free_kinds, self.moved) = self._facts(fixed), self._facts(free)
+        written, read = facts_of(fixed, module), facts_of(free, module)
+        if written is None or read is None:
+            raise RuntimeError("torch cannot describe a tensor of this step: it has no memory of its own")
+        (*kinds, places), (*self.free_kinds, self.moved) = written, read
         self.kinds, self.rows = kinds, self.free_kinds[0]
         self.addresses = np.concatenate([places, self.moved])
         self.fixed, self.free_places = self.addresses[: self.count], self.addresses[self.count :]
         self.spans = Spans(self.fixed, kinds[0][:, 7])
-
-    def _facts(self, tensors: Tensors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A row of what must stay the same for each, sizes and strides of all, and where they lie; int64.
-
-        A row has the type, lazy views, bytes of the storage, dtype, device, dimensions, bytes of an element
-        and of all that it spans.
-        """
-        rows, places = np.zeros((len(tensors), 8), np.int64), np.zeros(len(tensors), np.int64)
-        rows[:, 6] = [t.element_size() for t in tensors]
-        if not self.module.describe(*self.look, id(tensors), rows, places):
-            raise RuntimeError("torch cannot describe a tensor of this step: it has no memory of its own")
-        sizes = np.zeros(2 * int(rows[:, 5].sum()), np.int64)
-        self.module.measure(*self.look, id(tensors), rows, sizes)
-        return rows, sizes, places
 
     def find(self, fixed: Tensors, free: Tensors) -> np.ndarray | None:
         """Where all tensors lie, int64, fixed ones first, if they are what they were; until the next call."""
@@ -173,6 +163,63 @@ class CompiledGuard(Guard):
     def change(self, fixed: Tensors) -> None:
         """Tell autograd that the fixed tensors, which have just been found, are written."""
         self.module.change(*self.look, id(fixed), len(fixed))
+
+
+def looks() -> tuple[Any, int]:
+    """What compiled code looks at a list of tensors with."""
+    return _look(), c_function("PyList_GetItem")
+
+
+def facts_of(tensors: Tensors, module: ModuleType) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """A row of what must stay the same for each, sizes and strides of all, and where they lie; int64.
+
+    A row has the type, lazy views, bytes of the storage, dtype, device, dimensions, bytes of an element and
+    of all that it spans, whether it is contiguous, and at which element of the storage it begins. None if
+    torch cannot describe one.
+    """
+    rows, places = np.zeros((len(tensors), 10), np.int64), np.zeros(len(tensors), np.int64)
+    rows[:, 6] = [t.element_size() for t in tensors]
+    if not module.describe(*looks(), id(tensors), rows, places):
+        return None
+    sizes = np.zeros(2 * int(rows[:, 5].sum()), np.int64)
+    module.measure(*looks(), id(tensors), rows, sizes)
+    return rows, sizes, places
+
+
+class Survey:
+    """Many tensors at a glance: where they lie, how many bytes each spans, and which are plain.
+
+    A plain one is a contiguous tensor of the host's memory, all of which is there, with floating-point
+    numbers that no lazy view changes.
+    """
+
+    def __init__(self, tensors: Tensors, rows: np.ndarray, starts: np.ndarray):
+        self.starts, self.sizes = starts, rows[:, 7]
+        types, key, dtypes = _plain()
+        plain = np.isin(rows[:, 0], types) & (rows[:, 1] == key) & np.isin(rows[:, 3], dtypes)
+        there = (rows[:, 9] * rows[:, 6] + rows[:, 7] <= rows[:, 2]) & ((starts != 0) | (rows[:, 7] == 0))
+        self.plain = plain & there & (rows[:, 8] == 1)
+
+    @staticmethod
+    def of(tensors: Tensors) -> Survey | None:
+        """A survey, where there are so many that it pays; None too where one is no tensor with memory."""
+        module = compiled() if len(tensors) >= MANY else None
+        if module is None or not all(type(t) in PLAIN for t in tensors):
+            return None
+        found = facts_of(tensors, module)
+        return None if found is None else Survey(tensors, found[0], found[2])
+
+
+@cache
+def _plain() -> tuple[list[int], int, list[int]]:
+    """The types, the word for lazy views and the dtypes of plain tensors."""
+    module = compiled()
+    assert module is not None
+    kinds = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    with torch.device("cpu"), torch.inference_mode(False):
+        found = facts_of([torch.zeros(1, dtype=kind) for kind in kinds], module)
+    assert found is not None
+    return list(map(id, PLAIN)), int(found[0][0, 1]), found[0][:, 3].tolist()
 
 
 def guard(fixed: Tensors, free: Tensors, warm: bool = False) -> Guard:

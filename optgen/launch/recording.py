@@ -20,7 +20,7 @@ from optgen.facts import lookup
 from optgen.ir import Node, Op, toposort
 from optgen.launch.buckets import Bucket
 from optgen.launch.cells import StepCounters
-from optgen.launch.door import Move
+from optgen.launch.door import Move, fixed_of
 from optgen.launch.guards import Guard, guard
 from optgen.launch.runners import Launch, Moment, advance
 from optgen.launch.work import Work
@@ -129,25 +129,6 @@ def _alike(a: Any, b: Any) -> bool:
         one, other = (a, b) if isinstance(a, Tensor) else (b, a)
         return one.numel() == 1 and bool(one.item() == other)
     return bool(a == b)
-
-
-def fixed_of(work: Sequence[Work]) -> list[Tensor]:
-    """The tensors that a step writes: of each part its parameter, its states and its counter."""
-    found: list[Tensor] = []
-    for w in work:
-        found += [w.param, *w.states.values()] if w.launched else []
-        if w.counter is not None:
-            found.append(w.counter)
-    return found
-
-
-def free_of(work: Sequence[Work]) -> list[Tensor]:
-    """The tensors that a step only reads: of each part its gradient and its inputs."""
-    found: list[Tensor] = []
-    for w in work:
-        if w.launched:
-            found += [*([] if w.grad is None else [w.grad]), *w.inputs.values()]
-    return found
 
 
 def part_of(w: Work) -> tuple[Any, ...]:

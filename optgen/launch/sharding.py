@@ -25,9 +25,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from optgen.backends.numpy import NEUTRAL
 from optgen.ir import Extent, Op
 from optgen.launch.geometry import kept_dims
+from optgen.launch.guards import PLAIN
 from optgen.plan import Reduction
 
-PLAIN = (Tensor, torch.nn.Parameter)  # most tensors are no more than that
 EVERY = 1 << 62  # more elements than there are: nothing is skipped
 
 

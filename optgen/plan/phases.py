@@ -128,23 +128,23 @@ class Plan:
         loads = {n.value or "" for n in toposort(self.totals) if n.op is Op.LOAD}
         return {name: i for i, name in enumerate([*names, *sorted(loads)])}
 
-    @property
+    @cached_property
     def logical(self) -> bool:
         """Whether it matters which element is which, so that no tensor is walked in another order."""
         return bool(self.slices) or any(n.op is Op.INDEX for n in toposort(self.roots))
 
-    @property
+    @cached_property
     def random(self) -> bool:
         """Whether random numbers are drawn."""
         return any(n.op is Op.KEY for n in toposort(self.roots))
 
-    @property
+    @cached_property
     def stores(self) -> tuple[str, ...]:
         """The element stores that any phase touches, in a fixed order."""
         touched = {s for phase in self.phases for s in (*phase.loads, *phase.stores)}
         return tuple(s for s in self.codecs if s in touched)
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Bytes that a step moves per element."""
         return sum(phase.bytes for phase in self.phases)

@@ -131,24 +131,26 @@ def describe(look: Any, item: int, of: int, rows: Any, places: Any) -> bool:
             return False
         rows[i, 0], rows[i, 1] = word(what + TYPE), word(word(what + CPP) + 8 * look[KEY])
         rows[i, 2], rows[i, 3], rows[i, 4] = found[1], found[2] & 0xFFFFFFFF, found[4] & 0xFFFFFFFF
-        rows[i, 5], places[i] = found[5], found[0]
+        rows[i, 5], rows[i, 9], places[i] = found[5], found[3], found[0]
     return True
 
 
 @compiled
 def measure(look: Any, item: int, of: int, rows: Any, sizes: Any) -> None:
-    """Fill sizes and strides of the tensors in a list, and the bytes that each spans."""
+    """Fill sizes and strides of the tensors in a list, the bytes that each spans, and if it is contiguous."""
     found = np.zeros(FACTS, np.int64)
     at = 0
     for i in range(len(rows)):
         tell(look, call2(item, of, i) + 16, found, SIZES, 2)
         dims = rows[i, 5]
-        reach, empty = 1, False
-        for d in range(dims):
-            sizes[at + d], sizes[at + dims + d] = word(found[SIZES] + 8 * d), word(found[SIZES + 1] + 8 * d)
-            reach += (sizes[at + d] - 1) * sizes[at + dims + d]
-            empty = empty or sizes[at + d] == 0
-        rows[i, 7] = 0 if empty else reach * rows[i, 6]
+        reach, empty, whole, dense = 1, False, True, 1
+        for d in range(dims - 1, -1, -1):
+            size, stride = word(found[SIZES] + 8 * d), word(found[SIZES + 1] + 8 * d)
+            sizes[at + d], sizes[at + dims + d] = size, stride
+            reach += (size - 1) * stride
+            whole = whole and (size == 1 or stride == dense)
+            empty, dense = empty or size == 0, dense * size
+        rows[i, 7], rows[i, 8] = 0 if empty else reach * rows[i, 6], empty or whole
         at += 2 * dims
 
 

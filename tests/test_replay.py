@@ -1,19 +1,22 @@
-"""Steps that repeat the one before: the same bits as ordinary ones, whatever changes in between."""
+"""Steps that replay the one before: the same bits as recorded ones, whatever changes in between."""
 
 import copy
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import optgen
-from optgen import counting, watching
+from optgen import library, release, watching
 from optgen.backends.triton import interpreting
+from optgen.ir import Extent
 from optgen.launch import Launch, guards
+from optgen.launch.cells import Cells, StepCounters
 from optgen.launch.guards import MANY, CompiledGuard, guard
-from optgen.steady import Steady
+from optgen.replay import WARM, Replay
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="runs other back ends")
 
@@ -35,26 +38,62 @@ def groups_of(params):
 
 @pytest.fixture
 def repeated(monkeypatch):
-    """How many steps were repeated."""
+    """Of each step that could be one, whether it was a replay."""
     found = []
-    original = Steady.repeat
+    original = Replay.ready
 
-    def repeat(self, *args):
-        done = original(self, *args)
-        found.append(done)
-        return done
+    def ready(self, *args):
+        made = original(self, *args)
+        found.append(made is not None)
+        return made
 
-    monkeypatch.setattr(Steady, "repeat", repeat)
+    monkeypatch.setattr(Replay, "ready", ready)
     return found
+
+
+def step(optimizer, params, k):
+    """A step of new gradients, with whatever else the rule is handed."""
+    fill(params, k)
+    generator = torch.Generator().manual_seed(100 + k)
+    handed = {}
+    for name, given in optimizer.program.inputs.items():
+        one = given.extent is Extent.ALL
+        values = [torch.rand(p.shape, generator=generator) for p in params]
+        handed[name] = torch.tensor(1.0 + k) if one else values
+    optimizer.step(**handed)
+
+
+@pytest.mark.parametrize("name", sorted(library.optimizers()))
+def test_the_fourth_step_of_every_rule_is_a_replay(monkeypatch, repeated, name):
+    """So are the second and the third, with the bits of recorded steps."""
+    runs = []
+    for replayed in (True, False):
+        if not replayed:
+            monkeypatch.setattr(Replay, "of", lambda *args: None)
+        params = [*parameters(), nn.Parameter(torch.empty(0, 3))]
+        groups = [{"params": params[:2]}, {"params": params[2:]}]
+        optimizer = getattr(optgen, name)(groups, backend="cpu")
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 / (1 + k))
+        for k in range(5):
+            step(optimizer, params, k)
+            scheduler.step()
+        runs.append([*params, *(v for p in params for v in optimizer.state[p].values())])
+        assert repeated == [True] * 4
+    assert all(map(same, *runs))
+
+
+def same(a, b):
+    """Whether two tensors have the same bits, NaN in the same places."""
+    return torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "numpy"])
 @pytest.mark.parametrize("name", ["AdamW", "SGD", "LAMB", "Lion"])
-def test_a_steady_step_has_the_bits_of_an_ordinary_one(monkeypatch, repeated, name, backend):
+def test_a_replay_has_the_bits_of_a_recorded_step(monkeypatch, repeated, name, backend):
     runs = []
-    for steady in (True, False):
-        if not steady:
-            monkeypatch.setattr(Steady, "of", lambda *args: None)
+    for replayed in (True, False):
+        if not replayed:
+            monkeypatch.setattr(Replay, "of", lambda *args: None)
         params = parameters()
         optimizer = getattr(optgen, name)(groups_of(params), lr=0.1, backend=backend)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
@@ -64,7 +103,7 @@ def test_a_steady_step_has_the_bits_of_an_ordinary_one(monkeypatch, repeated, na
             scheduler.step()
         runs.append([*params, *(v for p in params for v in optimizer.state[p].values())])
     assert all(map(torch.equal, *runs))
-    assert repeated == ([True] * 5 if backend == "cpu" else [])
+    assert repeated == [True] * 5
 
 
 def lr(optimizer, params):
@@ -135,6 +174,7 @@ def state_gone(optimizer, params):
 
 def counter_changed(optimizer, params):
     optimizer.state[params[1]]["step"].fill_(40.0)
+    return True
 
 
 def counter_replaced(optimizer, params):
@@ -174,9 +214,9 @@ CHANGES = [
 def test_a_change_is_noticed(monkeypatch, repeated, change):
     """Whether the step is repeated or not, it does what an ordinary one does."""
     runs = []
-    for steady in (True, False):
-        if not steady:
-            monkeypatch.setattr(Steady, "of", lambda *args: None)
+    for replayed in (True, False):
+        if not replayed:
+            monkeypatch.setattr(Replay, "of", lambda *args: None)
         params = parameters()
         optimizer = optgen.AdamW(groups_of(params), lr=0.1, backend="cpu")
         for k in range(7):
@@ -185,7 +225,7 @@ def test_a_change_is_noticed(monkeypatch, repeated, change):
                 same = bool(change(optimizer, params))
                 repeated.clear()
             optimizer.step()
-            if k == 3 and steady:
+            if k == 3 and replayed:
                 assert repeated == [same]
         kept = [p for group in optimizer.param_groups for p in group["params"]]
         runs.append([*kept, *(v for p in kept for v in optimizer.state[p].values())])
@@ -243,14 +283,87 @@ def test_sparse_gradients_are_refused_as_ever(repeated):
         optimizer.step()
 
 
-def test_what_is_never_repeated(repeated):
-    for name in ("NAdam", "SGLD", "Adafactor", "Prodigy"):  # host state, noise, slices, numbers for all
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "LAMB", "Prodigy"])
+def test_under_a_scaler_the_fourth_step_is_a_replay(repeated, name):
+    params, twins = parameters(), parameters()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    one = getattr(optgen, name)(params, fused=True, backend="cpu")
+    two = getattr(optgen, name)(twins, backend="cpu")
+    for k in range(5):
+        fill(params, k)
+        fill(twins, k)
+        scaler.scale(torch.ones(()))
+        for p in params:
+            p.grad *= 8.0
+        if k == 2:  # a step that is none, between replays
+            kept = [p.grad.clone() for p in params]
+            params[0].grad.fill_(torch.inf)
+            scaler.step(one)
+            for p, g in zip(params, kept, strict=True):
+                p.grad = g
+            one.found_inf, one.grad_scale = torch.zeros(()), torch.tensor(8.0)
+            one.step()
+            del one.found_inf, one.grad_scale
+            scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        else:
+            scaler.step(one)
+            scaler.update(8.0)
+        two.step()
+    assert all(map(torch.equal, params, twins))
+    assert repeated.count(False) == 0
+    assert repeated.count(True) == 8
+
+
+def test_with_gradient_release_the_fourth_step_of_each_parameter_is_a_replay(repeated):
+    model, twin = (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)) for _ in range(2))
+    twin.load_state_dict(model.state_dict())
+    released = optgen.NAdam(model.parameters(), lr=0.1)
+    ordinary = optgen.NAdam(twin.parameters(), lr=0.1)
+    with release.attach(released):
+        for k in range(5):
+            x = torch.full((2, 3), 1.0 + k)
+            model(x).sum().backward()
+    assert repeated == [True] * 16
+    for k in range(5):
+        ordinary.zero_grad()
+        twin(torch.full((2, 3), 1.0 + k)).sum().backward()
+        ordinary.step()
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
+
+
+def test_parameters_at_steps_of_their_own_are_replayed(repeated):
+    """Rows of scalars follow from each count, and host states from each parameter's own."""
+    runs = []
+    for backend in ("cpu", "numpy"):
         params = parameters()
-        optimizer = getattr(optgen, name)(params, backend="cpu")
-        for k in range(3):
+        optimizer = optgen.NAdam(groups_of(params), lr=0.1, backend=backend)
+        for k in range(8):
             fill(params, k)
+            if k < 2:
+                params[k].grad = None  # these two are behind the others
             optimizer.step()
-    assert repeated == []
+        runs.append(params)
+        counts = [optimizer.state[p]["step"].item() for p in params]
+        assert counts == [7.0, 7.0, 8.0, 8.0]
+    assert all(map(torch.equal, *runs))
+    assert repeated == 2 * [False, False, *[True] * 5]
+
+
+def test_a_few_tensors_are_compared_in_compiled_code_in_the_long_run(repeated):
+    params, twins = parameters(), parameters()
+    one, two = optgen.AdamW(params), optgen.AdamW(twins, backend="numpy")
+    for k in range(WARM + 5):
+        for p, q in zip(params, twins, strict=True):
+            p.grad = torch.full_like(p, 1.0 + k % 3)
+            q.grad = p.grad.clone()
+        one.step()
+        two.step()
+    assert all(repeated)
+    assert isinstance(one._launcher.replay.recording.guard, CompiledGuard)
+    assert all(map(torch.equal, params, twins))
+    params[0].data = params[0].data.clone()
+    one.step()
+    assert repeated[-1] is False
 
 
 def test_versions_and_hooks():
@@ -282,18 +395,31 @@ def test_copies_have_their_own():
     assert all(map(torch.equal, params, others))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_many_counters_are_read_and_advanced_in_one_call(dtype):
-    counters = tuple(torch.tensor(3.0, dtype=dtype) for _ in range(MANY))
-    found = guard(list(counters), [])
-    count = counting.Count(counters, found.addresses, found)
-    assert count.module is not None
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize("dtypes", [[torch.float32], [torch.float64], [torch.float32, torch.float64]])
+def test_counters_are_read_and_advanced_by_address(dtypes, many):
+    kinds = dtypes * (MANY if many else 3)
+    counters = [torch.tensor(3.0, dtype=kind) for kind in kinds]
+    places = np.array([c.data_ptr() for c in counters])
+    count = StepCounters(counters, places, [False] * len(counters))
+    assert (count.cells.module is not None) == many
     assert count.read(counters) == 3.0
-    count.advance(counters)
-    assert [c.item() for c in counters] == [4.0] * MANY
-    counters[7].fill_(9.0)
-    assert count.read(counters) is None
+    count.advance(counters, None)
+    assert [c.item() for c in counters] == [4.0] * len(counters)
+    count.advance(counters, torch.tensor(1.0))
+    counters[1].fill_(9.0)
+    assert count.read(counters).tolist() == [c.item() for c in counters]
     assert sorted({c.item() for c in counters}) == [4.0, 9.0]
+    counters[0].fill_(torch.nan)
+    assert count.read(counters) is None
+    cells = Cells(places, np.array([c.dtype is torch.float64 for c in counters]))
+    cells.write(np.arange(len(counters)) + 0.1)
+    exact = [torch.tensor(i + 0.1, dtype=kind).item() for i, kind in enumerate(kinds)]
+    assert [c.item() for c in counters] == exact
+
+
+def lists_of(groups):
+    return [group["params"] for group in groups]
 
 
 def watched(many):
@@ -302,8 +428,8 @@ def watched(many):
     state = {p: {"step": torch.tensor(1.0), "exp_avg": torch.randn(5)} for p in params}
     groups = [{"params": params[:2]}, {"params": params[2:]}]
     wanted = [x for p in params for x in (p, *state[p].values())]
-    found = watching.watch(groups, state, wanted)
-    assert list(map(id, found.find(groups, state))) == list(map(id, wanted))
+    found = watching.watch(lists_of(groups), state, wanted)
+    assert list(map(id, found.find(lists_of(groups), state))) == list(map(id, wanted))
     assert isinstance(found, watching.CompiledWatch) == many
     return groups, state, found
 
@@ -378,9 +504,9 @@ def kept_added(groups, state):
 def test_a_watch_sees_every_change(change, many):
     groups, state, found = watched(many)
     gc.collect()
-    assert found.find(groups, state)
+    assert found.find(lists_of(groups), state)
     change(groups, state)
-    assert found.find(groups, state) is None
+    assert found.find(lists_of(groups), state) is None
 
 
 @pytest.mark.parametrize("many", [True, False])
@@ -390,7 +516,7 @@ def test_a_watch_takes_equal_groups_and_state(many):
     for p in groups[0]["params"]:
         p.detach().add_(1.0)
         state[p]["exp_avg"].fill_(0.0)
-    assert found.find(others, state)
+    assert found.find(lists_of(others), state)
 
 
 def guarded(many):
@@ -500,7 +626,7 @@ def test_what_is_private_to_torch_may_be_missing(monkeypatch, repeated, missing)
             fill(found, k)
             optimizer.step()
     assert all(map(torch.equal, params, twins))
-    assert repeated == [True] * 2
+    assert repeated == [True] * 4
 
 
 def test_many_parameters(repeated):
@@ -516,7 +642,7 @@ def test_many_parameters(repeated):
     assert all(x < y for x, y in zip(before, after, strict=True))  # counters too: a store reads them
     assert all(map(torch.equal, one, two))
     assert [s["step"].item() for s in a.state.values()] == [4.0] * MANY
-    assert repeated == [True] * 3
+    assert repeated == [True] * 6
 
 
 def test_a_launch_that_fails_counts_no_step(monkeypatch):
@@ -530,7 +656,7 @@ def test_a_launch_that_fails_counts_no_step(monkeypatch):
         raise RuntimeError("no launch")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Launch, "repeat", fail)
+        patched.setattr(Launch, "run", fail)
         with pytest.raises(RuntimeError, match="no launch"):
             optimizer.step()
     assert {s["step"].item() for s in optimizer.state.values()} == {2.0}
