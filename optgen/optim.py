@@ -180,12 +180,7 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with Uninterrupted():  # so that no handler changes what has been checked, or cuts an import
-            grad = torch.is_grad_enabled()
-            torch._C._set_grad_enabled(False)
-            try:
-                self._step(inputs, loss)
-            finally:
-                torch._C._set_grad_enabled(grad)
+            self._step(inputs, loss)
         return loss
 
     def _step(self, inputs: Mapping[str, Any], loss: Any) -> None:
@@ -216,10 +211,11 @@ class Optimizer(torch.optim.Optimizer):
             ready = replay.ready(groups, self.state, handed, numbers, steps, stop)
         again = ready is not None
         if ready is None:
-            work = self._prepare(handed, entries, on_device=on_device)
-            if not work:
-                return
-            ready = launcher.prepare(work, groups, None, numbers, steps, stop)
+            with torch.no_grad():
+                work = self._prepare(handed, entries, on_device=on_device)
+                if not work:
+                    return
+                ready = launcher.prepare(work, groups, None, numbers, steps, stop)
         _enter(entries)
         ready.launch()
         if isinstance(steps, Tensor):
@@ -249,7 +245,6 @@ class Optimizer(torch.optim.Optimizer):
         entries += [(group, "steps", tensor) for group in self.param_groups]
         return tensor
 
-    @torch.no_grad()
     def _step_parameter(self, p: Tensor, place: Place, launcher: Launcher) -> None:
         """The step of one parameter, whose own launcher keeps its tables; for `optgen.release`.
 
@@ -279,8 +274,9 @@ class Optimizer(torch.optim.Optimizer):
         if replay is not None and replay.key == key and not capturing(p.device):
             ready = replay.ready(groups, self.state, {}, {})
         if ready is None:
-            work = self._prepare({}, entries, [place], self._settings["capturable"])
-            ready = launcher.prepare(work, groups) if work else None
+            with torch.no_grad():
+                work = self._prepare({}, entries, [place], self._settings["capturable"])
+                ready = launcher.prepare(work, groups) if work else None
             replay = None
         _enter(entries)
         if ready is not None:

@@ -21,8 +21,7 @@ PACKAGE = str(Path(optgen.__file__).parent) + "/"
 BEGIN, END = (("launch/uninterrupted.py", name) for name in ("__enter__", "__exit__"))
 BEGINS = {
     ("optim.py", "_enter"),
-    ("launch/runners.py", "launch"),
-    ("launch/runners.py", "repeat"),
+    ("launch/recording.py", "launch"),
     ("backends/cpu/__init__.py", "sweep"),
     ("backends/numpy.py", "sweep"),
 }

@@ -123,9 +123,9 @@ class Guard:
         starts = np.array(places, np.int64)
         if not self.spans.clear_of(starts, self.sizes):
             return False
-        self.free = places
+        self.moves += 1  # first, so that nobody takes the old addresses for these
         self.addresses[len(self.fixed) :] = starts
-        self.moves += 1
+        self.free = places
         return True
 
 
@@ -156,8 +156,8 @@ class CompiledGuard(Guard):
         if not np.array_equal(self.free_places, self.moved):
             if not self.module.clear(self.spans.starts, self.spans.reach, self.moved, self.rows):
                 return None
+            self.moves += 1  # first, so that nobody takes the old addresses for these
             self.free_places[:] = self.moved
-            self.moves += 1
         return self.addresses
 
     def change(self, fixed: Tensors) -> None:

@@ -81,7 +81,6 @@ class Launch:
         self.bucket, self.plan = bucket, bucket.plan
         self.acts = list(acts_of(bucket.plan))
         self.done = 0
-        self.moves = -1  # how often free tensors had moved when their addresses were taken
         self.keep: list[Tensor] = []  # spills
         self.divided = any(shard is not None for shard in bucket.shards)
         states = () if bucket.counted else bucket.host_states
@@ -89,16 +88,24 @@ class Launch:
             name: Cells(guard.addresses[bucket.sources[name]], np.ones(len(bucket.members), np.bool_))
             for name in states
         }
+        self._forget()
+
+    # Before the first launch
+
+    def _forget(self) -> None:
+        """Take nothing in the tables for what it should be."""
+        self.fresh = False  # whether the last refresh came to its end
+        self.moves = -1  # how often free tensors had moved when their addresses were taken
         self.alike = False  # whether rows are those of one count for all
         self.rows = np.empty(0, np.int64)  # of each member the row of its scalars
         self.firsts: list[int] = []  # of each row its first member
         self.sent: list[list[float]] = []  # the scalars
 
-    # Before the first launch
-
     def refresh(self, moment: Moment, guard: Guard) -> None:
         """Bring the bucket's tables up to date, and compile what is launched."""
-        bucket = self.bucket
+        if not self.fresh:
+            self._forget()
+        bucket, self.fresh = self.bucket, False
         changed = self.moves < 0
         if bucket.counted:
             bucket.tell_clock(moment.groups)
@@ -115,6 +122,7 @@ class Launch:
         assert bucket.kernel is not None
         with _on(bucket.device):
             bucket.kernel.prepare(bucket.tables)
+        self.fresh = True
 
     def _scalars(self, moment: Moment) -> bool:
         """Compute the values per step; whether members have other rows of them than before."""
@@ -186,10 +194,10 @@ class Launch:
         filled = self.bucket.filled
         if any(filled.get(name) != v for name, v in plain.items()):
             refuse_in_capture(self.bucket.device, "a hyperparameter or number")
-            filled.update(plain)
             where = torch.tensor([places[name] for name in plain]).to(table.device, non_blocking=True)
             what = torch.tensor(list(plain.values()), dtype=torch.float64).to(table.device, non_blocking=True)
             table.index_copy_(0, where, what)
+            filled.update(plain)
         if tensors:
             for name in tensors:
                 filled.pop(name, None)
