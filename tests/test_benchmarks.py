@@ -19,6 +19,7 @@ import torch
 
 import optgen
 from optgen import library
+from optgen.ir import Op, toposort
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 NAMES = (
@@ -249,6 +250,46 @@ def test_planned_bytes_follow_the_number_of_dimensions(bench):
         opt.step()
         found.append(bench.roof.planned_bytes(opt) // 1024)
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "LAMB", "Adafactor", "CAME"])
+def test_a_roof_has_the_streams_of_the_plan(bench, name):
+    """Each sweep loads and stores what the plan's does, and adds once a store, or for each load."""
+    opt = getattr(optgen, name)(bench.shapes.tensors([(32, 16), (7,)]))
+    opt.step()
+    for plan, _ in bench.roof.plans(opt):
+        bare = bench.roof.bare(plan)
+        assert bare.bytes == plan.bytes
+        for phase, roof in zip(plan.phases, bare.phases, strict=True):
+            assert (roof.loads, list(roof.stores)) == (phase.loads, list(phase.stores))
+            order = toposort(roof.roots())
+            assert {n.value for n in order if n.op is Op.LOAD} == set(phase.loads)
+            added = [n for n in order if n.args]
+            assert {n.op for n in added} <= {Op.ADD}
+            assert len(added) <= max(len(phase.stores), len(phase.loads) - 1)
+
+
+def test_a_roof_runs_on_tensors_of_its_own(bench):
+    params = bench.shapes.tensors([(32, 16), (7,)])
+    opt = optgen.Adafactor(params)
+    opt.step()
+    before = [p.detach().clone() for p in params]
+    roof = bench.roof.Roof(opt)
+    for _ in range(1000):
+        roof()
+    assert roof.count == 3
+    for p, old in zip(params, before, strict=True):
+        assert torch.equal(p, old)
+    held = [x for part in roof.parts for tensors in part.held for x in tensors.values()]
+    assert sum(x.numel() for x in held if x[0] > 0.9) == 526  # p and the variance of 7 have grown, g has not
+    assert all((x == x[0]).all() and x[0] > 0 for x in held)
+
+
+def test_a_roof_is_for_stores_that_need_no_conversion(bench):
+    opt = optgen.AdamW(bench.shapes.tensors([(7,)], torch.bfloat16))
+    opt.step()
+    with pytest.raises(ValueError, match="fp32 only, and p is bf16"):
+        bench.roof.Roof(opt)
 
 
 @pytest.mark.full
