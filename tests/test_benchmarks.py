@@ -23,6 +23,7 @@ from optgen.ir import Op, toposort
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 NAMES = (
+    "cases",
     "checkouts",
     "clocks",
     "machine",
@@ -332,8 +333,68 @@ def test_cpu_runs():
 
 
 @pytest.mark.full
-def test_overhead_runs():
-    assert len(script("overhead", "--turns", "3", "--no-save")) == 2
+def test_overhead_runs(bench):
+    found = script("overhead", "--turns", "3", "--no-save")
+    assert len(found) == len(bench.cases.CASES)
+
+
+@pytest.fixture
+def small(bench, monkeypatch):
+    """The contests of `cases`, with three tensors."""
+    monkeypatch.setattr(bench.cases, "SMALL", 3 * [(8,)])
+    return bench.cases
+
+
+KINDS = ["clipped", "scaled", "accumulated", "released", "first"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_does_nothing_is_not_fast(small, kind):
+    contest = getattr(small, kind)()
+    contest.steps["optgen"] = lambda: 0.0
+    with pytest.raises(AssertionError):
+        contest.times(2, 10.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contestants_come_to_the_same(small, kind):
+    times = getattr(small, kind)().times(3, 10.0)
+    assert len(times) >= 2
+    assert all(len(found) == 3 and min(found) > 0 for found in times.values())
+
+
+def test_a_step_is_compared_with_the_reference(small, monkeypatch):
+    params = small.tensors(small.SMALL)
+    opt = optgen.Sophia(params, k=1)
+    given = small.hessians(params)
+    opt.step(**given)
+    small.as_reference(opt, params, given)
+    monkeypatch.setattr(opt, "step", lambda **given: None)
+    with pytest.raises(AssertionError, match="changes nothing"):
+        small.as_reference(opt, params, given)
+    monkeypatch.setattr(opt, "step", lambda **given: params[0].data.add_(1))
+    with pytest.raises(AssertionError, match="not close"):
+        small.as_reference(opt, params, given)
+
+
+def test_rows_of_overhead_can_be_chosen(bench, monkeypatch, capsys):
+    overhead = bench.overhead
+    monkeypatch.setattr(sys, "argv", ["overhead.py", "--only", "Ada"])
+    monkeypatch.setattr(overhead, "finish", lambda *given: None)
+    chosen = []
+    for case in bench.cases.CASES:
+
+        def measure(turns, limit, name=case.name):
+            chosen.append(name)
+            return {"optgen": [1.0, 2.0], "torch": [4.0, 8.0], "backward": [0.5, 0.5]}
+
+        monkeypatch.setitem(vars(case), "measure", measure)
+    assert overhead.main() == 0
+    assert chosen == ["AdamW", "Adadelta", "Adafactor"]
+    monkeypatch.setattr(sys, "argv", ["overhead.py", "--only", "Nobody"])
+    with pytest.raises(SystemExit):
+        overhead.main()
+    assert "no row begins with Nobody" in capsys.readouterr().err
 
 
 @pytest.mark.full
