@@ -101,10 +101,10 @@ def contest(make: Callable[..., Contest], *given: Any, **more: Any) -> Callable[
 # What must hold
 
 
-def same(mine: Sequence[Any], theirs: Sequence[Any], rtol: float = 1e-4) -> None:
+def same(mine: Sequence[Any], theirs: Sequence[Any]) -> None:
     """Both have come to the same parameters."""
     a, b = (torch.cat([p.detach().flatten() for p in params]) for params in (mine, theirs))
-    torch.testing.assert_close(a, b, rtol=rtol, atol=1e-6)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def as_reference(opt: Any, params: Params, given: Mapping[str, Any]) -> None:
@@ -134,7 +134,6 @@ def beside_torch(
     groups: int = 1,
     scheduled: bool = False,
     repeat: int = 1,
-    rtol: float = 1e-4,
 ) -> Contest:
     """Optimizers that do the same; `repeat` steps are one sample.
 
@@ -155,7 +154,7 @@ def beside_torch(
 
     def check() -> None:
         for name in peers:
-            same(params["optgen"], params[name], rtol)
+            same(params["optgen"], params[name])
 
     def schedule() -> None:
         for scheduler in schedulers:
