@@ -1,8 +1,10 @@
-"""How long a step takes on the CPU, beside torch's optimizers and beside the bytes that it must move.
+"""How long a step takes on the CPU, beside torch's optimizers and beside its roof.
 
 The tensors are those of a small GPT-2: 52, with 44.5 million elements. Every contestant has its own copy of
-them. They take turns, one step each in random order, with a STREAM triad among them; a ratio is the median
-of those within a turn. Planned bytes are those of the plans that the launcher makes.
+them. They take turns, one step each in random order, with the roof among them: the sweeps of the same plans,
+with the same loads and stores on as many threads, and additions for arithmetic (`roof.py`). A ratio is the
+median of those within a turn. Rules of + - * / and roots should come close to the roof; those with other
+functions or with random numbers are bound by these, and only reported, in nanoseconds an element.
 
     python benchmarks/cpu.py                    some five minutes, two of them torch.compile's
     python benchmarks/cpu.py --only AdamW LAMB
@@ -25,11 +27,11 @@ from torch.nn.utils import clip_grad_norm_
 import optgen
 from machine import Others
 from report import Row, finish
-from roof import InPlace, Triad, planned_bytes
+from roof import Roof, planned_bytes
 from shapes import copies, gpt2_small, tensors
-from turns import Times, alternate, milliseconds, ratio, seconds
+from turns import Times, alternate, milliseconds, ratio, seconds, spread
 
-ROOF = 0.85  # of the triad's bandwidth, at the least
+ONE_SWEEP, SEVERAL = 0.9, 0.85  # what the roof's time is of a step's, at the least
 MAX_NORM = 1.0
 Params = list[torch.nn.Parameter]
 Step = Callable[[], Any]
@@ -41,6 +43,7 @@ class Case:
 
     `targets` are the most that the time may be of each peer's; peers that are not in it are only reported,
     the fastest of them. All of them must end with the same parameters, but for `apart` of the largest.
+    What is not `plain` has transcendental functions or random numbers, and no target beside the roof.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Case:
     peers: dict[str, Callable[[Params], Step]] = field(default_factory=dict)
     targets: dict[str, float] = field(default_factory=dict)
     apart: float | None = 1e-4  # None: they do not do the same
+    plain: bool = True
 
 
 def torch_steps(name: str, compiled: bool = False, fused: bool = False, **options: Any) -> dict[str, Any]:
@@ -102,6 +106,8 @@ CASES = [
     replace(against_torch("Adafactor"), apart=1e-3),
     Case("LAMB", optgen.LAMB, CLIPPED, {"torch clip + fused AdamW": 1.0}, apart=None),
     Case("AdamW clipped by the global norm", chained, CLIPPED, {"torch clip + fused AdamW": 1.0}),
+    Case("Yogi", optgen.Yogi),
+    *(Case(name, getattr(optgen, name), plain=False) for name in ("SGLD", "Padam", "DiffGrad", "AdamAtan2")),
 ]
 HALVES = "AdamW, bf16 parameters and gradients, fp32 state"
 
@@ -124,11 +130,11 @@ def main() -> None:
     shapes = gpt2_small(options.scale)
     elements = sum(torch.Size(shape).numel() for shape in shapes)
     print(f"{len(shapes)} tensors, {elements / 1e6:.1f} M elements, {torch.get_num_threads()} threads")
-    triad, params = Triad(scale=options.scale), tensors(shapes)
+    params = tensors(shapes)
     rows, figures = [], {}
     for case in chosen:
         print(f"{case.name} ...", file=sys.stderr)
-        made = Measured(case, params, triad, options)
+        made = Measured(case, params, options)
         rows += made.rows()
         figures[case.name] = made.figures()
         del made
@@ -140,8 +146,8 @@ def main() -> None:
 class Measured:
     """A case with its times."""
 
-    def __init__(self, case: Case, params: Params, triad: Triad, options: argparse.Namespace):
-        self.case, self.triad, in_place = case, triad, InPlace(triad.arrays)
+    def __init__(self, case: Case, params: Params, options: argparse.Namespace):
+        self.case, self.elements = case, sum(p.numel() for p in params)
         self.params = {"optgen": copies(params)}
         mine = case.ours(self.params["optgen"])
         steps: dict[str, Step] = {"optgen": mine.step}
@@ -156,9 +162,9 @@ class Measured:
         self.first = {name: seconds(step) for name, step in steps.items()}  # kernels are made here
         self.bytes = planned_bytes(mine)
         self.half_bytes = planned_bytes(halves) if halves else 0
-        self.times: Times = alternate(
-            {**steps, "triad": triad, "in place": in_place}, options.turns, limit=options.seconds
-        )
+        roof = Roof(mine)
+        self.sweeps = roof.count
+        self.times: Times = alternate({**steps, "roof": roof}, options.turns, limit=options.seconds)
         if case.apart is not None:
             self.check(case.apart)
 
@@ -178,34 +184,29 @@ class Measured:
                 found = ratio(times, "optgen", peer)
                 title = f"{case.name}: time / {peer}"
                 rows.append(Row(title, found.median, target, quartiles=found.quartiles))
-        planned = ratio(times, "optgen", "triad", scale=self.triad.bytes / self.bytes)
-        note = f"{self.roof('in place'):.2f} at that of a += s*b"
+        rows.append(self.beside_roof())
+        if "bf16" in times:
+            found = ratio(times, "optgen", "bf16", scale=self.half_bytes / self.bytes)
+            title = f"{HALVES}: bytes per second / those of fp32"
+            rows.append(Row(title, found.median, 0.9, True, quartiles=found.quartiles))
+        return rows
+
+    def beside_roof(self) -> Row:
+        """The roof's time over the step's; of a rule that arithmetic bounds, what an element takes."""
+        case, found = self.case, ratio(self.times, "roof", "optgen")
+        each = spread([1e9 * x / self.elements for x in self.times["optgen"]])
+        if not case.plain:
+            note = f"roof / time {found.median:.2f}"
+            title = f"{case.name}: time of an element"
+            return Row(title, each.median, unit="ns", quartiles=each.quartiles, note=note)
+        note = f"{each.median:.2f} ns an element"
         others = [name for name in case.peers if name in ("torch foreach", "torch loop")]
         if others and "torch fused" not in case.targets:
-            better = ratio(times, "optgen", *others)
+            better = ratio(self.times, "optgen", *others)
             note += f"; {better.median:.2f} of the better of foreach and loop"
-        title = f"{case.name}: time / that of its planned bytes at triad bandwidth"
-        rows.append(Row(title, planned.median, 1 / ROOF, quartiles=planned.quartiles, note=note))
-        if "bf16" in times:
-            rows += self.rates()
-        return rows
-
-    def roof(self, which: str) -> float:
-        """The time over that of the planned bytes at one of the two bandwidths."""
-        return ratio(self.times, "optgen", which, scale=self.triad.bytes / self.bytes).median
-
-    def rates(self) -> list[Row]:
-        """Bytes per second, over the triad's and over a += s*b, and those of bfloat16 over float32's."""
-        rows = []
-        for roof, title in (("triad", "the triad's"), ("in place", "those of a += s*b")):
-            found = ratio(self.times, roof, "optgen", scale=self.bytes / self.triad.bytes)
-            rows.append(
-                Row(f"AdamW: bytes per second / {title}", found.median, ROOF, True, quartiles=found.quartiles)
-            )
-        found = ratio(self.times, "optgen", "bf16", scale=self.half_bytes / self.bytes)
-        title = f"{HALVES}: bytes per second / those of fp32"
-        rows.append(Row(title, found.median, 0.9, True, quartiles=found.quartiles))
-        return rows
+        target = ONE_SWEEP if self.sweeps == 1 else SEVERAL
+        title = f"{case.name}: roof / time" + (f", {self.sweeps} sweeps" if self.sweeps > 1 else "")
+        return Row(title, found.median, target, True, quartiles=found.quartiles, note=note)
 
     def figures(self) -> dict[str, Any]:
         """Everything measured, for JSON."""
@@ -214,7 +215,8 @@ class Measured:
             "first_step_seconds": {name: round(found, 2) for name, found in self.first.items()},
             "turns": len(self.times["optgen"]),
             "planned_bytes": self.bytes,
-            "triad_bytes": self.triad.bytes,
+            "sweeps": self.sweeps,
+            "elements": self.elements,
         }
 
 

@@ -1,28 +1,35 @@
-"""What bounds a step: the bytes that its plan moves, and the bandwidth of the machine.
+"""What bounds a step: the bytes that its plan moves, and the same sweeps with next to no arithmetic.
 
 In: an optimizer that has stepped. Out: the bytes of a step by the plans that its launcher made, never by a
-constant here; and STREAM's triad, a = b + s*c, on as many threads as torch uses.
+constant here; and a `Roof`, which makes the same sweeps over tensors of its own. It is emitted, compiled and
+divided over threads as kernels are. A sweep of it loads and stores what the plan's does, in the same dtypes,
+but what it stores is a sum of what it has loaded, one addition a store (two where a sweep loads more than
+twice what it stores), and a sweep that only loads adds up one sum. So it shows what memory gives these
+streams, where STREAM's triad, which has three, shows what it gives others: fused AdamW of torch and of ours
+move nearly twice as many bytes a second as the triad does.
 
-STREAM counts 12 bytes for an element of float32, although a processor reads `a` too before it writes it. A
-step writes what it has read, and so can go beyond the triad. `InPlace`, a = a + s*b, has no such hidden
-traffic and is the harder roof: 53 GB/s where the triad has 31 (2 cores of an Intel Xeon). Both are measured.
+Chunks are those of a rule without rows or columns, so a rule with them has to make up for its tiles.
+
+Nothing else in benchmarks/ looks into plans and kernels.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 import torch
-from numba import njit
 
+from optgen import cache
+from optgen.backends import Kernel, Layout, Tables
+from optgen.ir import Extent, Node, Op, node
 from optgen.launch import CODEC_OF, Launcher
 from optgen.optim import Optimizer
-from optgen.plan import Plan, element_stores
+from optgen.plan import Phase, Plan, Reduction, element_stores
 
-LEAST = 256 << 20  # bytes of each array, where the last cache is small
+DTYPE_OF = {codec: dtype for dtype, codec in CODEC_OF.items()}
 
 
 def plans(opt: Optimizer) -> list[tuple[Plan, int]]:
@@ -45,53 +52,112 @@ def planned_bytes(opt: Optimizer) -> int:
     return sum(plan.bytes * elements for plan, elements in plans(opt))
 
 
-# Over whole arrays from 0: a start that might be negative would keep the compiler from vectorising.
+class Roof:
+    """The sweeps of an optimizer that has stepped, each a few additions; a call makes all of them.
 
+    `sweep(k)` makes the k-th of every plan. All values are positive, so none becomes a subnormal, which is
+    slow; some grow, with many calls to infinity, which is not.
+    """
 
-@njit(nogil=True)
-def _triad(a, b, c, s):  # type: ignore[no-untyped-def]
-    for i in range(len(a)):
-        a[i] = b[i] + s * c[i]
-
-
-@njit(nogil=True)
-def _in_place(a, b, c, s):  # type: ignore[no-untyped-def]
-    for i in range(len(a)):
-        a[i] = a[i] + s * b[i]
-
-
-class Triad:
-    """a = b + s*c over arrays that together are three times the last cache at least; `scale` is for tests."""
-
-    bytes_per_element = 12
-    kernel = staticmethod(_triad)
-
-    def __init__(self, arrays: tuple[np.ndarray, ...] | None = None, scale: float = 1.0):
-        size = int(scale * max(LEAST, last_cache())) // 4
-        self.arrays = arrays or tuple(np.full(size, x, np.float32) for x in (1.0, 2.0, 3.0))
-        self.bytes = self.bytes_per_element * len(self.arrays[0])
-        threads, count = torch.get_num_threads(), len(self.arrays[0])
-        places = pairwise(count * k // threads for k in range(threads + 1))
-        self.parts = [[array[start:stop] for array in self.arrays] for start, stop in places]
-        self.pool = ThreadPoolExecutor(threads)
+    def __init__(self, opt: Optimizer):
+        found: dict[str, tuple[Plan, list[int]]] = {}
+        for plan, elements in plans(opt):
+            found.setdefault(plan.fingerprint(), (plan, []))[1].append(elements)
+        self.parts = [Part(plan, numels) for plan, numels in found.values()]
+        self.count = max(len(part.plan.phases) for part in self.parts)
 
     def __call__(self) -> None:
-        """One sweep."""
-        list(self.pool.map(lambda part: self.kernel(*part, np.float32(1e-3)), self.parts))
+        """All sweeps, in the order of the plan."""
+        for k in range(self.count):
+            self.sweep(k)
+
+    def sweep(self, k: int) -> None:
+        """One sweep, of all tensors that have it."""
+        for part in self.parts:
+            if k < len(part.plan.phases):
+                part.kernel.sweep(k, part.tables)
 
 
-class InPlace(Triad):
-    """a = a + s*b over the triad's arrays."""
+class Part:
+    """Tensors of one plan: its sweeps with other arithmetic, and new tensors for them to run on."""
 
-    kernel = staticmethod(_in_place)
+    def __init__(self, plan: Plan, numels: Sequence[int]):
+        self.plan = bare(plan)
+        layout = Layout(self.plan)
+        self.kernel: Kernel = cache.kernel(self.plan, "cpu", "exact")
+        kinds = {store: DTYPE_OF[self.plan.codecs.get(store, plan.real)] for store in layout.pointers}
+        self.held = [{s: torch.full((n,), 1e-3, dtype=kind) for s, kind in kinds.items()} for n in numels]
+        starts = [(i, s) for i, n in enumerate(numels) for s in range(0, n, self.kernel.chunk)]
+        table = np.zeros((len(numels), layout.width), np.int64)
+        for store in layout.pointers:
+            table[:, layout.columns[store]] = [tensors[store].data_ptr() for tensors in self.held]
+        table[:, layout.columns["@numel"]] = numels
+        self.tables = Tables(
+            tensors=table,
+            chunks=np.array(starts, np.int64),
+            scalars=np.zeros((1, 0), np.float64 if plan.real == "fp64" else np.float32),
+            partials=np.zeros((len(starts), max(1, len(layout.partial)))),
+            slots=np.zeros((len(numels), max(1, self.plan.slots))),
+            elements=sum(numels),
+        )
+        self.kernel.prepare(self.tables)
 
 
-def last_cache() -> int:
-    """Bytes of the largest cache that the system tells of; 0 where it tells of none."""
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    sizes = [
-        int(text[:-1]) * units[text[-1]]
-        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-        if (text := path.read_text(encoding="utf-8").strip())[-1:] in units
-    ]
-    return max(sizes, default=0)
+def bare(plan: Plan) -> Plan:
+    """A plan with the loads and stores of each sweep, and nothing between the sweeps."""
+    slots = [k for k, phase in enumerate(plan.phases) if not phase.stores]
+    phases = []
+    for k, phase in enumerate(plan.phases):
+        loads = [value(plan, s) for s in phase.loads]
+        if phase.stores:
+            phases.append(replace(phase, stores=additions(plan, phase), reductions=()))
+        else:
+            total = Reduction(slots.index(k), Op.SUM, reduce(add, loads), Extent.TENSOR)
+            phases.append(replace(phase, reductions=(total,)))
+    return replace(
+        plan,
+        name=f"roof of {plan.name}",
+        states={},
+        tensor_states=(),
+        finish={},
+        scalars=(),
+        host={},
+        phases=tuple(phases),
+        slots=len(slots),
+        names={},
+        rounds=(),
+        extents=(Extent.TENSOR,) * len(slots),
+        totals=(),
+        finals={},
+        onces=(),
+    )
+
+
+def additions(plan: Plan, phase: Phase) -> dict[str, Node]:
+    """What to store: each store's own value, and those that are only loaded, dealt out to the stores."""
+    only = [s for s in phase.loads if s not in phase.stores] or list(phase.loads)
+    dealt: dict[str, list[str]] = {s: [s] if s in phase.loads else [] for s in phase.stores}
+    stores = list(phase.stores)
+    for i in range(max(len(only), len(stores))):
+        dealt[stores[i % len(stores)]].append(only[i % len(only)])
+    return {s: reduce(add, [value(plan, name) for name in names]) for s, names in dealt.items()}
+
+
+def add(a: Node, b: Node) -> Node:
+    """Their sum."""
+    return node(Op.ADD, a, b)
+
+
+def value(plan: Plan, store: str) -> Node:
+    """What a sweep loads from a store, which must be in working precision: to convert is arithmetic.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if store.startswith("#"):
+        return node(Op.SPILL, value=store)
+    if plan.codecs[store] != plan.real:
+        raise ValueError(
+            f"there is a roof for stores of {plan.real} only, and {store} is {plan.codecs[store]}"
+        )
+    return node(Op.LOAD, value=store)

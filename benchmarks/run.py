@@ -1,4 +1,4 @@
-"""All questions that need no GPU, one after the other: what `make bench` runs, in under ten minutes.
+"""All questions that need no GPU, one after the other: what `make bench` runs, in some twelve minutes.
 
 Each script is a process of its own, and leaves its own files in `results/`. At the end comes one line a
 question, and `results/summary-<machine>.json` has them all. A target that is not met is no error; a script

@@ -19,9 +19,11 @@ import torch
 
 import optgen
 from optgen import library
+from optgen.ir import Op, toposort
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 NAMES = (
+    "cases",
     "checkouts",
     "clocks",
     "machine",
@@ -251,6 +253,46 @@ def test_planned_bytes_follow_the_number_of_dimensions(bench):
     assert found[0] != found[1]
 
 
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "LAMB", "Adafactor", "CAME"])
+def test_a_roof_has_the_streams_of_the_plan(bench, name):
+    """Each sweep loads and stores what the plan's does, and adds once a store, or for each load."""
+    opt = getattr(optgen, name)(bench.shapes.tensors([(32, 16), (7,)]))
+    opt.step()
+    for plan, _ in bench.roof.plans(opt):
+        bare = bench.roof.bare(plan)
+        assert bare.bytes == plan.bytes
+        for phase, roof in zip(plan.phases, bare.phases, strict=True):
+            assert (roof.loads, list(roof.stores)) == (phase.loads, list(phase.stores))
+            order = toposort(roof.roots())
+            assert {n.value for n in order if n.op is Op.LOAD} == set(phase.loads)
+            added = [n for n in order if n.args]
+            assert {n.op for n in added} <= {Op.ADD}
+            assert len(added) <= max(len(phase.stores), len(phase.loads) - 1)
+
+
+def test_a_roof_runs_on_tensors_of_its_own(bench):
+    params = bench.shapes.tensors([(32, 16), (7,)])
+    opt = optgen.Adafactor(params)
+    opt.step()
+    before = [p.detach().clone() for p in params]
+    roof = bench.roof.Roof(opt)
+    for _ in range(1000):
+        roof()
+    assert roof.count == 3
+    for p, old in zip(params, before, strict=True):
+        assert torch.equal(p, old)
+    held = [x for part in roof.parts for tensors in part.held for x in tensors.values()]
+    assert sum(x.numel() for x in held if x[0] > 0.9) == 526  # p and the variance of 7 have grown, g has not
+    assert all((x == x[0]).all() and x[0] > 0 for x in held)
+
+
+def test_a_roof_is_for_stores_that_need_no_conversion(bench):
+    opt = optgen.AdamW(bench.shapes.tensors([(7,)], torch.bfloat16))
+    opt.step()
+    with pytest.raises(ValueError, match="fp32 only, and p is bf16"):
+        bench.roof.Roof(opt)
+
+
 @pytest.mark.full
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="not Linux")
 def test_memory_of_every_allocator_is_seen(bench):
@@ -291,8 +333,68 @@ def test_cpu_runs():
 
 
 @pytest.mark.full
-def test_overhead_runs():
-    assert len(script("overhead", "--turns", "3", "--no-save")) == 2
+def test_overhead_runs(bench):
+    found = script("overhead", "--turns", "3", "--no-save")
+    assert len(found) == len(bench.cases.CASES)
+
+
+@pytest.fixture
+def small(bench, monkeypatch):
+    """The contests of `cases`, with three tensors."""
+    monkeypatch.setattr(bench.cases, "SMALL", 3 * [(8,)])
+    return bench.cases
+
+
+KINDS = ["clipped", "scaled", "accumulated", "released", "first"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_does_nothing_is_not_fast(small, kind):
+    contest = getattr(small, kind)()
+    contest.steps["optgen"] = lambda: 0.0
+    with pytest.raises(AssertionError):
+        contest.times(2, 10.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contestants_come_to_the_same(small, kind):
+    times = getattr(small, kind)().times(3, 10.0)
+    assert len(times) >= 2
+    assert all(len(found) == 3 and min(found) > 0 for found in times.values())
+
+
+def test_a_step_is_compared_with_the_reference(small, monkeypatch):
+    params = small.tensors(small.SMALL)
+    opt = optgen.Sophia(params, k=1)
+    given = small.hessians(params)
+    opt.step(**given)
+    small.as_reference(opt, params, given)
+    monkeypatch.setattr(opt, "step", lambda **given: None)
+    with pytest.raises(AssertionError, match="changes nothing"):
+        small.as_reference(opt, params, given)
+    monkeypatch.setattr(opt, "step", lambda **given: params[0].data.add_(1))
+    with pytest.raises(AssertionError, match="not close"):
+        small.as_reference(opt, params, given)
+
+
+def test_rows_of_overhead_can_be_chosen(bench, monkeypatch, capsys):
+    overhead = bench.overhead
+    monkeypatch.setattr(sys, "argv", ["overhead.py", "--only", "Ada"])
+    monkeypatch.setattr(overhead, "finish", lambda *given: None)
+    chosen = []
+    for case in bench.cases.CASES:
+
+        def measure(turns, limit, name=case.name):
+            chosen.append(name)
+            return {"optgen": [1.0, 2.0], "torch": [4.0, 8.0], "backward": [0.5, 0.5]}
+
+        monkeypatch.setitem(vars(case), "measure", measure)
+    assert overhead.main() == 0
+    assert chosen == ["AdamW", "Adadelta", "Adafactor"]
+    monkeypatch.setattr(sys, "argv", ["overhead.py", "--only", "Nobody"])
+    with pytest.raises(SystemExit):
+        overhead.main()
+    assert "no row begins with Nobody" in capsys.readouterr().err
 
 
 @pytest.mark.full
