@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 
-def scaling_of(optimizer: torch.optim.Optimizer, home: torch.device) -> dict[str, Tensor] | None:
+def scaling_of(optimizer: torch.optim.Optimizer, home: torch.device) -> dict[str, Tensor]:
     """What a scaler has left for this step, 0-d float64: `grad_scale`, 1 where it has divided already, and
-    `found_inf`; None without a scaler."""
-    found = vars(optimizer).get("found_inf")
-    if found is None:
-        return None
+    `found_inf`."""
     scale = vars(optimizer).get("grad_scale")
-    given = {"grad_scale": torch.ones((), device="cpu") if scale is None else scale, "found_inf": found}
+    if scale is None:
+        scale = torch.ones((), device="cpu")
+    given = {"grad_scale": scale, "found_inf": vars(optimizer)["found_inf"]}
     return {name: x.detach().to(home, torch.float64).reshape(()) for name, x in given.items()}
 
 

@@ -185,29 +185,36 @@ class Optimizer(torch.optim.Optimizer):
 
     def _step(self, inputs: Mapping[str, Any], loss: Any) -> None:
         """A step, once the closure has been called."""
-        groups, home = self.param_groups, self._home()
+        groups = self.param_groups
         for index, group in enumerate(groups):
             if not group.get("train_mode", True):
                 raise RuntimeError(
                     f"group {index} is in evaluation mode: call optimizer.train() before step()"
                 )
-        if capturing(home):
+        home = self._home()
+        captured = capturing(home)
+        if captured:
             check_capture(type(self).__name__, groups, self._settings["capturable"])
         handed = handed_to(self, self.program, inputs, loss, home) if inputs or self.program.inputs else {}
-        scaling = scaling_of(self, home)
-        stop = None if scaling is None else scaling["found_inf"]
-        on_device = self._settings["capturable"] or (stop is not None and stop.device.type != "cpu")
-        if stop is not None and not on_device and stop.item():
-            return
-        launcher = self._launcher if scaling is None else self._for_scaled()
-        entries: Entries = []
-        steps = self._steps(on_device, entries)
-        numbers = self._numbers(entries) if launcher.compiler.counts else {}
-        numbers |= {name: handed[name] for name in launcher.compiler.whole & {*handed}} | (scaling or {})
+        launcher, entries = self._launcher, Entries()
+        numbers: dict[str, Tensor] = {}
+        steps: float | Tensor = 0.0
+        on_device, stop = self._settings["capturable"], None
+        if vars(self).get("found_inf") is not None:
+            numbers = scaling_of(self, home)
+            stop, launcher = numbers["found_inf"], self._for_scaled()
+            on_device = on_device or stop.device.type != "cpu"
+            if not on_device and stop.item():
+                return
+        if launcher.compiler.counts:
+            steps = self._steps(on_device, entries)
+            numbers |= self._numbers(entries)
+        if handed:
+            numbers |= {name: handed[name] for name in launcher.compiler.whole & {*handed}}
         key = (*handed, on_device)
         replay, launcher.replay = launcher.replay, None
         ready = None
-        if replay is not None and replay.key == key and not capturing(home):
+        if replay is not None and replay.key == key and not captured:
             ready = replay.ready(groups, self.state, handed, numbers, steps, stop)
         again = ready is not None
         if ready is None:
@@ -239,7 +246,7 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError("'steps' in group 0 must be one number, and it is a tensor that has none")
         home = self._home()
         device_counts = on_device and resolve(self._settings["backend"], home) == "triton"
-        if not (device_counts and self._launcher.compiler.counts):
+        if not device_counts:
             return float(steps) if isinstance(steps, Tensor) else steps
         tensor = torch.as_tensor(steps, dtype=torch.float64, device=home)
         entries += [(group, "steps", tensor) for group in self.param_groups]
@@ -286,7 +293,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def _home(self) -> torch.device:
         """Where the numbers lie that are one for the whole optimizer."""
-        return next((p.device for p in self._params() if not p.is_meta), torch.device("cpu"))
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not p.is_meta:
+                    return cast(torch.device, p.device)
+        return torch.device("cpu")
 
     def _numbers(self, entries: Entries) -> dict[str, Tensor]:
         """The states that are one for the whole optimizer: the same tensor in every group."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from optgen.launch.guards import MANY, c_function, compiled
+from optgen.launch.guards import MANY, c_function, compiled, words_of
 
 Lists = Sequence[Sequence[Any]]
 State = Mapping[Any, Any]
@@ -58,7 +58,13 @@ class CompiledWatch(Watch):
         self.dicts, self.parts, self.pairs = _addresses_of(dicts), _ends(dicts), _pairs(dicts)
         slots = np.full(len(self.objects), -1, np.int64)
         slots[self.places] = np.arange(len(self.places))
-        self.slots, self.value_slots = slots[:count], slots[count:]
+        arrays = self.ends, self.items, slots[:count], self.dicts, self.parts, self.pairs, slots[count:]
+        self.arrays = tuple(map(np.ascontiguousarray, arrays))
+        names = ("PyList_GetItem", "PyDict_Next", "PyList_SetItem", "Py_IncRef")
+        words = [c_function(name) for name in names]
+        self.words = np.array(
+            [*words, *(word for array in self.arrays for word in words_of(array))], np.int64
+        )
 
     def find(self, lists: Lists, state: State) -> list[Any] | None:
         """The wanted objects, if all of it is as it was."""
@@ -67,13 +73,7 @@ class CompiledWatch(Watch):
         if list(map(len, lists)) != self.lengths:
             return None
         found = [None] * len(self.places)
-        put = id(found), c_function("PyList_SetItem"), c_function("Py_IncRef")
-        item, following = c_function("PyList_GetItem"), c_function("PyDict_Next")
-        if not self.module.lists_hold(item, _addresses_of(lists), self.ends, self.items, self.slots, *put):
-            return None
-        if not self.module.dicts_hold(following, self.dicts, self.parts, self.pairs, self.value_slots, *put):
-            return None
-        return found
+        return found if self.module.hold(self.words, id(lists), id(found)) else None
 
 
 def watch(lists: Lists, state: State, wanted: Sequence[Any], warm: bool = False) -> Watch:

@@ -133,32 +133,39 @@ class CompiledGuard(Guard):
     """The same, for many tensors in one call."""
 
     def __init__(self, fixed: Tensors, free: Tensors, module: ModuleType):
-        self.module, self.count = module, len(fixed)
+        self.module, self.count, self.free_count = module, len(fixed), len(free)
         self.look = looks()
         self.types = {type(t) for t in (*fixed, *free)}  # kept, so that no other type gets its address
         written, read = facts_of(fixed, module), facts_of(free, module)
         if written is None or read is None:
             raise RuntimeError("torch cannot describe a tensor of this step: it has no memory of its own")
-        (*kinds, places), (*self.free_kinds, self.moved) = written, read
-        self.kinds, self.rows = kinds, self.free_kinds[0]
+        (rows, _, places), (free_rows, _, self.moved) = written, read
         self.addresses = np.concatenate([places, self.moved])
         self.fixed, self.free_places = self.addresses[: self.count], self.addresses[self.count :]
-        self.spans = Spans(self.fixed, kinds[0][:, 7])
+        self.spans = Spans(self.fixed, rows[:, 7])
+        spans = np.ascontiguousarray(self.spans.starts), np.ascontiguousarray(self.spans.reach)
+        self.arrays = (
+            self.look[0],
+            *written[:2],
+            self.fixed,
+            free_rows,
+            read[1],
+            self.moved,
+            self.free_places,
+            *spans,
+        )
+        look, *others = map(words_of, self.arrays)
+        self.words = np.array([*look, self.look[1], *(word for words in others for word in words)], np.int64)
 
     def find(self, fixed: Tensors, free: Tensors) -> np.ndarray | None:
         """Where all tensors lie, int64, fixed ones first, if they are what they were; until the next call."""
-        if len(fixed) != self.count or len(free) != len(self.moved):
+        if len(fixed) != self.count or len(free) != self.free_count:
             return None
-        if not self.module.stay(*self.look, id(fixed), *self.kinds, self.fixed):
-            return None
-        if not self.module.lie(*self.look, id(free), *self.free_kinds, self.moved):
-            return None
-        if not np.array_equal(self.free_places, self.moved):
-            if not self.module.clear(self.spans.starts, self.spans.reach, self.moved, self.rows):
-                return None
+        found = self.module.guard(self.words, id(fixed), id(free))
+        if found == 2:
             self.moves += 1  # first, so that nobody takes the old addresses for these
             self.free_places[:] = self.moved
-        return self.addresses
+        return self.addresses if found else None
 
     def change(self, fixed: Tensors) -> None:
         """Tell autograd that the fixed tensors, which have just been found, are written."""
@@ -168,6 +175,11 @@ class CompiledGuard(Guard):
 def looks() -> tuple[Any, int]:
     """What compiled code looks at a list of tensors with."""
     return _look(), c_function("PyList_GetItem")
+
+
+def words_of(array: np.ndarray) -> list[int]:
+    """Where an int64 array lies, and its sizes, for compiled code."""
+    return [array.ctypes.data, *array.shape]
 
 
 def facts_of(tensors: Tensors, module: ModuleType) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

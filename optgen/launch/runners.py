@@ -80,6 +80,7 @@ class Launch:
     def __init__(self, bucket: Bucket, guard: Guard):
         self.bucket, self.plan = bucket, bucket.plan
         self.acts = list(acts_of(bucket.plan))
+        self.random = bucket.plan.random
         self.done = 0
         self.keep: list[Tensor] = []  # spills
         self.divided = any(shard is not None for shard in bucket.shards)
@@ -98,7 +99,8 @@ class Launch:
         self.moves = -1  # how often free tensors had moved when their addresses were taken
         self.alike = False  # whether rows are those of one count for all
         self.rows = np.empty(0, np.int64)  # of each member the row of its scalars
-        self.firsts: list[int] = []  # of each row its first member
+        self.firsts: list[int] = []  # of each row its first member,
+        self.known: list[tuple[int, list[float]]] = []  # and its group, host states and shape facts
         self.sent: list[list[float]] = []  # the scalars
 
     def refresh(self, moment: Moment, guard: Guard) -> None:
@@ -111,7 +113,7 @@ class Launch:
             bucket.tell_clock(moment.groups)
         else:
             changed |= self._scalars(moment)
-        if self.plan.random:
+        if self.random:
             changed |= self._random(moment)
         if self.moves != guard.moves or self.plan.spills:
             self.keep = bucket.point(guard.addresses, self.moves >= 0)
@@ -131,13 +133,13 @@ class Launch:
             counts = counts[bucket.members]
         alike = isinstance(counts, float) and not self.cells
         moved = not (alike and self.alike) and self._find_rows(counts, alike)
-        facts = self.facts[self.firsts].tolist() if bucket.scalars.facts else [()] * len(self.firsts)
         groups = moment.groups
-        steps = [counts] * len(facts) if isinstance(counts, float) else counts[self.firsts].tolist()
-        members = bucket.groups[self.firsts].tolist()
-        rows = bucket.scalars.rows(
-            [(groups[g], step, known) for g, step, known in zip(members, steps, facts, strict=True)]
-        )
+        if isinstance(counts, float):
+            wanted = [(groups[g], counts, known) for g, known in self.known]
+        else:
+            each = zip(self.known, counts[self.firsts].tolist(), strict=True)
+            wanted = [(groups[g], step, known) for (g, known), step in each]
+        rows = bucket.scalars.rows(wanted)
         if rows != self.sent or moved:
             self.sent = rows
             self._send(rows)
@@ -145,23 +147,23 @@ class Launch:
 
     def _find_rows(self, counts: float | np.ndarray, alike: bool) -> bool:
         """Find which members have the same scalars; whether that has changed."""
-        bucket = self.bucket
-        self.facts = bucket.facts
+        bucket, facts = self.bucket, self.bucket.facts
         if self.cells:
-            self.facts = bucket.facts.copy()
+            facts = facts.copy()
             for k, n in enumerate(bucket.scalars.facts):
                 if n.op is Op.LOAD:
-                    self.facts[:, k] = self.cells[n.value or ""].read()
+                    facts[:, k] = self.cells[n.value or ""].read()
         steps = np.full(len(bucket.members), counts) if isinstance(counts, float) else counts
-        keys = np.column_stack([bucket.groups, steps, self.facts])
-        if len(self.rows) and not self.alike and np.array_equal(keys, keys[self.firsts][self.rows]):
-            self.alike = alike
-            return False
+        keys = np.column_stack([bucket.groups, steps, facts])
+        moved = not len(self.rows) or not np.array_equal(keys, keys[self.firsts][self.rows])
+        if moved:
+            _, firsts, rows = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+            self.firsts, self.rows = firsts.tolist(), rows.reshape(-1)
+            bucket.host[:, bucket.layout.columns["@row"]] = self.rows
         self.alike = alike
-        _, firsts, rows = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        self.firsts, self.rows = firsts.tolist(), rows.reshape(-1)
-        bucket.host[:, bucket.layout.columns["@row"]] = self.rows
-        return True
+        known = zip(bucket.groups[self.firsts].tolist(), facts[self.firsts].tolist(), strict=True)
+        self.known = list(known)
+        return moved
 
     def _send(self, values: list[list[float]]) -> None:
         real = np.float64 if self.plan.real == "fp64" else np.float32

@@ -31,18 +31,19 @@ def word(address: int) -> int:
     return carray(pointer(address), 1, np.int64)[0]
 
 
-@compiled
+@inline
 def lists_hold(
-    item: int, lists: Any, ends: Any, objects: Any, slots: Any, out: int, put: int, hold: int
+    item: int, lists: int, ends: Any, objects: Any, slots: Any, out: int, put: int, hold: int
 ) -> bool:
     """Whether lists, which are long enough, hold these objects; `ends` says where in these each list does.
 
     An object goes into the list `out` at its slot, if that is not negative.
     """
     at = 0
-    for k in range(len(lists)):
+    for k in range(len(ends)):
+        held = call2(item, lists, k)
         for i in range(at, ends[k]):
-            if call2(item, lists[k], i - at) != objects[i]:
+            if call2(item, held, i - at) != objects[i]:
                 return False
             if slots[i] >= 0:
                 call1(hold, objects[i])
@@ -51,7 +52,7 @@ def lists_hold(
     return True
 
 
-@compiled
+@inline
 def dicts_hold(
     following: int, dicts: Any, ends: Any, entries: Any, slots: Any, out: int, put: int, hold: int
 ) -> bool:
@@ -76,7 +77,34 @@ def dicts_hold(
     return True
 
 
+@inline
+def vector(words: Any, k: int) -> Any:
+    """The int64 array whose address and length are words k and k + 1."""
+    return carray(pointer(words[k]), words[k + 1], np.int64)
+
+
+@inline
+def matrix(words: Any, k: int) -> Any:
+    """The int64 array whose address, rows and columns are words k to k + 2."""
+    return carray(pointer(words[k]), (words[k + 1], words[k + 2]), np.int64)
+
+
 @compiled
+def hold(words: Any, lists: int, out: int) -> bool:
+    """`lists_hold` and `dicts_hold` of a list of lists.
+
+    An array handed in costs as much as checking ten objects: where all lie is in `words`, for
+    `watching.CompiledWatch` to say.
+    """
+    item, following, put, count = words[0], words[1], words[2], words[3]
+    ends, objects, slots = vector(words, 4), vector(words, 6), vector(words, 8)
+    if not lists_hold(item, lists, ends, objects, slots, out, put, count):
+        return False
+    dicts, parts, entries, places = vector(words, 10), vector(words, 12), matrix(words, 14), vector(words, 17)
+    return dicts_hold(following, dicts, parts, entries, places, out, put, count)
+
+
+@inline
 def fetch_some(item: int, of: int, begin: int, end: int, objects: Any) -> None:
     """The addresses of some tensors in a list; what is asked of them is on its way into the cache then.
 
@@ -154,7 +182,7 @@ def measure(look: Any, item: int, of: int, rows: Any, sizes: Any) -> None:
         at += 2 * dims
 
 
-@compiled
+@inline
 def stay(look: Any, item: int, of: int, rows: Any, sizes: Any, places: Any) -> bool:
     """Whether the tensors in a list are what they were, in storages of the same size, at these addresses."""
     found, objects = np.zeros(FACTS, np.int64), np.empty(BLOCK, np.int64)
@@ -180,7 +208,7 @@ def change(look: Any, item: int, of: int, count: int) -> None:
         count_up(word(word(call2(item, of, i) + CPP) + 8 * look[COUNTER]) + look[VERSION])
 
 
-@compiled
+@inline
 def lie(look: Any, item: int, of: int, rows: Any, sizes: Any, places: Any) -> bool:
     """Whether the tensors in a list are what others were, each within its storage; tells where they lie."""
     found, objects = np.zeros(FACTS, np.int64), np.empty(BLOCK, np.int64)
@@ -199,7 +227,7 @@ def lie(look: Any, item: int, of: int, rows: Any, sizes: Any, places: Any) -> bo
     return True
 
 
-@compiled
+@inline
 def clear(starts: Any, reach: Any, places: Any, rows: Any) -> bool:
     """Whether no stretch of memory overlaps with others, see `launch.guards.Spans`."""
     for i in range(len(places)):
@@ -207,6 +235,27 @@ def clear(starts: Any, reach: Any, places: Any, rows: Any) -> bool:
         if rows[i, 7] > 0 and reach[before] > places[i]:
             return False
     return True
+
+
+@compiled
+def guard(words: Any, fixed: int, free: int) -> int:
+    """0 where tensors in two lists are not what and where they were, 1 where they are, 2 where `free` moved.
+
+    `words` says where all lies that is compared, see `launch.guards.CompiledGuard`.
+    """
+    look, item = vector(words, 0), words[2]
+    rows, sizes, places = matrix(words, 3), vector(words, 6), vector(words, 8)
+    if not stay(look, item, fixed, rows, sizes, places):
+        return 0
+    rows, sizes, moved, before = matrix(words, 10), vector(words, 13), vector(words, 15), vector(words, 17)
+    if not lie(look, item, free, rows, sizes, moved):
+        return 0
+    same = True
+    for i in range(len(moved)):
+        same = same and moved[i] == before[i]
+    if same:
+        return 1
+    return 2 if clear(vector(words, 19), vector(words, 21), moved, rows) else 0
 
 
 @inline
