@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from operator import attrgetter, is_
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
 from optgen.counting import Count
 from optgen.facts import Facts, path_of
-from optgen.launch import Launch, Launcher, Ready
+from optgen.launch import Launcher, Ready
 from optgen.launch.recording import fixed_of
 from optgen.launch.uploads import capturing
 from optgen.watching import Groups, State, picker, watch
@@ -40,7 +40,7 @@ class Steady:
 
     def __init__(self, launcher: Launcher, ready: Ready, groups: Groups, state: State):
         self.launcher, self.guard = launcher, ready.guard
-        self.runners = [cast(Launch, r) for r in ready.runners]
+        self.runners = ready.runners
         work, moving = ready.work, {id(w.param) for w in ready.work}
         fixed = fixed_of(work)
         self.gpus = {r.bucket.device for r in self.runners if r.bucket.moving is not None}
@@ -77,7 +77,7 @@ class Steady:
         for r in ready.runners:
             plan = r.plan
             fixed = plan.random or plan.host or plan.spills or plan.numbers or r.bucket.reads
-            if not isinstance(r, Launch) or fixed or r.bucket.layout.dims or r.bucket.counted:
+            if fixed or r.bucket.layout.dims or r.bucket.counted:
                 return None
         if any(w.owner is not None or w.grad is not w.param.grad or w.counter is None for w in work):
             return None

@@ -23,8 +23,8 @@ BEGINS = {
     ("optim.py", "_enter"),
     ("launch/runners.py", "launch"),
     ("launch/runners.py", "repeat"),
-    ("backends/cpu/__init__.py", "sweep"),
-    ("backends/numpy.py", "sweep"),
+    ("backends/cpu/__init__.py", "run"),
+    ("backends/numpy.py", "run"),
 }
 # After these the interpreter looks whether a signal has come.
 LOOKS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"}

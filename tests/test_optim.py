@@ -87,10 +87,10 @@ def test_groups_share_one_launch(monkeypatch):
     from optgen.backends.cpu import CpuKernel
 
     launches = []
-    sweep = CpuKernel.sweep
-    monkeypatch.setattr(CpuKernel, "sweep", lambda self, k, t: (launches.append(k), sweep(self, k, t)))
+    run = CpuKernel.run
+    monkeypatch.setattr(CpuKernel, "run", lambda self, s, t: (launches.append(s.name), run(self, s, t)))
     train(optimizer, params, 1)
-    assert launches == [0]
+    assert launches == ["sweep0"]
 
 
 @pytest.mark.parametrize("backend", ["cpu", "numpy"])

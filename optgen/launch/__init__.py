@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from optgen import cache
-from optgen.backends import Layout, View
+from optgen.backends import Layout, View, registry
 from optgen.compiler import Compiler
 from optgen.facts import lookup
 from optgen.ir import Extent, Node, Op, Program, State, toposort
@@ -35,7 +35,7 @@ from optgen.launch.recording import (
     signature_of,
     sources_of,
 )
-from optgen.launch.runners import Interpreted, Launch, Ready, Runner, advance
+from optgen.launch.runners import Launch, Ready, advance
 from optgen.launch.sharding import Shard, brought, like, local, matching, shard_of
 from optgen.launch.uninterrupted import Uninterrupted
 from optgen.launch.uploads import Captured, capturing
@@ -77,7 +77,7 @@ __all__ = [
 ]
 
 WIDEST = 16  # bytes of a GPU's widest access, and elements that lines of tiles are multiples of
-BACKENDS = ("auto", "triton", "cpu", "numpy")
+BACKENDS: tuple[str, ...] = ("auto", *registry.BACKENDS)
 MODES = ("exact", "fast")
 
 
@@ -122,7 +122,7 @@ class Launcher:
         """An expression of hyperparameters as a number."""
         return float(evaluate([value], lambda n: step_leaf(n, options, 0.0, {}))[value])
 
-    def run(self, *args: Any, **more: Any) -> list[Runner]:
+    def run(self, *args: Any, **more: Any) -> list[Launch]:
         """One step: `prepare`, then `launch`, which no signal interrupts; takes what `prepare` takes."""
         ready = self.prepare(*args, **more)
         with Uninterrupted():
@@ -153,14 +153,13 @@ class Launcher:
             ValueError: tensors overlap in memory, or a hyperparameter has no value that will do.
         """
         buckets, guard, moves = self._find_buckets(work, groups, mode)
-        runners: list[Runner] = []
+        runners: list[Launch] = []
         for bucket in buckets:
             if bucket.counted:
                 values, rows = np.empty((0, 0)), np.arange(len(bucket.members))
             else:
                 values, rows = self._scalars(bucket, work, groups)
-            kind = Launch if bucket.kernel is not None else Interpreted
-            runners.append(kind(bucket, work, values, rows, groups, guard.addresses))
+            runners.append(Launch(bucket, work, values, rows, groups, guard.addresses))
         if any(r.plan.numbers for r in runners):
             self._fill(runners, groups, numbers or {}, steps)
         for known in self._captured:
@@ -174,7 +173,7 @@ class Launcher:
 
     def _fill(
         self,
-        runners: Sequence[Runner],
+        runners: Sequence[Launch],
         groups: Sequence[Mapping[str, Any]],
         numbers: Mapping[str, Any],
         steps: float | Tensor,
@@ -271,17 +270,15 @@ class Launcher:
                 block = block_of(View.of(w.param.shape, made.slices), made.slices)
             key = (w.param.device, w.facts, codecs, len(shape.sizes), sharded, counter, block)
             if key not in found:
-                layout, kernel = Layout(made, len(shape.sizes), sharded and made.random, block), None
-                if backend != "numpy":
-                    kernel = cache.kernel(made, backend, self.math_mode, layout.dims, layout.sharded, block)
+                layout = Layout(made, len(shape.sizes), sharded and made.random, block)
+                kernel = cache.kernel(made, backend, self.math_mode, layout.dims, layout.sharded, block)
                 found[key] = Bucket(w.param.device, made, layout, kernel, [], [], counter is not None)
             found[key].members.append(i)
             found[key].geometries.append(shape)
         buckets, places = list(found.values()), places_of(work)
         for bucket in buckets:
             bucket.sources = sources_of(bucket, places)
-            if bucket.kernel is not None:
-                bucket.build(work)
+            bucket.build(work)
         return buckets
 
     @staticmethod
@@ -321,9 +318,10 @@ def resolve(backend: str, device: torch.device) -> str:
         ValueError: the back end cannot run there.
         ImportError: its package is not installed.
     """
-    if device.type not in ("cpu", "cuda"):
+    ours = [name for name, found in registry.BACKENDS.items() if device.type in found.devices]
+    if not ours:
         raise ValueError(f"optgen runs on cpu and cuda (also ROCm) tensors, not on {device.type}")
-    chosen = backend if backend != "auto" else "cpu" if device.type == "cpu" else "triton"
+    chosen = ours[0] if backend == "auto" else backend
     if device.type == "cuda" and chosen == "triton":
         from optgen.backends.triton import interpreting
 
@@ -332,15 +330,8 @@ def resolve(backend: str, device: torch.device) -> str:
                 f"TRITON_INTERPRET=1 runs kernels on the CPU, and a parameter is on {device}: unset it "
                 "before Python starts, or move the model to the CPU"
             )
-    if device.type == "cuda" and chosen != "triton":
+    if device.type == "cuda" and chosen not in ours:
         raise ValueError(f"backend='{chosen}' needs tensors on the CPU, and a parameter is on {device}")
-    if chosen == "cpu":
-        try:
-            import numba  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                "the CPU back end needs numba: pip install 'optgen[cpu]', or pass backend='numpy'"
-            ) from error
     if chosen == "triton" and device.type == "cpu":
         from optgen.backends.triton import interpreting
 
@@ -349,4 +340,5 @@ def resolve(backend: str, device: torch.device) -> str:
                 "backend='triton' needs tensors on a GPU; without one, set TRITON_INTERPRET=1 before "
                 "Python starts to run kernels in Triton's interpreter"
             )
+    registry.BACKENDS[chosen].require()
     return chosen

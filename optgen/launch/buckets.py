@@ -34,7 +34,7 @@ class Bucket:
     device: torch.device
     plan: Plan
     layout: Layout
-    kernel: Kernel | None
+    kernel: Kernel
     members: list[int]  # indices into the step's work
     geometries: list[Geometry]
     counted: bool = False  # whether the counters lie on the device, which computes what follows from them
@@ -61,7 +61,6 @@ class Bucket:
 
     def build(self, work: Sequence[Work]) -> None:
         """Fill the columns that depend on sizes and strides."""
-        assert self.kernel is not None
         columns = self.layout.columns
         numels = np.array([work[m].param.numel() for m in self.members], np.int64)
         table = np.zeros((len(numels), self.layout.width), np.int64)
@@ -80,7 +79,7 @@ class Bucket:
                     if f"@stride_{s}{d}" in columns:
                         table[i, columns[f"@stride_{s}{d}"]] = strides[d]
         self.host, self.sent = table, None
-        slots = self.plan.slots
+        slots = len(self.plan.extents)
         self.tables = Tables(
             tensors=None,
             elements=int(numels.sum()),
@@ -99,7 +98,7 @@ class Bucket:
 
     def _chunks(self, numels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The chunks of the tensors, and how many each has."""
-        chunk = self.kernel.chunk  # type: ignore[union-attr]
+        chunk = self.kernel.chunk
         counts = -(-numels // chunk)
         tensor = np.repeat(np.arange(len(numels)), counts)
         starts = (np.arange(int(counts.sum())) - (np.cumsum(counts) - counts)[tensor]) * chunk
@@ -112,7 +111,7 @@ class Bucket:
             key = tuple(p.shape), p.element_size()
             if key not in known:
                 view, size = View.of(p.shape, self.plan.slices), p.numel() * p.element_size()
-                known[key] = Tiling.of(self.layout, view, cast(Kernel, self.kernel), size)
+                known[key] = Tiling.of(self.layout, view, self.kernel, size)
         return [known[tuple(p.shape), p.element_size()] for p in params]
 
     def _tiles(self, table: np.ndarray, tilings: Sequence[Tiling]) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +168,7 @@ class Bucket:
     @property
     def numpy_tables(self) -> bool:
         """Whether the kernel takes NumPy arrays; Triton takes torch tensors, in its interpreter too."""
-        return self.kernel is not None and self.kernel.numpy_tables
+        return self.kernel.numpy_tables
 
     def point(
         self, work: Sequence[Work], addresses: np.ndarray, rows: np.ndarray, seeds: Sequence[int]
@@ -288,12 +287,12 @@ class Bucket:
         self, work: Sequence[Work], slot: int, rows: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where values of a slot lie for these members, what orders them, and which are of empty parts."""
-        kind, columns = self.plan.extents[slot], self.layout.columns
+        kind, columns, width = self.plan.extents[slot], self.layout.columns, len(self.plan.extents)
         at, keys, empty = [], [], []
         for i in rows:
             w = work[self.members[i]]
             count = View.of(w.param.shape, self.plan.slices).count(kind) if kind.sliced else 1
-            start = self.host[i, columns[f"@slot{slot}"]] if kind.sliced else i * self.plan.slots + slot
+            start = self.host[i, columns[f"@slot{slot}"]] if kind.sliced else i * width + slot
             at.append(int(start) + np.arange(count))
             keys.append(np.stack([np.full(count, w.index), np.full(count, slot), np.arange(count)], axis=1))
             empty.append(np.full(count, not w.param.numel()))

@@ -61,14 +61,6 @@ class Work:
         return self.states[store] if store in self.states else self.inputs[store]
 
 
-def as_array(tensor: Tensor) -> np.ndarray:
-    """A tensor's memory as NumPy sees it; 16-bit storage as its raw bits."""
-    tensor = tensor.detach()
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        return tensor.view(torch.int16).numpy().view(np.uint16)
-    return tensor.numpy()
-
-
 def fact_of(w: Work, name: str) -> float:
     """A shape fact, or the value of a state that the host computes."""
     shape, numel = w.shape, float(math.prod(w.shape))
