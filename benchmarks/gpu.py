@@ -280,7 +280,7 @@ def measure(case: Case, device: torch.device, clock: Clock) -> dict[str, Any]:
             times[name]["host"].append(clock.host(steps[name]))
     return {
         "case": list(case),
-        "phases": max(len(plan.phases) for plan, _ in planned),
+        "phases": max(len(plan.sweeps) for plan, _ in planned),
         "bytes": moved,
         "seconds": {n: {key: median(found) for key, found in t.items()} for n, t in times.items()},
         "first_step": first,

@@ -104,7 +104,7 @@ def measure(name: str) -> dict[str, Any]:
     given = inputs(opt, params)
     opt.step(**given)
     peak = max(extra_memory(lambda: opt.step(**given)) for _ in range(STEPS))
-    spills = max(plan.spills for plan, _ in plans(opt))
+    spills = max(len(plan.spills) for plan, _ in plans(opt))
     return {"rule": name, "bytes": peak, "share": round(peak / LARGEST, 4), "spills": spills}
 
 

@@ -27,7 +27,7 @@ from optgen.backends import Kernel, Layout, Tables
 from optgen.ir import Extent, Node, Op, node
 from optgen.launch import CODEC_OF, Launcher
 from optgen.optim import Optimizer
-from optgen.plan import Phase, Plan, Reduction, element_stores
+from optgen.plan import Buffer, Plan, Reduction, Step, element_stores
 
 DTYPE_OF = {codec: dtype for dtype, codec in CODEC_OF.items()}
 
@@ -64,7 +64,7 @@ class Roof:
         for plan, elements in plans(opt):
             found.setdefault(plan.fingerprint(), (plan, []))[1].append(elements)
         self.parts = [Part(plan, numels) for plan, numels in found.values()]
-        self.count = max(len(part.plan.phases) for part in self.parts)
+        self.count = max(len(part.plan.sweeps) for part in self.parts)
 
     def __call__(self) -> None:
         """All sweeps, in the order of the plan."""
@@ -74,8 +74,8 @@ class Roof:
     def sweep(self, k: int) -> None:
         """One sweep, of all tensors that have it."""
         for part in self.parts:
-            if k < len(part.plan.phases):
-                part.kernel.sweep(k, part.tables)
+            if k < len(part.plan.sweeps):
+                part.kernel.run(part.plan.sweeps[k], part.tables)
 
 
 class Part:
@@ -97,7 +97,7 @@ class Part:
             chunks=np.array(starts, np.int64),
             scalars=np.zeros((1, 0), np.float64 if plan.real == "fp64" else np.float32),
             partials=np.zeros((len(starts), max(1, len(layout.partial)))),
-            slots=np.zeros((len(numels), max(1, self.plan.slots))),
+            slots=np.zeros((len(numels), max(1, len(self.plan.extents)))),
             elements=sum(numels),
         )
         self.kernel.prepare(self.tables)
@@ -105,39 +105,36 @@ class Part:
 
 def bare(plan: Plan) -> Plan:
     """A plan with the loads and stores of each sweep, and nothing between the sweeps."""
-    slots = [k for k, phase in enumerate(plan.phases) if not phase.stores]
-    phases = []
-    for k, phase in enumerate(plan.phases):
-        loads = [value(plan, s) for s in phase.loads]
-        if phase.stores:
-            phases.append(replace(phase, stores=additions(plan, phase), reductions=()))
+    sums = [step.name for step in plan.sweeps if not step.values]
+    steps = []
+    for step in plan.sweeps:
+        loads = [value(plan, s) for s in step.loads]
+        if step.values:
+            steps.append(replace(step, values=additions(plan, step), reductions=()))
         else:
-            total = Reduction(slots.index(k), Op.SUM, reduce(add, loads), Extent.TENSOR)
-            phases.append(replace(phase, reductions=(total,)))
+            total = Reduction(sums.index(step.name), Op.SUM, reduce(add, loads), Extent.TENSOR)
+            steps.append(replace(step, reductions=(total,)))
+    buffers = [b for b in plan.buffers if b.role in ("spill", "store")]
+    buffers += [Buffer(f"@slot{i}", "slot", Extent.TENSOR, "fp64") for i in range(len(sums))]
     return replace(
         plan,
         name=f"roof of {plan.name}",
         states={},
-        tensor_states=(),
-        finish={},
+        buffers=tuple(buffers),
+        steps=tuple(steps),
         scalars=(),
-        host={},
-        phases=tuple(phases),
-        slots=len(slots),
-        names={},
-        rounds=(),
-        extents=(Extent.TENSOR,) * len(slots),
-        totals=(),
-        finals={},
         onces=(),
+        host={},
+        finals={},
+        names={},
     )
 
 
-def additions(plan: Plan, phase: Phase) -> dict[str, Node]:
+def additions(plan: Plan, step: Step) -> dict[str, Node]:
     """What to store: each store's own value, and those that are only loaded, dealt out to the stores."""
-    only = [s for s in phase.loads if s not in phase.stores] or list(phase.loads)
-    dealt: dict[str, list[str]] = {s: [s] if s in phase.loads else [] for s in phase.stores}
-    stores = list(phase.stores)
+    only = [s for s in step.loads if s not in step.values] or list(step.loads)
+    dealt: dict[str, list[str]] = {s: [s] if s in step.loads else [] for s in step.values}
+    stores = list(step.values)
     for i in range(max(len(only), len(stores))):
         dealt[stores[i % len(stores)]].append(only[i % len(only)])
     return {s: reduce(add, [value(plan, name) for name in names]) for s, names in dealt.items()}

@@ -96,8 +96,8 @@ def compiled(key: tuple[str, str, str]) -> Record:
     plan = plan_of(rule, storage)
     module = cache.load(cache.emit(plan, "triton"), plan.name, "triton")
     halves = iter(
-        sum(plan.codecs.get(s) in ("bf16", "fp16") for s in (*phase.loads, *phase.stores))
-        for phase in plan.phases
+        sum(plan.codecs.get(s) in ("bf16", "fp16") for s in (*step.loads, *step.values))
+        for step in plan.sweeps
     )
     kernels = [
         {
@@ -107,7 +107,7 @@ def compiled(key: tuple[str, str, str]) -> Record:
         }
         for r in compile_ahead(Layout(plan), module, target)
     ]  # fmt: skip
-    head = {"rule": rule, "storage": storage, "target": target, "phases": len(plan.phases)}
+    head = {"rule": rule, "storage": storage, "target": target, "phases": len(plan.sweeps)}
     return {**head, "codecs": dict(plan.codecs), "source": digest(rule, storage), "kernels": kernels}
 
 

@@ -21,7 +21,7 @@ import trajectories
 from optgen import library
 from optgen.compiler import planned
 from optgen.ir import Extent, Node, Op, Program, toposort
-from optgen.plan import Phase, Plan
+from optgen.plan import Plan, Step
 from optgen.settings import CLASSES, class_of, costs, runnable
 
 ORACLES = Path(__file__).resolve().parent.parent / "rules" / "ORACLES.md"
@@ -212,7 +212,7 @@ def plan(whole: Program, partner: str | None) -> str:
     """What each phase loads, stores and reduces, and the bytes that it moves."""
     wide, narrow = planned(whole, "fp32"), planned(whole, "bf16")
     parts = [_plan_of(whole, partner)]
-    if [_shape(p) for p in wide.phases] == [_shape(p) for p in narrow.phases]:
+    if [_shape(p) for p in wide.sweeps] == [_shape(p) for p in narrow.sweeps]:
         parts.append(_phases({"bytes, float32": wide, "bytes, bfloat16": narrow}))
     else:
         parts += [_phases({"bytes, float32": wide}), _phases({"bytes, bfloat16": narrow})]
@@ -222,12 +222,12 @@ def plan(whole: Program, partner: str | None) -> str:
         f"On the host, once a step: {_number(len(wide.scalars), 'number')}."
     )
     if wide.totals:
-        sums = sum(len(found.over) for found in wide.rounds)
+        sums = sum(r.extent is Extent.ALL for r in wide.reductions)
         parts.append(
             f"Between the phases, for all tensors together: {_number(sums, 'reduction')} and "
             f"{_number(len(wide.totals), 'number')}."
         )
-    if max(wide.spills, narrow.spills):
+    if wide.spills or narrow.spills:
         parts.append("`#0`, `#1`, … are values that one phase leaves in memory for a later one.")
     return "\n\n".join(parts)
 
@@ -244,23 +244,23 @@ def _plan_of(whole: Program, partner: str | None) -> str:
     return f"Of `{whole.name}`{chained}, with its defaults{where}."
 
 
-def _shape(phase: Phase) -> tuple[object, ...]:
-    return phase.loads, tuple(phase.stores), _reductions(phase)
+def _shape(step: Step) -> tuple[object, ...]:
+    return step.loads, tuple(step.values), _reductions(step)
 
 
 def _phases(plans: dict[str, Plan]) -> str:
     """A table of phases that several plans share, with the bytes of each plan."""
     rows = []
-    for k, phases in enumerate(zip(*(made.phases for made in plans.values()), strict=True)):
+    for k, phases in enumerate(zip(*(made.sweeps for made in plans.values()), strict=True)):
         first = phases[0]
-        names = [" ".join(map(_code, stores)) or "–" for stores in (first.loads, first.stores)]
+        names = [" ".join(map(_code, stores)) or "–" for stores in (first.loads, first.values)]
         rows.append((str(k), *names, _reductions(first) or "–", *(str(phase.bytes) for phase in phases)))
     return _table(["phase", "loads", "stores", "reduces", *plans], rows, numbers=len(plans))
 
 
-def _reductions(phase: Phase) -> str:
+def _reductions(step: Step) -> str:
     """What a phase reduces: `2 × sum per tensor`."""
-    kinds = Counter(f"{r.op.value} per {r.extent.name.lower()}" for r in phase.reductions)
+    kinds = Counter(f"{r.op.value} per {r.extent.name.lower()}" for r in step.reductions)
     return ", ".join(kind if n == 1 else f"{n} × {kind}" for kind, n in kinds.items())
 
 

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from optgen import __version__, library
+from optgen.backends.registry import BACKENDS
 from optgen.compiler import NDIM
 from optgen.settings import DTYPES
 
@@ -109,14 +110,12 @@ def _show(made: argparse.ArgumentParser) -> None:
 
 
 def _emit(made: argparse.ArgumentParser) -> None:
-    made.add_argument(
-        "--backend", choices=("triton", "cpu", "numpy"), default="triton", help="default: triton"
-    )
+    made.add_argument("--backend", choices=BACKENDS, default="triton", help="default: triton")
 
 
 def _check(made: argparse.ArgumentParser) -> None:
     made.add_argument("--all", action="store_true", help="every shipped rule, one after the other")
-    made.add_argument("--backend", action="append", choices=("triton", "cpu", "numpy"), help="only this one")
+    made.add_argument("--backend", action="append", choices=BACKENDS, help="only this one")
     made.add_argument("--dtype", action="append", choices=DTYPES, help="of p and g: only this one")
     made.add_argument("--state-dtype", choices=DTYPES, help="of state; default: each parameter's own")
     made.add_argument("--steps", type=_positive, metavar="N", help="default: 50; with --all, 10")

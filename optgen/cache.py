@@ -15,14 +15,14 @@ import hashlib
 import linecache
 import os
 import sys
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from types import ModuleType
 from typing import Any
 
-from optgen import __version__, disk
+from optgen import disk
 from optgen.backends import Block, Kernel, Layout
 from optgen.backends.emit import identifier
+from optgen.backends.registry import BACKENDS
 from optgen.disk import folder
 from optgen.locks import lock, once, uncut
 from optgen.plan import Plan
@@ -46,18 +46,7 @@ def emit(
     block: Block | None = None,
 ) -> str:
     """The source that a back end compiles for a plan."""
-    layout = Layout(plan, dims, sharded, block)
-    if backend == "numpy":
-        from optgen.backends import numpy
-
-        return numpy.emit(plan)
-    if backend == "cpu":
-        from optgen.backends import cpu
-
-        return cpu.emit(layout, math_mode)
-    from optgen.backends import triton
-
-    return triton.emit(layout, math_mode)
+    return BACKENDS[backend].emit(Layout(plan, dims, sharded, block), math_mode)
 
 
 def kernel(
@@ -75,18 +64,7 @@ def kernel(
 
 def _build(layout: Layout, backend: str, math_mode: str) -> Kernel:
     global built
-    plan = layout.plan
-    source = emit(plan, backend, math_mode, layout.dims, layout.sharded, layout.block)
-    module = load(source, plan.name, backend)
-    made: Kernel
-    if backend == "cpu":
-        from optgen.backends.cpu import CpuKernel
-
-        made = CpuKernel(layout, module)
-    else:
-        from optgen.backends.triton import TritonKernel
-
-        made = TritonKernel(layout, module, math_mode)
+    made = BACKENDS[backend].load(layout, math_mode, partial(load, name=layout.plan.name, backend=backend))
     with _counting:
         built += 1
     return made
@@ -104,7 +82,7 @@ def load(source: str, name: str, backend: str) -> ModuleType:
     if ast.get_docstring(tree, clean=False) is not None:
         lines = source.splitlines(keepends=True)
         source = "".join(lines[tree.body[0].end_lineno :]).lstrip("\n")
-    digest = hashlib.sha256("\0".join((source, _versions(backend))).encode()).hexdigest()[:20]
+    digest = hashlib.sha256("\0".join((source, BACKENDS[backend].version())).encode()).hexdigest()[:20]
     known = f"{backend}_{digest}"
     return once(_modules, known, partial(_execute, source, known, f"{identifier(name)[:80]}_{known}.py"))
 
@@ -122,19 +100,3 @@ def _execute(source: str, known: str, file: str) -> ModuleType:
     exec(compile(source, path, "exec"), module.__dict__)
     sys.modules[module.__name__] = module  # where Numba looks for the module of a function that it reads
     return module
-
-
-@cache
-def _versions(backend: str) -> str:
-    """What compiled code depends on besides its source: what it calls, and what compiles it and how."""
-    if backend == "cpu":
-        import numba
-
-        version = numba.__version__
-    else:
-        import triton
-
-        version = triton.__version__
-    files = sorted(Path(__file__).parent.joinpath("backends", backend).glob("*.py"))
-    texts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-    return f"{__version__} {version} {sys.version_info[:2]} {texts}"

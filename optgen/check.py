@@ -9,7 +9,6 @@ run in processes of their own, beside the others.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from typing import IO, Any
 import torch
 
 from optgen import library
+from optgen.backends.registry import BACKENDS
 from optgen.compose import with_defaults, with_maximize
 from optgen.errors import RuleError, Source
 from optgen.ir import Program
@@ -35,12 +35,11 @@ from optgen.trial import Case, Outcome, place, run
 
 STEPS = 50
 LIMIT = 8  # settings for each back end and dtype
-MODULES = {"numpy": "numpy", "cpu": "numba", "triton": "triton"}
 
 
 def present() -> list[str]:
-    """The back ends that can run here: the reference, and those whose package is installed."""
-    return [backend for backend, module in MODULES.items() if importlib.util.find_spec(module)]
+    """The back ends that can run here: the reference first, and those whose package is installed."""
+    return [backend.name for backend in reversed(BACKENDS.values()) if backend.available]
 
 
 def where(backend: str) -> str:

@@ -25,6 +25,7 @@ from rich.text import Text
 from optgen import cache, library, tables
 from optgen.arguments import parser, unknown_command
 from optgen.backends import Layout
+from optgen.backends.registry import BACKENDS
 from optgen.compiler import Compiler, planned
 from optgen.errors import RuleError
 from optgen.grammar import decode
@@ -135,7 +136,7 @@ def _check(arguments: argparse.Namespace) -> int:
     there = present()
     for backend in arguments.backend or ():
         if backend not in there:
-            raise ModuleNotFoundError(name={"cpu": "numba"}.get(backend, backend))
+            raise ModuleNotFoundError(name=BACKENDS[backend].package)
     backends = [b for b in there if b in (arguments.backend or there)]
     return _check_all(arguments, backends) if arguments.all else _check_one(arguments, backends)
 

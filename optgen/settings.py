@@ -87,7 +87,7 @@ def costs(program: Program) -> dict[str, int]:
     """
     whole, partner = runnable([program])
     plans = [planned(whole)] + ([planned(library.rule(partner))] if partner else [])
-    numbers = [(len(p.phases), p.bytes, kept_bytes(p)) for p in plans]
+    numbers = [(len(p.sweeps), p.bytes, kept_bytes(p)) for p in plans]
     difference = (a - sum(rest) for a, *rest in zip(*numbers, strict=True))
     return dict(zip(("phases", "bytes", "state_bytes"), difference, strict=True))
 

@@ -131,12 +131,12 @@ def passes(counts: Iterable[Count]) -> Group:
 
 def plan(made: Plan) -> Group:
     """The phases of a plan: what each loads, stores and reduces, and the bytes per element."""
-    heading = f"plan of {made.name}: {_count(len(made.phases), 'phase')}, {made.bytes} bytes per element"
+    heading = f"plan of {made.name}: {_count(len(made.sweeps), 'phase')}, {made.bytes} bytes per element"
     table = _table(["phase", "loads", "stores", "reduces"], ["bytes"])
-    for k, phase in enumerate(made.phases):
-        reduced = ", ".join(f"r{r.slot} = {reduction_text(r)}" for r in phase.reductions)
-        loads, stores = (_cell(" ".join(names) or "–") for names in (phase.loads, phase.stores))
-        table.add_row(str(k), loads, stores, reduced or "–", str(phase.bytes))
+    for k, step in enumerate(made.sweeps):
+        reduced = ", ".join(f"r{r.slot} = {reduction_text(r)}" for r in step.reductions)
+        loads, stores = (_cell(" ".join(names) or "–") for names in (step.loads, step.values))
+        table.add_row(str(k), loads, stores, reduced or "–", str(step.bytes))
     return _section(heading, table, *_plan_notes(made))
 
 
@@ -158,8 +158,7 @@ def _plan_notes(made: Plan) -> list[str]:
         )
     lines.append(f"{_count(len(made.scalars), 'scalar')} per step, computed on the host in float64")
     if made.spills:
-        names = ", ".join(f"#{i}" for i in range(made.spills))
-        lines.append(f"spilled to memory between phases: {names}")
+        lines.append(f"spilled to memory between phases: {', '.join(made.spills)}")
     return lines
 
 

@@ -18,10 +18,9 @@ from optgen.backends import numpy as reference
 from optgen.compiler import Compiler
 from optgen.facts import lookup
 from optgen.ir import DType, Extent, Op, Program, toposort
-from optgen.launch.runners import acts_of
 from optgen.passes import lower
 from optgen.plan import Plan, element_stores, plan
-from optgen.semantics import MEANING, evaluate
+from optgen.semantics import evaluate
 from strategies import array
 
 RAW = reference.RAW
@@ -194,7 +193,7 @@ class Bucket:
         rows = np.array(self.scalars, np.float64).reshape(len(tensors), -1)
         with np.errstate(over="ignore"):
             rows = rows.astype(real)
-        slots = max(1, self.plan.slots)
+        slots = max(1, len(self.plan.extents))
         partials = np.zeros((len(chunks), max(1, len(layout.partial))))
         arrays = [table, np.array(chunks, np.int64), rows, partials]
         arrays.append(np.full((len(tensors), slots), np.nan))
@@ -215,40 +214,42 @@ class Bucket:
                 name: replace(spec, constants=swept) if spec.grid == "chunks" else spec
                 for name, spec in kernel.specs.items()
             }
+        tensors, states, tables = self.fresh(kernel)
+        kernel.prepare(tables)
+        for step in self.plan.steps:
+            kernel.run(step, tables)
+        return tensors, states, np.asarray(tables.slots)
+
+    def fresh(self, kernel):
+        """Copies of the tensors and tensor states, and the tables of a launch over them."""
         real = reference.REAL[self.plan.real]
         tensors = self.copies()
         given = self.tensor_states or [{}] * len(tensors)
         states = [{k: np.array(v, real) for k, v in one.items()} for one in given]
-        tables = self.tables(kernel, tensors, states)
-        kernel.prepare(tables)
-        for act in acts_of(self.plan):
-            if act.name == "total":
-                continue
-            getattr(kernel, act.name)(act.what, tables)
-        if self.plan.finish:
-            kernel.finish(tables)
-        return tensors, states, np.asarray(tables.slots)
+        return tensors, states, self.tables(kernel, tensors, states)
 
     def reference(self, slots=None, tolerance=0.0):
         """What the reference leaves; given slots are checked against its own, and take their place."""
-        tensors = self.copies()
-        given = self.tensor_states or [{}] * len(tensors)
-        real = reference.REAL[self.plan.real]
-        states = [{k: np.array(v, real) for k, v in one.items()} for one in given]
-        for i, stores in enumerate(tensors):
-
-            def reduce(r, x, i=i):
-                value = MEANING[r.op](x)
-                if slots is None:
-                    return value
+        kernel = cache.kernel(self.plan, "numpy", "exact", self.dims)
+        tensors, states, tables = replace(self, far=0).fresh(kernel)
+        for step in self.plan.steps:
+            reduced = step.reductions if step.kind == "sweep" and slots is not None else ()
+            terms = [(i, r, self.terms(kernel, tables, i, r)) for i in range(len(tensors)) for r in reduced]
+            kernel.run(step, tables)
+            for i, r, x in terms:
+                mine, right = slots[i, r.slot], tables.slots[i, r.slot]
                 if r.op is Op.SUM:
-                    close(slots[i, r.slot], value, x, tolerance)
+                    close(mine, right, x, tolerance)
                 else:
-                    assert np.array_equal(slots[i, r.slot], value, equal_nan=True)
-                return slots[i, r.slot]
-
-            reference.run(self.plan, stores, self.scalars[i], states[i], reduce)
+                    assert np.array_equal(mine, right, equal_nan=True)
+                tables.slots[i, r.slot] = mine
         return tensors, states
+
+    def terms(self, kernel, tables, i, reduction):
+        """What is reduced of a tensor."""
+        member = reference.Member(kernel.layout, tables, i)
+        value = member.evaluate([reduction.operand], Extent.ELEMENT)[reduction.operand]
+        return np.broadcast_to(value, member.count(Extent.ELEMENT))
 
     def check(self, backend, tolerance=None):
         """Assert that a back end agrees with the reference: reductions to a tolerance, the rest exactly."""

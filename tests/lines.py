@@ -22,8 +22,8 @@ BEGIN, END = (("launch/uninterrupted.py", name) for name in ("__enter__", "__exi
 BEGINS = {
     ("optim.py", "_enter"),
     ("launch/recording.py", "launch"),
-    ("backends/cpu/__init__.py", "sweep"),
-    ("backends/numpy.py", "sweep"),
+    ("backends/cpu/__init__.py", "run"),
+    ("backends/numpy.py", "run"),
 }
 # After these the interpreter looks whether a signal has come.
 LOOKS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"}

@@ -30,12 +30,12 @@ def check(rule, codecs, target, math_mode="exact", **options):
     """Nothing spilled; each phase moves what the plan says; all of it in the widest accesses."""
     made, found = reports(rule, codecs, target, math_mode, **options)
     sweeps = [r for r in found if r.kernel.startswith("sweep")]
-    assert [r.kernel for r in sweeps] == [f"sweep{k}" for k in range(len(made.phases))]
+    assert [r.kernel for r in sweeps] == [f"sweep{k}" for k in range(len(made.sweeps))]
     for r in found:
         assert r.spilled == 0, r
-        limit = (80 if rule in WIDE else 64) if len(made.phases) == 1 else 128
+        limit = (80 if rule in WIDE else 64) if len(made.sweeps) == 1 else 128
         assert 0 < r.registers <= limit, r
-    for r, phase in zip(sweeps, made.phases, strict=True):
+    for r, phase in zip(sweeps, made.sweeps, strict=True):
         assert r.planned == phase.bytes
         assert r.found == r.planned, r
         # A thread has four elements: 128 bits of float32, 64 of bfloat16, twice 128 of float64.
@@ -64,7 +64,7 @@ def test_rules_with_slices_compile(name, ndim, target):
     found = compile_ahead(Layout(made), module, target)
     assert [(r.kernel, r.spilled) for r in found if r.spilled] == []
     sweeps = [r for r in found if r.kernel.startswith("sweep")]
-    assert [r.planned for r in sweeps] == [r.found for r in sweeps] == [phase.bytes for phase in made.phases]
+    assert [r.planned for r in sweeps] == [r.found for r in sweeps] == [phase.bytes for phase in made.sweeps]
 
 
 @pytest.mark.full
@@ -76,7 +76,7 @@ def test_all_other_rules_compile(rule, codecs, target):
     made, found = reports(settings.runnable([library.rule(rule)])[0], codecs, target)
     assert all(r.spilled == 0 for r in found)
     sweeps = [r for r in found if r.planned is not None]
-    assert [r.found for r in sweeps] == [phase.bytes for phase in made.phases]
+    assert [r.found for r in sweeps] == [phase.bytes for phase in made.sweeps]
 
 
 @pytest.mark.full
@@ -105,7 +105,7 @@ def test_spills_and_device_state_compile(target):
 def test_float64_compiles(target):
     made, found = reports("lamb", ("fp64",), target)
     assert all(r.spilled == 0 for r in found)
-    assert [r.found for r in found if r.planned is not None] == [phase.bytes for phase in made.phases]
+    assert [r.found for r in found if r.planned is not None] == [phase.bytes for phase in made.sweeps]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from optgen import cache, library
 from optgen.backends import Layout, cpu
 from optgen.backends.emit import PYTHON, Names, identifier
 from optgen.ir import DType, Extent, Op
+from optgen.plan import Buffer
 from strategies import SPECIAL, array, examples
 
 # test_slices and `optgen check --all` have those with slices, totals, random numbers and further inputs.
@@ -167,7 +168,7 @@ def strided(rule, shapes, **layout):
 def check_strided(backend, large):
     """Stores in different memory orders, and a reduction and a spill among them."""
     many = "state(m=0, v=0, w=0)\nx = p*g + m*v + w\np = p - x/norm(x)"
-    assert planned(many).spills == 1
+    assert len(planned(many).spills) == 1
     strided("adamw", [(1, 1), (3, 5), (2, large)]).check(backend)
     strided("lamb", [(1, 2, 3), (4, 3, 2), (5, 7, large)]).check(backend)
     strided(many, [(3, 5), (large, 3)]).check(backend)
@@ -472,20 +473,20 @@ def test_an_error_in_a_thread_is_raised(monkeypatch, torch_threads):
 
 
 class Counted:
-    """The launches of a kernel class, in order, as (method, phase or slots, kernel)."""
+    """The launches of a kernel class, in order, as (step, kernel)."""
 
     def __init__(self, monkeypatch, kind):
-        self.calls = []
-        for name in ("sweep", "combine", "small", "over", "finish"):
-            monkeypatch.setattr(kind, name, self.wrap(name, getattr(kind, name)))
+        self.calls, run = [], kind.run
 
-    def wrap(self, name, method):
-        def launch(kernel, *arguments):
-            what = next((a for a in arguments if isinstance(a, int | list)), None)
-            self.calls.append((name, what, id(kernel)))
-            return method(kernel, *arguments)
+        def launch(kernel, step, tables):
+            self.calls.append((step.name, id(kernel)))
+            return run(kernel, step, tables)
 
-        return launch
+        monkeypatch.setattr(kind, "run", launch)
+
+    @property
+    def names(self):
+        return [name for name, _ in self.calls]
 
 
 def check_launches(monkeypatch, backend, kind):
@@ -501,7 +502,7 @@ def check_launches(monkeypatch, backend, kind):
     for _ in range(2):
         counted.calls.clear()
         opt.step()
-        assert [call[:2] for call in counted.calls] == [("sweep", 0), ("combine", None), ("sweep", 1)]
+        assert counted.names == ["sweep0", "combine0", "sweep1"]
 
 
 def test_one_launch_a_phase(monkeypatch):
@@ -515,8 +516,8 @@ def test_every_bucket_ends_a_phase_before_the_next(monkeypatch):
     for p in params:
         p.grad = torch.randn_like(p)
     opt.step()
-    assert [call[:2] for call in counted.calls] == [("sweep", 0), ("combine", None)] * 2 + [("sweep", 1)] * 2
-    assert len({kernel for _, _, kernel in counted.calls}) == 2
+    assert counted.names == ["sweep0", "combine0"] * 2 + ["sweep1"] * 2
+    assert len({kernel for _, kernel in counted.calls}) == 2
 
 
 def test_finish_is_one_launch(monkeypatch):
@@ -526,8 +527,7 @@ def test_finish_is_one_launch(monkeypatch):
     for p in params:
         p.grad = torch.randn_like(p)
     opt.step()
-    names = [name for name, _, _ in counted.calls]
-    assert names == ["sweep", "combine", "sweep", "finish"]
+    assert counted.names == ["sweep0", "combine0", "sweep1", "finish"]
 
 
 def test_nothing_to_assign_launches_nothing(monkeypatch):
@@ -543,7 +543,7 @@ def test_nothing_to_assign_launches_nothing(monkeypatch):
 def test_tables_are_int64(monkeypatch):
     """Addresses, sizes, starts and rows; an emitted kernel narrows none of them."""
     seen = []
-    monkeypatch.setattr(cpu.CpuKernel, "sweep", lambda kernel, phase, tables: seen.append(tables))
+    monkeypatch.setattr(cpu.CpuKernel, "run", lambda kernel, step, tables: seen.append(tables))
     p = torch.ones(3, requires_grad=True)
     opt = optgen.optimizer("sgd")([p], backend="cpu")
     p.grad = torch.ones(3)
@@ -642,7 +642,10 @@ def test_no_two_variables_are_alike(words):
     """Whatever states are called: in every form that a back end makes of them, and among its own names."""
     made = planned("p = p - g")
     states = [w for w in words if w.replace("[", "").replace("]", "").isidentifier()]
-    plan = replace(made, codecs=dict.fromkeys(["p", "g", *states], "fp32"), spills=2, slots=2)
+    stores = [Buffer(name, "store", Extent.ELEMENT, "fp32") for name in dict.fromkeys(["p", "g", *states])]
+    more = [Buffer(f"#{i}", "spill", Extent.ELEMENT, "fp32") for i in range(2)]
+    more += [Buffer(f"@slot{i}", "slot", Extent.TENSOR, "fp64") for i in range(2)]
+    plan = replace(made, buffers=(*more, *stores))
     forms = ("{}_at", "{}_ptr", "{}_stride0")
     names = Names(plan, {"tl", "row", "base"}, forms)
     found = [form.format(x) for x in names.stores.values() for form in ("{}", "{}_bits", *forms)]
@@ -750,7 +753,7 @@ def test_inner_loops_are_vectorised(rule, codecs, options):
     tensors = one.copies()
     kernel = cpu.CpuKernel(Layout(made), type("Module", (), module))
     tables = one.tables(kernel, tensors, [{} for _ in tensors])
-    for k, phase in enumerate(made.phases):
+    for k, phase in enumerate(made.sweeps):
         sweep = module[f"sweep{k}"]
         sweep(0, 1, tables.tensors, tables.chunks, tables.scalars, tables.partials, tables.slots)
         (text,) = sweep.inspect_asm().values()

@@ -461,9 +461,9 @@ sys.exit(cli.main("check lion --backend triton --dtype fp32 --steps 1 --settings
 
 @pytest.mark.parametrize(("backend", "module", "install"), [("cpu", "numba", "optgen[cpu]"), ("triton",) * 3])
 def test_check_names_what_is_missing(optgen, monkeypatch, backend, module, install):
-    from optgen import check
+    from optgen.backends.registry import Backend
 
-    monkeypatch.setitem(check.MODULES, backend, "no_such_module")
+    monkeypatch.setattr(Backend, "available", property(lambda self: self.name != backend))
     code, _, err = optgen("check", "lion", "--backend", backend)
     assert code == 2
     assert err == f"optgen: this needs {module}\n = help: pip install '{install}'\n"

@@ -18,7 +18,7 @@ def test_the_rule_is_short_and_no_shipped_one():
     assert len(demo.RULE.strip().splitlines()) <= 10
     assert "CautiousBelief" not in library.classes()
     made = settings.planned(library.rule(demo.RULE))
-    assert len(made.phases) == 1
+    assert len(made.sweeps) == 1
     assert made.bytes == 28
 
 

@@ -86,12 +86,12 @@ def apart(mine, theirs, steps=100, shapes=SHAPES):
 def test_streams(rule, options, ndim, phases):
     """Four bytes for each name: what is read, then what is written."""
     made = planned(library.rule(rule, **options), ndim=ndim)
-    assert [streams(phase) for phase in made.phases] == phases
-    assert [phase.bytes for phase in made.phases] == [4 * len(p.replace(">", "").split()) for p in phases]
+    assert [streams(phase) for phase in made.sweeps] == phases
+    assert [phase.bytes for phase in made.sweeps] == [4 * len(p.replace(">", "").split()) for p in phases]
 
 
 def streams(phase):
-    written = f" > {' '.join(phase.stores)}" if phase.stores else ""
+    written = f" > {' '.join(phase.values)}" if phase.values else ""
     return " ".join(phase.loads) + written
 
 
@@ -105,7 +105,7 @@ def streams(phase):
 )
 def test_the_norm_of_normalised_rows_needs_no_sweep(rules, moved):
     """It follows from the sums of the rows."""
-    assert [phase.bytes for phase in planned(library.chain(*rules)).phases] == moved
+    assert [phase.bytes for phase in planned(library.chain(*rules)).sweeps] == moved
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_planned_bytes(rule, bytes_by_ndim):
 def test_adafactor_has_three_phases_at_most():
     for options in ({}, {"beta1": 0.9}):
         rule = library.rule("adafactor", **options)
-        assert [len(planned(rule, ndim=n).phases) for n in range(5)] == [2, 2, 3, 3, 3]
+        assert [len(planned(rule, ndim=n).sweeps) for n in range(5)] == [2, 2, 3, 3, 3]
 
 
 # Back ends

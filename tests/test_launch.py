@@ -15,17 +15,14 @@ from optgen.launch.door import fitted
 
 
 def spy(monkeypatch):
-    """Record every launch as (name, tensors)."""
-    launches = []
-    for name in ("sweep", "combine", "small", "over", "finish"):
-        original = getattr(CpuKernel, name)
+    """Record every launch as (kind, tensors)."""
+    launches, run = [], CpuKernel.run
 
-        def record(self, *args, name=name, original=original):
-            tables = next(a for a in args if hasattr(a, "tensors"))
-            launches.append((name, len(tables.tensors)))
-            return original(self, *args)
+    def record(self, step, tables):
+        launches.append((step.kind, len(tables.tensors)))
+        return run(self, step, tables)
 
-        monkeypatch.setattr(CpuKernel, name, record)
+    monkeypatch.setattr(CpuKernel, "run", record)
     return launches
 
 

@@ -87,10 +87,10 @@ def test_groups_share_one_launch(monkeypatch):
     from optgen.backends.cpu import CpuKernel
 
     launches = []
-    sweep = CpuKernel.sweep
-    monkeypatch.setattr(CpuKernel, "sweep", lambda self, k, t: (launches.append(k), sweep(self, k, t)))
+    run = CpuKernel.run
+    monkeypatch.setattr(CpuKernel, "run", lambda self, s, t: (launches.append(s.name), run(self, s, t)))
     train(optimizer, params, 1)
-    assert launches == [0]
+    assert launches == ["sweep0"]
 
 
 @pytest.mark.parametrize("backend", ["cpu", "numpy"])
@@ -175,7 +175,8 @@ def test_twenty_learning_rates_compile_nothing():
     optimizer = optgen.AdamW(params, backend="cpu")
     train(optimizer, params, 1)
     built = cache.built
-    sweeps = [getattr(k.module, "sweep0", None) for k in cache._kernels.values()]
+    modules = [getattr(k, "module", None) for k in cache._kernels.values()]
+    sweeps = [getattr(module, "sweep0", None) for module in modules]
     compiled = [sweep for sweep in sweeps if hasattr(sweep, "signatures")]
     signatures = [len(sweep.signatures) for sweep in compiled]
     assert signatures

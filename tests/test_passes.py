@@ -138,7 +138,7 @@ def test_a_reduction_of_what_an_option_made_one_value(reduction, right):
     case = Case(text, settings(parse(text)))
     found = direct(lower(parse(text), {"on": False}), case, stores, {}, np.float64)
     np.testing.assert_allclose(found["p"], -right, rtol=1e-15)
-    assert planned(text).phases[0].reductions == ()
+    assert planned(text).sweeps[0].reductions == ()
 
 
 # recur

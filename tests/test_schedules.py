@@ -407,7 +407,7 @@ def test_one_plan_and_no_recompilation(monkeypatch):
         optimizer.param_groups[0]["weight_decay"] = lr
         optimizer.step()
     bucket = optimizer._launcher._recordings[None].buckets
-    assert [len(b.plan.phases) for b in bucket] == [1]
+    assert [len(b.plan.sweeps) for b in bucket] == [1]
 
 
 def test_a_pickle_and_a_state_dict_hold_the_schedule():

@@ -11,7 +11,7 @@ from torch import nn
 
 import optgen
 from optgen import library
-from optgen.backends import View, across
+from optgen.backends import View, across, slice_of
 from optgen.backends.cpu import CpuKernel
 from optgen.compiler import planned
 from optgen.errors import RuleError
@@ -144,14 +144,19 @@ def test_the_reference_numbers_slices_as_numpy_does():
     shape = (2, 3, 4, 5)
     at = np.indices(shape)
     view = View.of(shape, ())
-    assert (view.index(Extent.ROW) == (at[0] * 3 + at[1]) * 4 + at[2]).all()
-    assert (view.index(Extent.COL) == (at[0] * 3 + at[1]) * 5 + at[3]).all()
-    assert (view.index(Extent.MATRIX) == at[0] * 3 + at[1]).all()
-    assert (view.index(Extent.UNIT) == at[0]).all()
-    assert all((view.index(Extent.dim(k)) == at[k]).all() for k in (1, 2))
-    assert (view.index(Extent.dim(-1)) == at[3]).all()
+
+    def index(kind):
+        place = np.arange(view.numel).reshape(shape)
+        return slice_of(place, kind, view.columns, view.inner(kind), view.count(kind))
+
+    assert (index(Extent.ROW) == (at[0] * 3 + at[1]) * 4 + at[2]).all()
+    assert (index(Extent.COL) == (at[0] * 3 + at[1]) * 5 + at[3]).all()
+    assert (index(Extent.MATRIX) == at[0] * 3 + at[1]).all()
+    assert (index(Extent.UNIT) == at[0]).all()
+    assert all((index(Extent.dim(k)) == at[k]).all() for k in (1, 2))
+    assert (index(Extent.dim(-1)) == at[3]).all()
     kinds = [Extent.ROW, Extent.COL, Extent.MATRIX, Extent.UNIT, Extent.dim(1), Extent.dim(2), Extent.dim(-1)]
-    assert all(view.count(kind) == view.index(kind).max() + 1 for kind in kinds)
+    assert all(view.count(kind) == index(kind).max() + 1 for kind in kinds)
     assert [across(kind) for kind in kinds] == [False, True, False, False, False, False, True]
 
 
@@ -196,7 +201,7 @@ def test_the_cpu_agrees(name, dtype):
 def test_the_fewest_sweeps(rules, moved):
     """Bytes per element of each phase: what is reduced is read once more, and nothing else."""
     made = planned(library.chain(*rules))
-    assert [phase.bytes for phase in made.phases] == moved
+    assert [phase.bytes for phase in made.sweeps] == moved
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
@@ -207,10 +212,11 @@ def test_a_sweep_writes_elements_only(name, ndim):
 
     made = planned(runnable([library.rule(name)])[0], ndim=ndim)
     coarse = {s for s, state in made.states.items() if state.extent is not Extent.ELEMENT}
-    for phase in made.phases:
-        assert all(s.startswith("#") or s in made.codecs for s in (*phase.loads, *phase.stores))
-        assert not coarse & {*phase.loads, *phase.stores}
-    assert set(made.finish) | set(made.host) | set(made.finals) <= coarse
+    for phase in made.sweeps:
+        assert all(s.startswith("#") or s in made.codecs for s in (*phase.loads, *phase.values))
+        assert not coarse & {*phase.loads, *phase.values}
+    finish = [name for step in made.steps if step.kind == "finish" for name in step.values]
+    assert set(finish) | set(made.host) | set(made.finals) <= coarse
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -247,35 +253,24 @@ def test_a_total_is_over_every_bucket(backend):
 
 
 def test_every_bucket_ends_its_phase_before_a_total(monkeypatch):
-    calls = []
-    for name in ("sweep", "combine", "over", "total"):
-        original = getattr(CpuKernel, name)
-
-        def record(self, what, tables, name=name, original=original):
-            calls.append((name, what if isinstance(what, int) else what.boundary, id(self)))
-            return original(self, what, tables)
-
-        monkeypatch.setattr(CpuKernel, name, record)
+    calls, run = [], CpuKernel.run
+    monkeypatch.setattr(
+        CpuKernel, "run", lambda self, step, tables: (calls.append(step.name), run(self, step, tables))
+    )
     params = [*tensors((3,)), *tensors((4,), dtype=torch.float32)]
     grads = [torch.ones_like(p) for p in params]
     step("p = p - g/norm(g, over=all)", params, grads, backend="cpu")
-    order = [(name, k) for name, k, _ in calls]
-    first_total = order.index(("total", 1))
-    assert order[:first_total].count(("sweep", 0)) == 2
-    assert order[:first_total].count(("sweep", 1)) == 0
-    assert order.count(("sweep", 1)) == 2
+    first_total = calls.index("total0")
+    assert calls[:first_total].count("sweep0") == 2
+    assert calls[:first_total].count("sweep1") == 0
+    assert calls.count("sweep1") == 2
 
 
 def test_one_more_phase_whatever_the_number_of_tensors(monkeypatch):
-    calls = []
-    for name in ("sweep", "combine", "small", "over", "total", "finish"):
-        original = getattr(CpuKernel, name)
-
-        def record(self, *args, name=name, original=original):
-            calls.append(name)
-            return original(self, *args)
-
-        monkeypatch.setattr(CpuKernel, name, record)
+    calls, run = [], CpuKernel.run
+    monkeypatch.setattr(
+        CpuKernel, "run", lambda self, step, tables: (calls.append(step.kind), run(self, step, tables))
+    )
     counts = []
     for count in (1, 100):
         params = [torch.ones(3 + i % 5) for i in range(count)]

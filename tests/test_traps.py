@@ -29,9 +29,11 @@ import optgen
 from fresh import run
 from optgen import cache, library, schedules
 from optgen.backends import Layout
+from optgen.backends.registry import BACKENDS, Backend
 from optgen.compiler import planned
 from optgen.launch import resolve
-from optgen.launch.runners import Act, Launch
+from optgen.launch.runners import Launch
+from optgen.plan import Step
 from test_backends import check_far
 
 SIZES = (1, 7, 1025, 40_001)  # below and above every vector, block and chunk
@@ -323,13 +325,13 @@ def test_trap_22_a_launch_is_on_the_device_of_its_tensors(monkeypatch):
             entered.append(None)
 
     class Kernel:
-        def sweep(self, phase, tables):
+        def run(self, step, tables):
             assert entered == [torch.device("cuda", 1)]
 
     monkeypatch.setattr(torch.cuda, "device", Device)
     launch = Launch.__new__(Launch)
     launch.bucket = Mock(device=torch.device("cuda", 1), kernel=Kernel())
-    launch.run(Act("sweep", 0))
+    launch.run(Step("sweep", "sweep0"))
     assert entered == [torch.device("cuda", 1), None]
 
 
@@ -797,7 +799,8 @@ def test_trap_memory_10_one_kernel_for_what_the_host_computes():
 def test_trap_memory_10_every_file_of_a_back_end_is_in_its_key(backend, monkeypatch):
     """An intrinsic that changes makes another kernel, in whichever file it is."""
     pytest.importorskip({"cpu": "numba"}.get(backend, backend))
-    versions, home = cache._versions.__wrapped__, Path(optgen.__file__).parent / "backends" / backend
+    versions, home = Backend.version.__wrapped__, Path(optgen.__file__).parent / "backends" / backend
+    backend = BACKENDS[backend]
     before, read_bytes, read_text = versions(backend), Path.read_bytes, Path.read_text
     for file in sorted(home.glob("*.py")):
         with monkeypatch.context() as patch:

@@ -565,9 +565,9 @@ def test_opt_64_tied_gradients_are_added_before_they_are_clipped():
 def test_opt_70_a_chain_is_one_sweep(monkeypatch):
     cpu = pytest.importorskip("optgen.backends.cpu")
     calls = []
-    sweep = cpu.CpuKernel.sweep
+    run = cpu.CpuKernel.run
     monkeypatch.setattr(
-        cpu.CpuKernel, "sweep", lambda self, k, tables: (calls.append(k), sweep(self, k, tables))
+        cpu.CpuKernel, "run", lambda self, step, tables: (calls.append(step.name), run(self, step, tables))
     )
     model = [torch.randn(n + 1) for n in range(30)]
 

@@ -221,7 +221,7 @@ def test_a_freed_table(mistaken):
     bucket.tables.chunks = Freed(bucket.tables.chunks)
     params[0].grad = torch.ones_like(params[0])
     with pytest.raises(RuntimeError, match="simulated launch failed"):
-        bucket.kernel.sweep(0, bucket.tables)
+        bucket.kernel.run(bucket.plan.sweeps[0], bucket.tables)
     assert "outside live tensors" in str(mistaken.errors[-1])
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from optgen.ir import Extent
-from optgen.plan import Plan, Reduction, Round
+from optgen.plan import Plan, Reduction, Step
 
 SLICES = 64  # of a program that works on slices
 LOWEST = -(1 << 63) + (1 << 52) - 1  # minus infinity as the integer that maxima in place are kept as
@@ -94,18 +94,16 @@ class View:
             return math.prod(self.shape[:-2]) * (self.columns if kind is Extent.COL else 1)
         return self.lines
 
-    def index(self, kind: Extent) -> np.ndarray:
-        """The slice of each element, in the tensor's shape."""
-        at = np.arange(self.numel, dtype=np.int64)
-        line, column = at // self.columns, at % self.columns
-        if across(kind):
-            return (line // self.inner(kind) * self.columns + column).reshape(self.shape)
-        return (line // self.inner(kind) % self.count(kind)).reshape(self.shape)
-
 
 def across(kind: Extent) -> bool:
     """Whether slices of a kind are columns, and not lines."""
     return kind in (Extent.COL, Extent.dim(-1))
+
+
+def slice_of(at: np.ndarray, kind: Extent, columns: int, inner: int, count: int) -> np.ndarray:
+    """The slice of each element, by its place in a tensor; see `View` for the numbers."""
+    line, column = at // columns, at % columns
+    return line // inner * columns + column if across(kind) else line // inner % count
 
 
 class Block(NamedTuple):
@@ -144,8 +142,7 @@ class Layout:
     @property
     def pointers(self) -> tuple[str, ...]:
         """The columns that hold addresses: element stores, spills, states of slices and tensors."""
-        spills = tuple(f"#{i}" for i in range(self.plan.spills))
-        return (*self.plan.stores, *spills, *self.plan.tensor_states)
+        return (*self.plan.stores, *self.plan.spills, *self.plan.tensor_states)
 
     @cached_property
     def moving(self) -> dict[str, int]:
@@ -161,7 +158,7 @@ class Layout:
     @cached_property
     def swept(self) -> tuple[Reduction, ...]:
         """The reductions of slices that a sweep finds in part."""
-        return tuple(r for phase in self.plan.phases for r in phase.reductions if r.extent.sliced)
+        return tuple(r for step in self.plan.sweeps for r in step.reductions if r.extent.sliced)
 
     def several(self, kind: Extent) -> bool:
         """Whether slices of a kind are several lines each."""
@@ -171,7 +168,7 @@ class Layout:
     @cached_property
     def partial(self) -> tuple[int, ...]:
         """The slots of tensors that a sweep finds in part, one chunk after the other."""
-        found = (r for phase in self.plan.phases for r in phase.reductions)
+        found = (r for step in self.plan.sweeps for r in step.reductions)
         return tuple(r.slot for r in found if not r.extent.sliced)
 
     @cached_property
@@ -196,7 +193,7 @@ class Layout:
         """How many columns there are."""
         return len(self.columns)
 
-    @property
+    @cached_property
     def arguments(self) -> tuple[str, ...]:
         """The tables that a kernel takes."""
         more = ("lines",) if self.tiled else ()
@@ -253,20 +250,5 @@ class Kernel(Protocol):
     def prepare(self, tables: Tables) -> None:
         """Compile all that a step of these tables runs, so that nothing can fail after the first launch."""
 
-    def sweep(self, phase: int, tables: Tables) -> None:
-        """Run one phase over every chunk."""
-
-    def combine(self, found: Round, tables: Tables) -> None:
-        """Complete the reductions that the phase before a round left in parts, in a fixed order."""
-
-    def small(self, found: Reduction, tables: Tables) -> None:
-        """Reduce what slices have."""
-
-    def over(self, found: Round, tables: Tables) -> None:
-        """Find the part that these tensors have in the reductions over all."""
-
-    def total(self, found: Round, tables: Tables) -> None:
-        """Compute the totals of a round."""
-
-    def finish(self, tables: Tables) -> None:
-        """Write the new states of tensors and slices."""
+    def run(self, step: Step, tables: Tables) -> None:
+        """Run one step of the plan over every tensor."""

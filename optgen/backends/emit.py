@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from optgen.backends import Layout
 from optgen.ir import ATOM, INFIX, LEAVES, DType, Extent, Node, Op, Spelling, infix, name_nodes, toposort
-from optgen.plan import Phase, Plan, reduction_text
+from optgen.plan import Plan, Step, reduction_text
 
 Spell = Callable[[Node, Sequence[Spelling]], Spelling]
 PYTHON = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins)})
@@ -52,17 +52,16 @@ class Names:
     """
 
     def __init__(self, plan: Plan, reserved: Iterable[str], forms: Sequence[str] = ()):
-        numbers = range(max(len(plan.scalars), plan.slots, len(plan.totals)))
+        numbers = range(max(len(plan.scalars), len(plan.extents), len(plan.totals)))
         kinds = ("s", "r", "sum", "total")
         self.taken = {*PYTHON, *reserved, *(f"{kind}{i}" for kind in kinds for i in numbers)}
         if plan.random or plan.logical:
             self.taken |= {*KEYS, "index_low", "index_high"}
-        self.taken |= {f"{kind}{k}" for kind in ("update", "columns") for k in range(len(plan.phases))}
+        self.taken |= {f"{kind}{k}" for kind in ("update", "columns") for k in range(len(plan.sweeps))}
         self.forms = ("{}", "{}_bits", *forms)
         self.stores: dict[str, str] = {}
-        whole = [name for name in plan.numbers if not name.startswith("@")]
-        for store in (*(f"#{i}" for i in range(plan.spills)), *plan.codecs, *plan.tensor_states, *whole):
-            self.add(store, f"x{store[1:]}" if store.startswith("#") else identifier(store))
+        for name in (b.name for b in plan.buffers if not b.name.startswith("@")):
+            self.add(name, f"x{name[1:]}" if name.startswith("#") else identifier(name))
 
     def add(self, store: str, stem: str) -> None:
         """Call a store by the stem, or by the first of `stem_1`, `stem_2`, … of which every form is free."""
@@ -138,9 +137,14 @@ def function(
     return f"def {name}({arguments}):\n" + indent([*body, f"return {', '.join(results)}"], 1)
 
 
-def update(k: int, phase: Phase, plan: Plan, names: Names, spell: Spell, reserved: Iterable[str]) -> str:
-    """The arithmetic of phase k as a function from values of leaves to what is stored and reduced."""
-    return function(f"update{k}", phase.roots(), phase.loads, plan.names, names, spell, reserved)
+def part_of(step: Step, word: str) -> str:
+    """The name of another function of a sweep: `update0` of `sweep0`."""
+    return step.name.replace(step.kind, word)
+
+
+def emitted(plan: Plan) -> list[Step]:
+    """The steps in the order in which their functions stand in a module: sweeps come first."""
+    return [*plan.sweeps, *(step for step in plan.steps if step.kind != "sweep")]
 
 
 def spell_infix(n: Node, args: Sequence[Spelling]) -> Spelling:
@@ -164,10 +168,10 @@ def u32(value: float) -> str:
     return f"{int(value):#x}" if value > 31 else str(int(value))
 
 
-def finishes(plan: Plan) -> dict[Extent, list[str]]:
+def finishes(plan: Plan, step: Step) -> dict[Extent, list[str]]:
     """The coarse states to write by extent, the finest first: those may read what the coarser have been."""
     found: dict[Extent, list[str]] = {}
-    for name in sorted(plan.finish, key=lambda s: -plan.states[s].extent.rank):
+    for name in sorted(step.values, key=lambda s: -plan.states[s].extent.rank):
         found.setdefault(plan.states[name].extent, []).append(name)
     return found
 
@@ -177,10 +181,10 @@ def header(layout: Layout, math_mode: str) -> str:
     plan = layout.plan
     dims = f", {layout.dims} strides" if layout.dims else ""
     lines = [f'"""{plan.name}: {plan.bytes} bytes per element, {plan.real}, math={math_mode}{dims}.']
-    for k, phase in enumerate(plan.phases):
-        stored = f"; stores {', '.join(phase.stores)}" if phase.stores else ""
-        reduced = ", ".join(f"r{r.slot} = {reduction_text(r)}" for r in phase.reductions)
-        lines.append(f"Phase {k} loads {', '.join(phase.loads)}{stored}{'; ' + reduced if reduced else ''}.")
+    for k, step in enumerate(plan.sweeps):
+        stored = f"; stores {', '.join(step.values)}" if step.values else ""
+        reduced = ", ".join(f"r{r.slot} = {reduction_text(r)}" for r in step.reductions)
+        lines.append(f"Phase {k} loads {', '.join(step.loads)}{stored}{'; ' + reduced if reduced else ''}.")
     if plan.totals:
         lines += ["", "For all tensors together, in float64 between the phases:"]
         lines += [f"    total{i} = {n!r}" for i, n in enumerate(plan.totals)]

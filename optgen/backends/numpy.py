@@ -1,25 +1,29 @@
-"""The reference: runs a plan node by node on NumPy arrays. It defines the meaning of the language.
+"""The reference: a plan's steps with NumPy, node by node, and a text that says them.
 
-In: a plan, an array for each element store (raw bits as unsigned integers for 16-bit storage), the
-scalars, and an array for each state of a tensor or of its slices. Out: the arrays, updated in place.
+In: a layout. Out: a `Kernel` that runs it (`NumpyKernel`), or a text (`emit`). Values are computed in working
+precision for all elements of a tensor at once, and reduced in float64; nothing is compiled, tiled or divided.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import groupby
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from optgen.backends import Layout, View
+from optgen.backends import PLACE, Layout, Tables, slice_of
 from optgen.backends.emit import Names, header, indent, write
 from optgen.ir import DType, Extent, Node, Op, spell
-from optgen.plan import Plan, Reduction, Round, reduction_text
+from optgen.plan import Reduction, Step, buffer_of, reduction_text
 from optgen.semantics import MEANING, evaluate
 
 REAL: dict[str, type[np.floating]] = {"fp32": np.float32, "fp64": np.float64}
 NEUTRAL = {Op.SUM: 0.0, Op.AMAX: -np.inf}
 RAW = {"fp64": np.float64, "fp32": np.float32, "bf16": np.uint16, "fp16": np.uint16}
+LOW = 0xFFFFFFFF
 
 
 def reduce(reduction: Reduction, operand: np.ndarray) -> float:
@@ -36,183 +40,231 @@ def by_slice(op: Op, values: np.ndarray, index: np.ndarray, count: int) -> np.nd
     return largest
 
 
-class Run:
-    """One step of one tensor, in parts, in place.
+class Memory:
+    """What lies at an address, as `np.asarray` takes it."""
 
-    `stores` are arrays of one shape; `scalars` are float64 and rounded here once; `tensor_states` are 0-d
-    arrays, or 1-d ones for states of slices; `keys` are the words that random numbers follow from;
-    `numbers` are the plan's, shared by all tensors. `places` are those of the elements in a larger tensor
-    that this is a part of. `reduce` may bring in what lies elsewhere.
-    """
+    def __init__(self, address: int, kind: Any, shape: tuple[int, ...], strides: tuple[int, ...] | None):
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (address, False),
+            "typestr": np.dtype(kind).str,
+            "shape": shape,
+            "strides": strides,
+        }
 
-    def __init__(
-        self,
-        plan: Plan,
-        stores: Mapping[str, np.ndarray],
-        scalars: Sequence[float],
-        tensor_states: Mapping[str, np.ndarray] | None = None,
-        reduce: Callable[[Reduction, np.ndarray], float] = reduce,
-        keys: Mapping[str, int] | None = None,
-        numbers: np.ndarray | None = None,
-        places: np.ndarray | None = None,
-    ):
-        self.plan, self.stores, self.scalars, self.reduce = plan, stores, scalars, reduce
-        self.real = REAL[plan.real]
-        self.states, self.keys, self.numbers = tensor_states or {}, keys or {}, numbers
-        self.shape = next(iter(stores.values())).shape
-        self.view = View.of(self.shape, plan.slices)
-        self.spills: dict[str, np.ndarray] = {}
-        self.slots: dict[str, Any] = {}
-        self.places = np.arange(self.view.numel) if places is None else places
 
-    def _leaf(self, n: Node, kind: Extent) -> Any:
-        """The value of a leaf for elements, slices of a kind, or the tensor."""
-        value = n.value or ""
-        match n.op:
-            case Op.SCALAR:
-                return (
-                    np.bool_(self.scalars[int(value)])
-                    if n.dtype is DType.BOOL
-                    else np.float64(self.scalars[int(value)])
-                )
-            case Op.TOTAL:
-                assert self.numbers is not None
-                found = self.numbers[self.plan.numbers[f"@total{value}"]]
-                return np.bool_(found) if n.dtype is DType.BOOL else np.float64(found)
-            case Op.SPILL:
-                return self.spills[value]
-            case Op.KEY:
-                return np.uint32(self.keys[value])
-            case Op.INDEX:
-                at = self.places.astype(np.uint64).reshape(self.shape)
-                return (at & np.uint64(0xFFFFFFFF) if value == "low" else at >> np.uint64(32)).astype(
-                    np.uint32
-                )
-            case Op.SLOT:
-                return self._spread(self.real(self.slots[value]), n.extent, kind)
-        if n.extent < Extent.ELEMENT:
-            return self._spread(self.real(self.states[value]), n.extent, kind)
-        array = self.stores[value]
-        return array.astype(np.uint32) if n.dtype is DType.U32 else array.copy()
+class Member:
+    """One tensor of a launch: what the leaves of a step read of it, and where results go."""
 
-    def _spread(self, values: Any, have: Extent, want: Extent) -> Any:
-        """Values of one extent, for each of a finer one."""
-        if not have.sliced or have is want:
-            return values
-        if want is Extent.ELEMENT:
-            return values[self.view.index(have)]
-        count, whole = self.view.count(want), self.view.count(have)
-        return np.repeat(values, count // whole)  # a matrix has so many rows, or columns
+    def __init__(self, layout: Layout, tables: Tables, index: int):
+        self.layout, self.tables, self.index = layout, tables, index
+        self.plan, self.real = layout.plan, REAL[layout.plan.real]
+
+    def cell(self, column: str) -> int:
+        """The tensor's entry in the table."""
+        return int(self.tables.tensors[self.index, self.layout.columns[column]])
+
+    def array(self, name: str) -> np.ndarray:
+        """The memory of a store, a spill or a state; 16-bit storage as its raw bits."""
+        kind = RAW[self.plan.codecs.get(name, self.plan.real)]
+        coarse = name in self.plan.tensor_states
+        extent = self.plan.states[name].extent if coarse else Extent.ELEMENT
+        shape: tuple[int, ...] = (self.count(extent),)
+        strides = None
+        if f"@stride_{name}0" in self.layout.columns:
+            dims = range(self.layout.dims)
+            shape = tuple(self.cell(f"@size{d}") for d in dims)
+            strides = tuple(self.cell(f"@stride_{name}{d}") * np.dtype(kind).itemsize for d in dims)
+        if 0 in shape:
+            return np.empty(shape, kind)
+        return np.asarray(Memory(self.cell(name), kind, shape, strides))
+
+    def put(self, name: str, value: Any) -> None:
+        """Write a store, a spill or a state."""
+        array = self.array(name)
+        array[...] = np.broadcast_to(value, array.size).reshape(array.shape)
+
+    def count(self, kind: Extent) -> int:
+        """How many values there are of an extent."""
+        if kind.sliced:
+            return self.cell(f"@count_{kind}")
+        return self.cell("@numel") if kind is Extent.ELEMENT else 1
+
+    def slot(self, slot: int) -> np.ndarray:
+        """The values of a slot, in float64."""
+        kind = self.plan.extents[slot]
+        if not kind.sliced:
+            return np.asarray(self.tables.slots[self.index, slot : slot + 1])
+        first = self.cell(f"@slot{slot}")
+        return np.asarray(self.tables.lines[first : first + self.count(kind)])
+
+    def slices(self, kind: Extent) -> np.ndarray:
+        """The slice that each element is of."""
+        at, inner = np.arange(self.count(Extent.ELEMENT)), self.cell(f"@inner_{kind}")
+        return slice_of(at, kind, self.cell("@columns"), inner, self.count(kind))
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Where each element lies in its tensor, or in the larger one that this is a part of."""
+        at = np.arange(self.count(Extent.ELEMENT))
+        if self.layout.sharded:
+            every0, skip0, every1, skip1, offset = (self.cell(f"@{name}") for name in PLACE)
+            at += at // every0 * skip0
+            at += at // every1 * skip1 + offset
+        return at
 
     def evaluate(self, roots: Iterable[Node], kind: Extent) -> dict[Node, Any]:
         """The values of nodes, for elements, slices of a kind, or the tensor."""
         return evaluate(roots, lambda n: self._leaf(n, kind), self.real)
 
-    @np.errstate(all="ignore")
-    def sweep(self, k: int) -> None:
-        """Run one phase."""
-        phase = self.plan.phases[k]
-        values = self.evaluate(phase.roots(), Extent.ELEMENT)
-        for name, n in phase.stores.items():
-            if name.startswith("#"):
-                self.spills[name] = values[n]
-            else:
-                self.stores[name][...] = values[n]
-        for r in phase.reductions:
-            operand = np.broadcast_to(values[r.operand], self.shape)
+    def _leaf(self, n: Node, kind: Extent) -> Any:
+        value = n.value or ""
+        truth = np.bool_ if n.dtype is DType.BOOL else self.real
+        match n.op:
+            case Op.SCALAR:
+                return truth(self.tables.scalars[self.cell("@row"), int(value)])
+            case Op.TOTAL:
+                return truth(self.tables.numbers[self.plan.numbers[f"@total{value}"]])
+            case Op.KEY:
+                word, _, half = value.partition("_")
+                return np.uint32(self.cell(f"@{word}") >> (32 if half == "high" else 0) & LOW)
+            case Op.INDEX:
+                return (self.places >> (32 if value == "high" else 0) & LOW).astype(np.uint32)
+            case Op.SLOT:
+                return self._spread(self.slot(int(value)).astype(self.real), n.extent, kind)
+        values = self.array(value).flatten()
+        return values.astype(np.uint32) if n.dtype is DType.U32 else self._spread(values, n.extent, kind)
+
+    def _spread(self, values: np.ndarray, have: Extent, want: Extent) -> Any:
+        """Values of one extent, for each of a finer one."""
+        if not have.sliced:
+            return values if have is Extent.ELEMENT else values[0]
+        if have is want:
+            return values
+        if want is Extent.ELEMENT:
+            return values[self.slices(have)]
+        each = self.count(want) // self.count(have)  # rows, or columns, of a matrix
+        return np.repeat(values, each)
+
+    def sweep(self, step: Step) -> None:
+        """Compute values for all elements, and complete the reductions at once."""
+        values = self.evaluate(step.roots(), Extent.ELEMENT)
+        for name, n in step.values.items():
+            self.put(name, values[n])
+        for r in step.reductions:
+            operand = np.broadcast_to(values[r.operand], self.count(Extent.ELEMENT))
             if r.extent.sliced:
-                count = self.view.count(r.extent)
-                self.slots[str(r.slot)] = by_slice(r.op, operand, self.view.index(r.extent), count)
+                index, count = self.slices(r.extent), self.count(r.extent)
+                self.slot(r.slot)[:] = by_slice(r.op, operand, index, count)
             else:
-                self.slots[str(r.slot)] = self.reduce(r, operand)
+                self.slot(r.slot)[:] = reduce(r, operand)
 
-    @np.errstate(all="ignore")
-    def small(self, r: Reduction) -> None:
-        """Reduce what slices have."""
-        kind = r.operand.extent
-        operand = np.broadcast_to(self.evaluate([r.operand], kind)[r.operand], self.view.count(kind))
-        if r.extent.sliced:
-            groups = self.view.count(r.extent)
+    def reduce_slices(self, step: Step) -> None:
+        """Reduce what slices have, to one value or to one for each matrix."""
+        for r in step.reductions:
+            kind, groups = r.operand.extent, self.count(r.extent)
+            operand = np.broadcast_to(self.evaluate([r.operand], kind)[r.operand], self.count(kind))
             parts = operand.astype(np.float64).reshape(groups, operand.size // max(1, groups))
-            reduced = np.add if r.op is Op.SUM else np.maximum
-            self.slots[str(r.slot)] = reduced.reduce(parts, axis=1, initial=NEUTRAL[r.op])
-        else:
-            self.slots[str(r.slot)] = reduce(r, operand.astype(np.float64))
+            if r.extent.sliced:
+                reduced = np.add if r.op is Op.SUM else np.maximum
+                self.slot(r.slot)[:] = reduced.reduce(parts, axis=1, initial=NEUTRAL[r.op])
+            else:
+                self.slot(r.slot)[:] = reduce(r, parts)
 
-    @np.errstate(all="ignore")
-    def over(self, found: Round) -> dict[int, float]:
-        """The part of this tensor in the reductions over all."""
-        values = self.evaluate([r.operand for r in found.over], Extent.TENSOR)
-        return {r.slot: float(self.real(values[r.operand])) for r in found.over}
-
-    @np.errstate(all="ignore")
-    def finish(self) -> None:
+    def finish(self, step: Step) -> None:
         """Write the new states of tensors and slices."""
         made = {}
-        for name, n in self.plan.finish.items():
+        for name, n in step.values.items():
             kind = self.plan.states[name].extent
             made[name] = self.evaluate([n], kind)[n]
         for name, value in made.items():
-            self.states[name][...] = value
+            self.put(name, value)
 
 
-@np.errstate(all="ignore")
-def total(plan: Plan, found: Round, numbers: np.ndarray) -> None:
-    """Compute the totals of a round, in float64, in place."""
+def reduce_all(step: Step, members: Sequence[Member]) -> None:
+    """Reduce over all tensors of a launch."""
+    plan, numbers = members[0].plan, members[0].tables.numbers
+    values = [member.evaluate(step.roots(), Extent.TENSOR) for member in members]
+    for r in step.reductions:
+        parts = [float(members[0].real(found[r.operand])) for found in values]
+        numbers[plan.numbers[f"@slot{r.slot}"]] = MEANING[r.op](parts)
+
+
+def compute_globals(step: Step, places: Mapping[str, int], numbers: np.ndarray) -> None:
+    """Compute what is one for the whole optimizer, in float64, in place."""
 
     def leaf(n: Node) -> Any:
-        name = n.value or ""
-        key = f"@slot{name}" if n.op is Op.SLOT else f"@{name}" if n.op is Op.TOTAL else name
-        value = numbers[plan.numbers[key]]
+        value = numbers[places[buffer_of(n) or ""]]
         return np.bool_(value) if n.dtype is DType.BOOL else np.float64(value)
 
-    values = evaluate([plan.totals[i] for i in found.totals], leaf)
-    for i in found.totals:
-        numbers[plan.numbers[f"@total{i}"]] = values[plan.totals[i]]
+    values = evaluate(step.values.values(), leaf)
+    for name, n in step.values.items():
+        numbers[places[name]] = values[n]
 
 
-def run(plan: Plan, *args: Any, **more: Any) -> None:
-    """One whole step of one tensor, which is all that the optimizer has; see `Run`."""
-    step = Run(plan, *args, **more)
-    for k in range(len(plan.phases) + 1):
-        for found in plan.rounds:
-            if found.boundary == k:
-                for r in found.small:
-                    step.small(r)
-                for slot, value in step.over(found).items():
-                    step.numbers[plan.numbers[f"@slot{slot}"]] = value  # type: ignore[index]
-                if found.totals:
-                    total(plan, found, step.numbers)  # type: ignore[arg-type]
-        if k < len(plan.phases):
-            step.sweep(k)
-    step.finish()
+class NumpyKernel:
+    """The reference as a kernel: it takes the tables that compiled ones take."""
+
+    chunk = 1 << 62  # a tensor is one chunk
+    tile = (1 << 30, 1 << 30)
+    atomic = False
+    numpy_tables = True
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+
+    def prepare(self, tables: Tables) -> None:
+        """There is nothing to compile."""
+
+    @np.errstate(all="ignore")
+    def run(self, step: Step, tables: Tables) -> None:
+        """Run one step of the plan over every tensor."""
+        if step.kind == "global":
+            compute_globals(step, self.layout.plan.numbers, tables.numbers)
+            return
+        members = [Member(self.layout, tables, i) for i in range(len(tables.tensors))]
+        if step.kind == "global_reduce":
+            reduce_all(step, members)
+            return
+        for member in members:
+            match step.kind:
+                case "sweep":
+                    member.sweep(step)
+                case "slice_reduce":
+                    member.reduce_slices(step)
+                case "finish":
+                    member.finish(step)
 
 
-def emit(plan: Plan) -> str:
-    """The plan as the reference walks it, in the notation of rules."""
-    names = Names(plan, ())
-    parts = [header(Layout(plan), "exact")]
-    for k in range(len(plan.phases) + 1):
-        for found in plan.rounds:
-            reductions = (*found.small, *found.over)
-            if found.boundary == k and reductions:
-                lines, results = write([r.operand for r in reductions], plan.names, names, spell)
-                lines += [_reduced(r, result) for r, result in zip(reductions, results, strict=True)]
-                parts.append(f"# before phase {k}\n" if k < len(plan.phases) else "# after the last phase\n")
-                parts[-1] += indent(lines, 0)
-        if k < len(plan.phases):
-            phase = plan.phases[k]
-            lines, results = write(phase.roots(), plan.names, names, spell)
-            lines += [f"{s} <- {result}" for s, result in zip(phase.stores, results, strict=False)]
-            reduced = zip(phase.reductions, results[len(phase.stores) :], strict=True)
-            lines += [_reduced(r, result) for r, result in reduced]
-            parts.append(f"# phase {k}: load {', '.join(phase.loads)}\n" + indent(lines, 0))
-    if plan.finish:
-        lines, results = write(list(plan.finish.values()), plan.names, names, spell)
-        lines += [f"{s} <- {result}" for s, result in zip(plan.finish, results, strict=True)]
-        parts.append("# states that are no element's\n" + indent(lines, 0))
+def load(layout: Layout, math_mode: str, execute: Callable[[str], ModuleType]) -> NumpyKernel:
+    """The kernel of a layout; nothing need be executed for it."""
+    return NumpyKernel(layout)
+
+
+def emit(layout: Layout, math_mode: str = "exact") -> str:
+    """The plan as the reference walks it, in the notation of rules; its math mode is always exact."""
+    plan = layout.plan
+    names, parts, done = Names(plan, ()), [header(Layout(plan), "exact")], 0
+    for kind, group in groupby(plan.steps, _paragraph):
+        if kind in ("combine", "global"):
+            continue
+        steps = list(group)
+        lines, results = write([n for s in steps for n in s.roots()], plan.names, names, spell)
+        found = iter(results)
+        for step in steps:
+            lines += [f"{name} <- {next(found)}" for name in step.values]
+            lines += [f"r{r.slot} = {reduction_text(r)}({next(found)})" for r in step.reductions]
+        title = f"before phase {done}" if done < len(plan.sweeps) else "after the last phase"
+        if steps[0].kind == "sweep":
+            title, done = f"phase {done}: load {', '.join(steps[0].loads)}", done + 1
+        elif kind == "finish":
+            title = "states that are no element's"
+        parts.append(f"# {title}\n" + indent(lines, 0))
     return "\n".join(parts)
 
 
-def _reduced(reduction: Reduction, operand: str) -> str:
-    return f"r{reduction.slot} = {reduction_text(reduction)}({operand})"
+def _paragraph(step: Step) -> str:
+    """What is the same for steps whose texts stand together."""
+    if step.kind in ("slice_reduce", "global_reduce"):
+        return "reduce"
+    return step.name if step.kind == "sweep" else step.kind

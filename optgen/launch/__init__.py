@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from optgen import cache
-from optgen.backends import Layout, View
+from optgen.backends import Layout, View, registry
 from optgen.compiler import Compiler
 from optgen.ir import Extent, Node, Op, Program, State
 from optgen.launch.buckets import Bucket
@@ -76,7 +76,7 @@ __all__ = [
     "slice_shape",
 ]
 
-BACKENDS = ("auto", "triton", "cpu", "numpy")
+BACKENDS: tuple[str, ...] = ("auto", *registry.BACKENDS)
 MODES = ("exact", "fast")
 
 
@@ -256,9 +256,8 @@ class Launcher:
                 block = block_of(View.of(w.param.shape, made.slices), made.slices)
             key = (w.param.device, w.facts, codecs, len(shape.sizes), sharded, counter, block)
             if key not in found:
-                layout, kernel = Layout(made, len(shape.sizes), sharded and made.random, block), None
-                if backend != "numpy":
-                    kernel = cache.kernel(made, backend, self.math_mode, layout.dims, layout.sharded, block)
+                layout = Layout(made, len(shape.sizes), sharded and made.random, block)
+                kernel = cache.kernel(made, backend, self.math_mode, layout.dims, layout.sharded, block)
                 found[key] = Bucket(w.param.device, made, layout, kernel, [], [], counter is not None)
             found[key].members.append(i)
             found[key].geometries.append(shape)
@@ -274,9 +273,10 @@ def resolve(backend: str, device: torch.device) -> str:
         ValueError: the back end cannot run there.
         ImportError: its package is not installed.
     """
-    if device.type not in ("cpu", "cuda"):
+    ours = [name for name, found in registry.BACKENDS.items() if device.type in found.devices]
+    if not ours:
         raise ValueError(f"optgen runs on cpu and cuda (also ROCm) tensors, not on {device.type}")
-    chosen = backend if backend != "auto" else "cpu" if device.type == "cpu" else "triton"
+    chosen = ours[0] if backend == "auto" else backend
     if device.type == "cuda" and chosen == "triton":
         from optgen.backends.triton import interpreting
 
@@ -285,15 +285,8 @@ def resolve(backend: str, device: torch.device) -> str:
                 f"TRITON_INTERPRET=1 runs kernels on the CPU, and a parameter is on {device}: unset it "
                 "before Python starts, or move the model to the CPU"
             )
-    if device.type == "cuda" and chosen != "triton":
+    if device.type == "cuda" and chosen not in ours:
         raise ValueError(f"backend='{chosen}' needs tensors on the CPU, and a parameter is on {device}")
-    if chosen == "cpu":
-        try:
-            import numba  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                "the CPU back end needs numba: pip install 'optgen[cpu]', or pass backend='numpy'"
-            ) from error
     if chosen == "triton" and device.type == "cpu":
         from optgen.backends.triton import interpreting
 
@@ -302,4 +295,5 @@ def resolve(backend: str, device: torch.device) -> str:
                 "backend='triton' needs tensors on a GPU; without one, set TRITON_INTERPRET=1 before "
                 "Python starts to run kernels in Triton's interpreter"
             )
+    registry.BACKENDS[chosen].require()
     return chosen

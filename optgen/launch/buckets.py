@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Bucket:
     device: torch.device
     plan: Plan
     layout: Layout
-    kernel: Kernel | None
+    kernel: Kernel
     members: list[int]  # indices into the step's work
     geometries: list[Geometry]
     counted: bool = False  # whether the counters lie on the device, which computes what follows from them
@@ -69,7 +69,6 @@ class Bucket:
 
     def build(self, work: Sequence[Work]) -> None:
         """Fill the columns that depend on sizes and strides."""
-        assert self.kernel is not None
         columns, members = self.layout.columns, [work[m] for m in self.members]
         self.groups = np.array([w.group for w in members], np.int64)
         self.numbers = np.array([w.index for w in members], np.int64)
@@ -96,7 +95,7 @@ class Bucket:
                     if f"@stride_{s}{d}" in columns:
                         table[i, columns[f"@stride_{s}{d}"]] = strides[d]
         self.host, self.sent = table, None
-        slots = self.plan.slots
+        slots = len(self.plan.extents)
         self.tables = Tables(
             tensors=None,
             elements=int(numels.sum()),
@@ -115,7 +114,7 @@ class Bucket:
 
     def _chunks(self, numels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The chunks of the tensors, and how many each has."""
-        chunk = self.kernel.chunk  # type: ignore[union-attr]
+        chunk = self.kernel.chunk
         counts = -(-numels // chunk)
         tensor = np.repeat(np.arange(len(numels)), counts)
         starts = (np.arange(int(counts.sum())) - (np.cumsum(counts) - counts)[tensor]) * chunk
@@ -128,7 +127,7 @@ class Bucket:
             key = tuple(p.shape), p.element_size()
             if key not in known:
                 view, size = View.of(p.shape, self.plan.slices), p.numel() * p.element_size()
-                known[key] = Tiling.of(self.layout, view, cast(Kernel, self.kernel), size)
+                known[key] = Tiling.of(self.layout, view, self.kernel, size)
         return [known[tuple(p.shape), p.element_size()] for p in params]
 
     def _tiles(self, table: np.ndarray, tilings: Sequence[Tiling]) -> tuple[np.ndarray, np.ndarray]:
@@ -185,7 +184,7 @@ class Bucket:
     @property
     def numpy_tables(self) -> bool:
         """Whether the kernel takes NumPy arrays; Triton takes torch tensors, in its interpreter too."""
-        return self.kernel is not None and self.kernel.numpy_tables
+        return self.kernel.numpy_tables
 
     def point(self, addresses: np.ndarray, moved: bool) -> list[Tensor]:
         """Have addresses in the table: those that may move, or all. Returns the spills, to be kept alive.
@@ -292,11 +291,11 @@ class Bucket:
 
     def _places(self, slot: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where values of a slot lie for these members, what orders them, and which are of empty parts."""
-        kind, columns = self.plan.extents[slot], self.layout.columns
+        kind, columns, width = self.plan.extents[slot], self.layout.columns, len(self.plan.extents)
         at, keys, empty = [], [], []
         for i in rows:
             count = int(self.host[i, columns[f"@count_{kind}"]]) if kind.sliced else 1
-            start = self.host[i, columns[f"@slot{slot}"]] if kind.sliced else i * self.plan.slots + slot
+            start = self.host[i, columns[f"@slot{slot}"]] if kind.sliced else i * width + slot
             at.append(int(start) + np.arange(count))
             number = np.full(count, self.numbers[i])
             keys.append(np.stack([number, np.full(count, slot), np.arange(count)], axis=1))

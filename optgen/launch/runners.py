@@ -7,7 +7,7 @@ next one reads it. Buckets go on together for that, as far as each can, so that 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from optgen.launch.cells import Cells
 from optgen.launch.guards import Guard
 from optgen.launch.sharding import Share, complete
 from optgen.launch.uploads import refuse_in_capture
-from optgen.plan import Plan, Reduction, Round
+from optgen.plan import Step
 
 
 @dataclass(slots=True)
@@ -41,34 +41,6 @@ class Moment:
     counters: Sequence[Tensor]
 
 
-@dataclass(frozen=True)
-class Act:
-    """What a bucket does next, by the name of the kernel's method, and the slots that it completes.
-
-    Before a total every bucket waits for those that have a part in it.
-    """
-
-    name: str
-    what: int | Round | Reduction
-    slots: tuple[int, ...] = ()
-
-
-def acts_of(plan: Plan) -> Iterator[Act]:
-    """The acts of a plan, in order: before a phase come the parts of its rounds."""
-    for k in range(len(plan.phases) + 1):
-        for found in plan.rounds:
-            if found.boundary == k:
-                if found.sweeps:
-                    yield Act("combine", found, found.sweeps)
-                for r in found.small:
-                    yield Act("small", r, (r.slot,))
-                if found.over:
-                    yield Act("over", found)
-                yield Act("total", found)
-        if k < len(plan.phases):
-            yield Act("sweep", k)
-
-
 class Launch:
     """A bucket's part in a step: its kernels in order, each as soon as what it waits for is there.
 
@@ -79,8 +51,10 @@ class Launch:
 
     def __init__(self, bucket: Bucket, guard: Guard):
         self.bucket, self.plan = bucket, bucket.plan
-        self.acts = list(acts_of(bucket.plan))
         self.random = bucket.plan.random
+        over = [step for step in bucket.plan.steps if step.kind == "global_reduce"]
+        # The sums over all tensors that this bucket has a part in.
+        self.tags = {r.tag: r.op for step in over for r in step.reductions}
         self.done = 0
         self.keep: list[Tensor] = []  # spills
         self.divided = any(shard is not None for shard in bucket.shards)
@@ -121,7 +95,6 @@ class Launch:
             changed = True
         if changed:
             bucket.send()
-        assert bucket.kernel is not None
         with _on(bucket.device):
             bucket.kernel.prepare(bucket.tables)
         self.fresh = True
@@ -213,14 +186,9 @@ class Launch:
     # The step
 
     @property
-    def next(self) -> Act | None:
+    def next(self) -> Step | None:
         """What comes next."""
-        return self.acts[self.done] if self.done < len(self.acts) else None
-
-    @property
-    def tags(self) -> dict[str, Op]:
-        """The sums over all tensors that this bucket has a part in."""
-        return {r.tag: r.op for found in self.plan.rounds for r in found.over}
+        return self.plan.steps[self.done] if self.done < len(self.plan.steps) else None
 
     def begin(self, moment: Moment) -> None:
         """Compute on the device what follows from counts there: the first launch, where there is one."""
@@ -231,28 +199,17 @@ class Launch:
         if bucket.counted:
             bucket.count([moment.counters[m] for m in bucket.members], moment.stop)
 
-    def run(self, act: Act) -> None:
-        """Launch what an act names."""
+    def run(self, step: Step) -> None:
+        """Launch a step."""
         with _on(self.bucket.device):
-            getattr(self.bucket.kernel, act.name)(act.what, self.bucket.tables)
+            self.bucket.kernel.run(step, self.bucket.tables)
 
-    def shares(self, act: Act) -> list[Share]:
-        """What an act has left of which other processes have more."""
-        return self.bucket.shares(act.slots) if self.divided and act.slots else []
-
-    def total(self, act: Round) -> None:
-        """Compute the totals of a round."""
-        assert self.bucket.kernel is not None
-        if act.totals:
-            with _on(self.bucket.device):
-                self.bucket.kernel.total(act, self.bucket.tables)
+    def shares(self, step: Step) -> list[Share]:
+        """What a step has left of which other processes have more."""
+        return self.bucket.shares(step.slots) if self.divided and step.slots else []
 
     def end(self) -> None:
-        """Write the new states of tensors and slices, and those that the host has computed."""
-        assert self.bucket.kernel is not None
-        if self.plan.finish:
-            with _on(self.bucket.device):
-                self.bucket.kernel.finish(self.bucket.tables)
+        """Write the states that the host has computed."""
         self.bucket.complete = True
         for name, n in self.plan.host.items() if self.cells else ():
             if n.op is Op.CONST:
@@ -264,18 +221,23 @@ class Launch:
 
 def advance(runners: Sequence[Launch]) -> None:
     """Run every bucket to its end; a sum over all tensors waits for the part of each bucket that has one."""
+    if not any(r.divided or (r.tags and len(runners) > 1) for r in runners):
+        for r in runners:
+            for step in r.plan.steps:
+                r.run(step)
+        return
     owners: dict[str, int] = {}
     for r in runners:
         for tag in r.tags:
             owners[tag] = owners.get(tag, 0) + 1
     parts: dict[str, list[float | Tensor]] = {tag: [] for tag in owners}
-    pending: dict[int, Round] = {}
-    left = list(range(len(runners)))
+    pending: dict[int, Step] = {}
+    left = [i for i, r in enumerate(runners) if r.next is not None]
     while left:
         ready = [
             i
             for i in left
-            if i not in pending or all(len(parts[x.tag]) == owners[x.tag] for x in pending[i].over)
+            if i not in pending or all(len(parts[x.tag]) == owners[x.tag] for x in pending[i].reductions)
         ]
         if not ready:
             raise RuntimeError(
@@ -286,20 +248,19 @@ def advance(runners: Sequence[Launch]) -> None:
             r = runners[i]
             found = pending.pop(i, None)
             if found is not None:
-                r.fill(
-                    {f"@slot{x.slot}": _together(parts[x.tag], x.op) for x in found.over if owners[x.tag] > 1}
-                )
-                r.total(found)
+                several = [x for x in found.reductions if owners[x.tag] > 1]
+                r.fill({f"@slot{x.slot}": _together(parts[x.tag], x.op) for x in several})
             ours: list[Share] = []
-            while (act := r.next) is not None and i not in pending and not ours:
-                r.done += 1
-                if isinstance(act.what, Round) and act.name == "total":
-                    pending[i] = act.what
-                    continue
-                r.run(act)
-                ours = r.shares(act)
-                if isinstance(act.what, Round) and act.name == "over":
-                    for x in act.what.over:
+            ran = False
+            while (step := r.next) is not None and i not in pending and not ours:
+                if step.kind == "sweep" and ran:  # every bucket ends its phase before the next
+                    break
+                r.done, ran = r.done + 1, True
+                r.run(step)
+                ours = r.shares(step)
+                if step.kind == "global_reduce":
+                    pending[i] = step
+                    for x in step.reductions:
                         value = r.number(f"@slot{x.slot}")
                         parts[x.tag].append(value.clone() if isinstance(value, Tensor) else value)
             shares += ours

@@ -67,14 +67,6 @@ class Shard:
         strides = [math.prod(self.shape[d + 1 :]) for d in range(len(self.shape))]
         return (*found, sum(o * s for o, s in zip(self.offset, strides, strict=True)))
 
-    @property
-    def places(self) -> np.ndarray:
-        """The place in the whole of each element of the part."""
-        every0, skip0, every1, skip1, offset = self.place
-        at = np.arange(math.prod(self.sizes), dtype=np.int64)
-        at += at // every0 * skip0
-        return at + at // every1 * skip1 + offset
-
     def apart(self, reduction: Reduction) -> tuple[int, ...]:
         """The mesh dimensions along which processes hold different parts of what is reduced."""
         before, after = (self._kept(e) for e in (reduction.operand.extent, reduction.extent))

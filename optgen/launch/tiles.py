@@ -160,10 +160,10 @@ class Tiling:
 
     @cached_property
     def passing(self) -> dict[int, int]:
-        """Of the others that have places of their own, the number before it in its phase."""
+        """Of the others that have places of their own, the number before it in its sweep."""
         found: dict[int, int] = {}
-        for phase in self.layout.plan.phases:
-            ours = [r for r in phase.reductions if r.extent.sliced and self.own(r) and not self.stays(r)]
+        for step in self.layout.plan.sweeps:
+            ours = [r for r in step.reductions if r.extent.sliced and self.own(r) and not self.stays(r)]
             found |= _before({r.slot: self.places(r) for r in ours})
         return found
 

@@ -63,14 +63,6 @@ class Work:
         return self.states[store] if store in self.states else self.inputs[store]
 
 
-def as_array(tensor: Tensor) -> np.ndarray:
-    """A tensor's memory as NumPy sees it; 16-bit storage as its raw bits."""
-    tensor = tensor.detach()
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        return tensor.view(torch.int16).numpy().view(np.uint16)
-    return tensor.numpy()
-
-
 def shape_fact(shape: Sequence[int], name: str) -> float:
     """A fact about the shape of a whole parameter."""
     match name:

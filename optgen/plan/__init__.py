@@ -1,4 +1,4 @@
-"""Program and storage to `Plan`: phases, what each loads and stores, and the bytes that they move.
+"""Program and storage to `Plan`: buffers, the steps over them in order, and the bytes that they move.
 
 A phase is one sweep over the elements. A reduction ends one: what depends on its result comes in a later
 one. What a later phase needs again it recomputes from stores or reads from a spill, whichever moves
@@ -12,7 +12,7 @@ choice of spills can. With more, the spills of each phase are chosen after those
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from optgen.ir import (
     Extent,
@@ -22,9 +22,20 @@ from optgen.ir import (
 )
 from optgen.plan.candidates import Candidate
 from optgen.plan.graph import Graph
-from optgen.plan.phases import Phase, Plan, Reduction, Round, reduction_text
+from optgen.plan.steps import Buffer, Kind, Plan, Reduction, Role, Step, buffer_of, reduction_text
 
-__all__ = ["Phase", "Plan", "Reduction", "Round", "element_stores", "plan", "reduction_text"]
+__all__ = [
+    "Buffer",
+    "Kind",
+    "Plan",
+    "Reduction",
+    "Role",
+    "Step",
+    "buffer_of",
+    "element_stores",
+    "plan",
+    "reduction_text",
+]
 
 
 def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
@@ -40,46 +51,66 @@ def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
     best = min([*plain, *spilling], key=lambda candidate: candidate.cost)
     tensor = {k: n for k, n in graph.tensor.items() if program.states[k].extent is not Extent.ALL}
     host = {k: n for k, n in tensor.items() if program.states[k].extent is Extent.STEP}
-    coarse = [k for k, s in program.states.items() if s.extent is Extent.TENSOR or s.extent.sliced]
+    finish = {k: n for k, n in tensor.items() if k not in host}
+    steps = [*graph.steps(best.placed, best.sweeps)]
     made = Plan(
         name=program.name,
         real=graph.real,
-        codecs=codecs,
         states=program.states,
-        tensor_states=tuple(coarse),
-        finish={k: n for k, n in tensor.items() if k not in host},
+        buffers=tuple(_buffers(program, graph, best)),
+        steps=(*steps, Step("finish", "finish", finish)) if finish else tuple(steps),
         scalars=program.scalars,
+        onces=program.onces,
         host=host,
-        phases=best.phases,
-        slots=len(graph.ops),
-        spills=len(best.spilled),
+        finals={k: graph.totals[n] for k, n in graph.finals.items()},
         unspilled=int(min(candidate.cost[0] for candidate in plain)),
         names={**graph.names, **best.names},
-        rounds=graph.rounds(best.placed),
-        extents=tuple(graph.extents),
-        totals=tuple(graph.totals),
-        finals={k: graph.totals[n] for k, n in graph.finals.items()},
-        onces=program.onces,
     )
     _complete(made)
     return made
 
 
+def _buffers(program: Program, graph: Graph, best: Candidate) -> Iterator[Buffer]:
+    """The buffers of a plan, in the order in which tables have them."""
+    for i in range(len(best.spilled)):
+        yield Buffer(f"#{i}", "spill", Extent.ELEMENT, graph.real)
+    for name, codec in graph.codecs.items():
+        yield Buffer(name, "store", Extent.ELEMENT, codec)
+    for name, state in program.states.items():
+        if state.extent is Extent.TENSOR or state.extent.sliced:
+            yield Buffer(name, "state", state.extent, graph.real)
+    for i in graph.totals.values():
+        yield Buffer(f"@total{i}", "global", Extent.ALL, "fp64")
+    for i, extent in enumerate(graph.extents):
+        yield Buffer(f"@slot{i}", "slot", extent, "fp64")
+    for step in best.sweeps:
+        for r in step.reductions:
+            yield Buffer(f"@partial{r.slot}", "partial", r.extent, "fp64")
+    for i in range(len(program.onces)):
+        yield Buffer(f"@once{i}", "global", Extent.ALL, "fp64")
+    for name in sorted({n.value or "" for n in toposort(graph.totals) if n.op is Op.LOAD}):
+        yield Buffer(name, "global", Extent.ALL, "fp64")
+    for i in range(len(program.scalars)):
+        yield Buffer(f"@scalar{i}", "scalar", Extent.STEP, graph.real)
+
+
 def _complete(made: Plan) -> None:
-    """Every reduction whose value is read must be computed, and from parts that a phase has left.
+    """Every buffer that a step reads must be given, or an earlier step must have written it.
 
     Raises:
-        RuntimeError: one is not.
+        RuntimeError: no step does.
     """
-    swept = {r.slot for phase in made.phases for r in phase.reductions}
-    combined = {slot for found in made.rounds for slot in found.sweeps}
-    later = [r for found in made.rounds for r in (*found.small, *found.over)]
-    read = toposort([*made.roots, *made.totals])
-    wanted = {int(n.value or 0) for n in read if n.op is Op.SLOT} | combined | swept
-    if missing := sorted(wanted - (swept & combined) - {r.slot for r in later}):
+    computed = [b.name for b in made.buffers if b.role in ("spill", "slot", "partial")]
+    computed += [b.name for b in made.buffers if b.name.startswith("@total")]
+    known = {b.name for b in made.buffers}.difference(computed)
+    early: set[str] = set()
+    for step in made.steps:
+        early |= {*step.reads} - known
+        known |= {*step.writes}
+    if missing := early.union(computed) - (known - early):
         raise RuntimeError(
-            f"no step of the plan of {made.name} computes its reductions {missing}, counted in the order of "
-            "the text: this is a mistake of optgen's planner; please report the rule"
+            f"no step of the plan of {made.name} computes {', '.join(sorted(missing))} before it is read: "
+            "this is a mistake of optgen's planner; please report the rule"
         )
 
 

@@ -19,7 +19,7 @@ from optgen.ir import (
 )
 from optgen.plan.cut import above, minimum_cut
 from optgen.plan.graph import Graph, Item
-from optgen.plan.phases import Phase, Reduction
+from optgen.plan.steps import Reduction, Step
 from optgen.semantics import constant
 
 MAX_EXTRA = 4  # loads that a phase could add for the sake of spills; beyond these it adds none
@@ -47,15 +47,15 @@ class Candidate:
         self.computable: list[set[Node]] = []
         self.spilled: dict[Node, tuple[int, int]] = {}
         self.names: dict[Node, str] = {}
-        self.phases: tuple[Phase, ...] = ()
+        self.sweeps: tuple[Step, ...] = ()
         self.cost: tuple[float, int] = (math.inf, 0)
         if all(self._cut(k) for k in range(self.last + 1)):
-            self.phases = tuple(self._phase(k) for k in range(self.last + 1))
-            self.cost = (sum(phase.bytes for phase in self.phases), len(self.spilled))
+            self.sweeps = tuple(self._sweep(k) for k in range(self.last + 1))
+            self.cost = (sum(step.bytes for step in self.sweeps), len(self.spilled))
 
     def with_spills(self) -> Iterator[Candidate]:
         """The same placement with spills, and with loads that an early phase adds so that it can spill."""
-        if self.phases and sum(phase.bytes for phase in self.phases[1:]) <= 2 * self.graph.word:
+        if self.sweeps and sum(step.bytes for step in self.sweeps[1:]) <= 2 * self.graph.word:
             return  # to write a spill and read it back costs as much as all that it could save
         loads = [n for n in self.graph.order if n.op is Op.LOAD and n.extent is Extent.ELEMENT]
         missing = [
@@ -120,7 +120,7 @@ class Candidate:
         self.computable.append(found)
         return True
 
-    def _phase(self, k: int) -> Phase:
+    def _sweep(self, k: int) -> Step:
         """Phase k with its values in terms of raw loads."""
         graph, reads = self.graph, self.reads[k]
         here = {item: n for item, n in graph.values.items() if self.placed[item] == k}
@@ -143,7 +143,8 @@ class Candidate:
                 self.names[CODECS[graph.codecs[s]].load(s)] = s
                 if s in stores:
                     self.names[stores[s]] = f"{s}_bits"
-        return Phase(loads, stores, reductions, sum(map(self._bytes, (*loads, *stores))))
+        moved = sum(map(self._bytes, (*loads, *stores)))
+        return Step("sweep", f"sweep{k}", stores, reductions, loads, moved)
 
     def _bytes(self, store: str) -> int:
         return self.graph.word if store.startswith("#") else CODECS[self.graph.codecs[store]].bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -19,7 +19,7 @@ from optgen.ir import (
     rebuild,
     toposort,
 )
-from optgen.plan.phases import Reduction, Round
+from optgen.plan.steps import Reduction, Step, buffer_of
 
 MAX_PLACEMENTS = 64  # beyond these only the earliest and the latest places are tried
 Item = str | int  # a store, or the slot of a reduction
@@ -96,50 +96,53 @@ class Graph:
         self.waits[leaf] = self.waits[n]
         return leaf
 
-    def rounds(self, placed: Mapping[Item, int]) -> tuple[Round, ...]:
-        """What to compute between the phases, each as soon as the sweeps that it waits for are done."""
+    def steps(self, placed: Mapping[Item, int], sweeps: Sequence[Step]) -> Iterator[Step]:
+        """The sweeps, and between them what waits for them, each as soon as they are done."""
+        number, swept = 0, {r.slot: r for step in sweeps for r in step.reductions}
         ready = {i: self._after(n, placed) for i, n in self.small.items()}
         ready |= {i: placed[i] + 1 for i in self.values if isinstance(i, int)}
-        totals = {i: self._after(n, placed) for n, i in self.totals.items()}
-        found = []
-        for boundary in sorted({*ready.values(), *totals.values()}):
+        for boundary in range(len(sweeps) + 1):
             slots = sorted(i for i, b in ready.items() if b == boundary)
-            wanted = {n: i for n, i in self.totals.items() if totals[i] == boundary}
+            wanted = {n: i for n, i in self.totals.items() if self._after(n, placed) == boundary}
             while slots or wanted:
-                pending = {i for n, i in wanted.items()}
-                now: list[int] = []
-                for i in slots:  # a slot needs those with smaller numbers only
-                    needs = toposort([self.small[i]]) if i in self.small else []
-                    blocked = any(n.op is Op.TOTAL and int(n.value or 0) in pending for n in needs)
-                    late = any(
-                        n.op is Op.SLOT and int(n.value or 0) in slots and int(n.value or 0) not in now
-                        for n in needs
-                    )
-                    if not blocked and not late:
-                        now.append(i)
+                now, totals = self._round(slots, wanted)
+                yield from self._between(number, now, totals, swept)
                 slots = [i for i in slots if i not in now]
-                waiting = {str(i) for i in slots}
-                have = [
-                    i
-                    for n, i in wanted.items()
-                    if not any(x.op is Op.SLOT and x.value in waiting for x in toposort([n]))
-                ]
-                wanted = {n: i for n, i in wanted.items() if i not in have}
-                made = [
-                    Reduction(i, self.ops[i], self.small[i], self.extents[i], self.tags[i])
-                    for i in now
-                    if i in self.small
-                ]
-                found.append(
-                    Round(
-                        boundary,
-                        tuple(i for i in now if i not in self.small),
-                        tuple(r for r in made if r.extent is not Extent.ALL),
-                        tuple(r for r in made if r.extent is Extent.ALL),
-                        tuple(have),
-                    )
-                )
-        return tuple(found)
+                wanted = {n: i for n, i in wanted.items() if f"@total{i}" not in totals}
+                number += 1
+            yield from sweeps[boundary : boundary + 1]
+
+    def _round(self, slots: Sequence[int], wanted: Mapping[Node, int]) -> tuple[list[int], dict[str, Node]]:
+        """Of the slots and totals still to come, those that need none of the others' totals."""
+        pending = {f"@total{i}" for i in wanted.values()}
+        left = {f"@slot{i}" for i in slots}
+        now = []
+        for i in slots:  # a slot needs those with smaller numbers only
+            needs = set(map(buffer_of, toposort([self.small[i]]))) if i in self.small else set()
+            if needs.isdisjoint(pending | left):
+                now.append(i)
+                left.remove(f"@slot{i}")
+        computable = [n for n in wanted if left.isdisjoint(map(buffer_of, toposort([n])))]
+        return now, {f"@total{wanted[n]}": n for n in computable}
+
+    def _between(
+        self, number: int, slots: Sequence[int], totals: Mapping[str, Node], swept: Mapping[int, Reduction]
+    ) -> Iterator[Step]:
+        """The steps that complete these slots and compute these totals, in order."""
+        if combined := tuple(swept[i] for i in slots if i not in self.small):
+            yield Step("combine", f"combine{number}", reductions=combined)
+        small = [
+            Reduction(i, self.ops[i], self.small[i], self.extents[i], self.tags[i])
+            for i in slots
+            if i in self.small
+        ]
+        for r in small:
+            if r.extent is not Extent.ALL:
+                yield Step("slice_reduce", f"small{r.slot}", reductions=(r,))
+        if over := tuple(r for r in small if r.extent is Extent.ALL):
+            yield Step("global_reduce", f"over{number}", reductions=over)
+        if totals:
+            yield Step("global", f"total{number}", totals)
 
     @property
     def real(self) -> str:

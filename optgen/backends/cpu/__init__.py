@@ -21,7 +21,7 @@ last place of the largest term of each sum: after a step of any shipped rule max
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from operator import is_
@@ -34,23 +34,23 @@ from numba import int64, typeof
 
 from optgen.backends import Layout, Tables
 from optgen.backends import numpy as reference
-from optgen.backends.cpu.rounds import finish_source, round_sources
+from optgen.backends.cpu.rounds import between_source
 from optgen.backends.cpu.spelling import CHUNK, FORMS, GLOBALS, LOCALS, RUNTIME, TILE
 from optgen.backends.cpu.stored import c_function
 from optgen.backends.cpu.sweeps import sweep_source
 from optgen.backends.cpu.team import Team, available, team
-from optgen.backends.emit import Names, header
+from optgen.backends.emit import Names, emitted, header, part_of
 from optgen.locks import once
-from optgen.plan import Reduction, Round
+from optgen.plan import Step
 
-__all__ = ["CHUNK", "CpuKernel", "emit"]
+__all__ = ["CHUNK", "CpuKernel", "emit", "load"]
 
 # A rule touches more arrays than LLVM's vectoriser is by default willing to check for overlap.
 binding.set_option("optgen", "-runtime-memory-check-threshold=128")
 
 
 def emit(layout: Layout, math_mode: str = "exact") -> str:
-    """The source of a module with `sweep<k>` for every phase, the parts of every round, and `finish`."""
+    """The source of a module with a function for every step."""
     plan = layout.plan
     fast = ", fastmath={'contract', 'arcp', 'afn'}" if math_mode == "fast" else ""
     names = Names(plan, GLOBALS | LOCALS, FORMS)
@@ -70,12 +70,10 @@ inline = njit(error_model="numpy", forceinline=True{fast})
 compiled = stored(nogil=True, error_model="numpy"{fast})
 """
     ]
-    for k, phase in enumerate(plan.phases):
-        parts.append(sweep_source(layout, k, phase, names))
-    for k, found in enumerate(plan.rounds):
-        parts += round_sources(layout, k, found, names)
-    if plan.finish:
-        parts.append(finish_source(layout, names))
+    for step in emitted(plan):
+        if step.kind != "global":  # some twenty numbers: the reference computes them
+            build = sweep_source if step.kind == "sweep" else between_source
+            parts.append(build(layout, step, names))
     return "\n\n".join(parts)
 
 
@@ -104,7 +102,7 @@ class CpuKernel:
 
     def __init__(self, layout: Layout, module: ModuleType):
         self.layout, self.module = layout, module
-        self.parts: dict[int, Any] = {}  # by phase: the C function that does the calling thread's share
+        self.parts: dict[str, Any] = {}  # by sweep: the C function that does the calling thread's share
         self.ready: set[bool] = set()  # what is compiled: sweeps, or parts of them for several threads
 
     def prepare(self, tables: Tables) -> None:
@@ -116,34 +114,30 @@ class CpuKernel:
         if parts in self.ready:
             return
         arguments = tuple(map(typeof, tables.arguments(self.layout)))
-        for name in self.between():
-            getattr(self.module, name).compile(arguments)
-        for phase in range(len(self.layout.plan.phases)):
-            if parts:
-                self.parts[phase] = c_function(getattr(self.module, f"part{phase}"))
-            else:
-                getattr(self.module, f"sweep{phase}").compile((int64, int64, *arguments))
+        for step in self.layout.plan.steps:
+            if step.kind == "sweep" and parts:
+                self.parts[step.name] = c_function(getattr(self.module, part_of(step, "part")))
+            elif step.kind != "global":
+                first = (int64, int64) if step.kind == "sweep" else ()
+                getattr(self.module, step.name).compile((*first, *arguments))
         self.ready.add(parts)
 
-    def between(self) -> Iterator[str]:
-        """The functions of the module that run between sweeps and after them."""
-        plan = self.layout.plan
-        for k, found in enumerate(plan.rounds):
-            if found.sweeps:
-                yield f"combine{k}"
-            yield from (f"small{r.slot}" for r in found.small)
-            if found.over:
-                yield f"over{k}"
-        if plan.finish:
-            yield "finish"
+    def run(self, step: Step, tables: Tables) -> None:
+        """Run one step of the plan over every tensor."""
+        if step.kind == "sweep":
+            self._sweep(step.name, tables)
+        elif step.kind == "global":
+            reference.compute_globals(step, self.layout.plan.numbers, tables.numbers)
+        else:
+            getattr(self.module, step.name)(*tables.arguments(self.layout))
 
-    def sweep(self, phase: int, tables: Tables) -> None:
-        """Run one phase over every chunk, over as many threads as `prepare` has said."""
+    def _sweep(self, name: str, tables: Tables) -> None:
+        """Run a sweep over every chunk, over as many threads as `prepare` has said."""
         found, threads, count = team(), tables.threads, len(tables.chunks)
         if found is not None and threads > 1:
-            found.run(self.parts[phase].address, self.words(tables, found).ctypes.data, threads)
+            found.run(self.parts[name].address, self.words(tables, found).ctypes.data, threads)
             return
-        run, arguments = getattr(self.module, f"sweep{phase}"), tables.arguments(self.layout)
+        run, arguments = getattr(self.module, name), tables.arguments(self.layout)
         parts = list(pairwise(count * k // threads for k in range(threads + 1)))
         others = [_pool().submit(run, *part, *arguments) for part in parts[1:]]
         run(*parts[0], *arguments)
@@ -160,25 +154,7 @@ class CpuKernel:
             tables.words = arrays, np.array(words, np.int64)
         return tables.words[1]
 
-    def combine(self, found: Round, tables: Tables) -> None:
-        """Complete the reductions that the phase before a round left in parts."""
-        self._call(f"combine{self.layout.plan.rounds.index(found)}", tables)
 
-    def small(self, found: Reduction, tables: Tables) -> None:
-        """Reduce what slices have."""
-        self._call(f"small{found.slot}", tables)
-
-    def over(self, found: Round, tables: Tables) -> None:
-        """Find the part that these tensors have in the reductions over all."""
-        self._call(f"over{self.layout.plan.rounds.index(found)}", tables)
-
-    def total(self, found: Round, tables: Tables) -> None:
-        """Compute the totals of a round: some twenty numbers, for which nothing need be compiled."""
-        reference.total(self.layout.plan, found, tables.numbers)
-
-    def finish(self, tables: Tables) -> None:
-        """Write the new states of tensors and slices."""
-        self._call("finish", tables)
-
-    def _call(self, name: str, tables: Tables) -> None:
-        getattr(self.module, name)(*tables.arguments(self.layout))
+def load(layout: Layout, math_mode: str, execute: Callable[[str], ModuleType]) -> CpuKernel:
+    """The kernel of a layout."""
+    return CpuKernel(layout, execute(emit(layout, math_mode)))

@@ -21,24 +21,23 @@ from optgen.backends.emit import (
     leaves,
     write,
 )
-from optgen.ir import Extent, Node, Op
-from optgen.plan import Reduction, Round
+from optgen.ir import Extent, Node
+from optgen.plan import Reduction, Step
 
 
-def round_sources(layout: Layout, k: int, found: Round, names: Names) -> list[str]:
-    """The functions that complete the reductions of a round, tensor by tensor, in a fixed order."""
-    plan, parts = layout.plan, []
-    ops = {r.slot: r.op for phase in plan.phases for r in phase.reductions}
-    if found.sweeps:
-        body = []
-        for slot in found.sweeps:
-            body += (_lines if plan.extents[slot].sliced else _parts)(layout, slot, ops[slot])
-        parts.append(_function(layout, f"combine{k}", _each_tensor(body)))
-    for r in found.small:
-        parts.append(_function(layout, f"small{r.slot}", _each_tensor(_small(layout, r, names))))
-    if found.over:
-        parts.append(_function(layout, f"over{k}", _over(layout, found.over, names)))
-    return parts
+def between_source(layout: Layout, step: Step, names: Names) -> str:
+    """The function of a step that is no sweep, tensor by tensor, in a fixed order."""
+    body = []
+    if step.kind == "global_reduce":
+        return _function(layout, step.name, _over(layout, step.reductions, names))
+    if step.kind == "finish":
+        body = _finish(layout, step, names)
+    for r in step.reductions:
+        if step.kind == "slice_reduce":
+            body += _small(layout, r, names)
+        else:
+            body += (_lines if r.extent.sliced else _parts)(layout, r)
+    return _function(layout, step.name, _each_tensor(body))
 
 
 def _function(layout: Layout, name: str, lines: Sequence[str]) -> str:
@@ -60,27 +59,27 @@ def _over(layout: Layout, found: Sequence[Reduction], names: Names) -> list[str]
     return [*(f"sum{r.slot} = {neutral(r.op)}" for r in found), *_each_tensor(body), *numbers]
 
 
-def _parts(layout: Layout, slot: int, op: Op) -> list[str]:
+def _parts(layout: Layout, r: Reduction) -> list[str]:
     """A tensor's sum, from those of its chunks."""
     return [
         f"first = {table_cell(layout, '@first')}",
-        f"total = {neutral(op)}",
+        f"total = {neutral(r.op)}",
         f"for c in range(first, first + {table_cell(layout, '@count')}):",
-        f"    total = {accumulate(op, 'total', f'partials[c, {layout.partial.index(slot)}]')}",
-        f"slots[tensor, {slot}] = total",
+        f"    total = {accumulate(r.op, 'total', f'partials[c, {layout.partial.index(r.slot)}]')}",
+        f"slots[tensor, {r.slot}] = total",
     ]
 
 
-def _lines(layout: Layout, slot: int, op: Op) -> list[str]:
+def _lines(layout: Layout, r: Reduction) -> list[str]:
     """The sums of a tensor's slices, from those of its tiles."""
-    count = table_cell(layout, f"@count_{layout.plan.extents[slot]}")
+    count = table_cell(layout, f"@count_{r.extent}")
     return [
-        f"part, at = {table_cell(layout, f'@parts{slot}')}, {table_cell(layout, f'@slot{slot}')}",
-        f"count, turns = {count}, {table_cell(layout, f'@turns{slot}')}",
+        f"part, at = {table_cell(layout, f'@parts{r.slot}')}, {table_cell(layout, f'@slot{r.slot}')}",
+        f"count, turns = {count}, {table_cell(layout, f'@turns{r.slot}')}",
         "for which in range(count):",
-        f"    total = {neutral(op)}",
+        f"    total = {neutral(r.op)}",
         "    for turn in range(turns):",
-        f"        total = {accumulate(op, 'total', 'lines[part + turn*count + which]')}",
+        f"        total = {accumulate(r.op, 'total', 'lines[part + turn*count + which]')}",
         "    lines[at + which] = total",
     ]
 
@@ -121,12 +120,12 @@ def _small(layout: Layout, r: Reduction, names: Names) -> list[str]:
     ]
 
 
-def finish_source(layout: Layout, names: Names) -> str:
+def _finish(layout: Layout, step: Step, names: Names) -> list[str]:
     """The new states of tensors and slices, the finest first."""
     plan = layout.plan
     lines = []
-    for kind, states in finishes(plan).items():
-        roots = [plan.finish[s] for s in states]
+    for kind, states in finishes(plan, step).items():
+        roots = [step.values[s] for s in states]
         found = leaves(roots, ())
         body, results = write(roots, plan.names, names, speller(plan.real), names.taken)
         at = "at" if kind.sliced else "0"
@@ -138,4 +137,4 @@ def finish_source(layout: Layout, names: Names) -> str:
             lines += [f"count = {table_cell(layout, f'@count_{kind}')}", "for at in range(count):"]
             body = ["    " + line for line in body]
         lines += body
-    return _function(layout, "finish", _each_tensor(lines))
+    return lines

@@ -1,4 +1,4 @@
-"""The function of a phase: a sweep over chunks of elements, or over tiles where slices have values."""
+"""The function of a sweep over chunks of elements, or over tiles where slices have values."""
 
 from __future__ import annotations
 
@@ -26,27 +26,28 @@ from optgen.backends.emit import (
     function,
     indent,
     leaves,
+    part_of,
 )
 from optgen.codecs import CODECS
 from optgen.ir import DType, Extent, Node, Op, node, rebuild, toposort
-from optgen.plan import Phase, Plan, Reduction
+from optgen.plan import Plan, Reduction, Step
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What a phase has of columns and nothing finer, by the stores that hold it while a tile is walked.
+    """What a sweep has of columns and nothing finer, by the stores that hold it while a tile is walked.
 
     It is computed once for each column of a tile, and not again on every line.
     """
 
     values: dict[str, Node]
-    phase: Phase  # what is left for each element, which loads those stores
+    step: Step  # what is left for each element, which loads those stores
     rule_names: dict[Node, str]
 
     @staticmethod
-    def of(phase: Phase, plan: Plan) -> Columns:
-        """The values of columns in a phase."""
-        order = toposort(phase.roots())
+    def of(step: Step, plan: Plan) -> Columns:
+        """The values of columns in a sweep."""
+        order = toposort(step.roots())
         used = [a for n in order if not across(n.extent) for a in n.args]
         ours = [a for a in dict.fromkeys(used) if across(a.extent) and a.args and a.dtype is DType.REAL]
         stores = {n: f"@column{i}" for i, n in enumerate(ours)}
@@ -56,51 +57,51 @@ class Columns:
                 done[n] = node(Op.LOAD, value=stores[n], dtype=n.dtype, extent=n.extent)
             else:
                 done[n] = rebuild(n, tuple(done[a] for a in n.args))
-        reductions = tuple(replace(r, operand=done[r.operand]) for r in phase.reductions)
-        left = replace(phase, stores={s: done[n] for s, n in phase.stores.items()}, reductions=reductions)
+        reductions = tuple(replace(r, operand=done[r.operand]) for r in step.reductions)
+        left = replace(step, values={s: done[n] for s, n in step.values.items()}, reductions=reductions)
         named = {done.get(n, n): name for n, name in plan.names.items() if n not in stores}
         return Columns({s: n for n, s in stores.items()}, left, named)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A phase as it is written: which leaves it reads, and which stores it loads or writes."""
+    """A sweep as it is written: which leaves it reads, and which stores it loads or writes."""
 
     layout: Layout
-    k: int
-    phase: Phase
+    step: Step
     names: Names
     found: Sequence[Node]
     touched: Sequence[str]
 
 
-def sweep_source(layout: Layout, k: int, phase: Phase, names: Names) -> str:
-    """One phase: `update`, the arithmetic, and a sweep over a range of chunks that calls it on elements."""
+def sweep_source(layout: Layout, step: Step, names: Names) -> str:
+    """`update`, the arithmetic, and a sweep over a range of chunks that calls it on elements."""
     plan, spell = layout.plan, speller(layout.plan.real)
-    columns = Columns.of(phase, plan)
+    columns = Columns.of(step, plan)
     for i, store in enumerate(columns.values):
         names.add(store, f"column{i}")
     parts = []
     if columns.values:
         wanted = list(columns.values.values())
-        parts.append(function(f"columns{k}", wanted, (), plan.names, names, spell, GLOBALS))
-    phase, rule_names = columns.phase, columns.rule_names
-    parts.append(function(f"update{k}", phase.roots(), phase.loads, rule_names, names, spell, GLOBALS))
-    found = leaves(phase.roots(), phase.loads)
-    touched = list(dict.fromkeys([*phase.loads, *phase.stores]))
-    sweep = Sweep(layout, k, phase, names, found, touched)
+        parts.append(function(part_of(step, "columns"), wanted, (), plan.names, names, spell, GLOBALS))
+    step, rule_names = columns.step, columns.rule_names
+    roots = step.roots()
+    parts.append(function(part_of(step, "update"), roots, step.loads, rule_names, names, spell, GLOBALS))
+    found = leaves(roots, step.loads)
+    touched = list(dict.fromkeys([*step.loads, *step.values]))
+    sweep = Sweep(layout, step, names, found, touched)
     body = _tile(sweep, columns) if layout.tiled else _chunk(sweep)
     inner = "".join(f"@inline\n{part}\n\n" for part in parts)
     head = f"""\
 @compiled
-def sweep{k}(begin, end, {", ".join(layout.arguments)}):
+def {step.name}(begin, end, {", ".join(layout.arguments)}):
     widest()
     for c in range(begin, end):
 """
-    return inner + head + indent(body, 2) + "\n\n" + _part(layout, k)
+    return inner + head + indent(body, 2) + "\n\n" + _part(layout, step)
 
 
-def _part(layout: Layout, k: int) -> str:
+def _part(layout: Layout, step: Step) -> str:
     """A thread's share of the chunks: a C function, whose argument says where the tables lie."""
     tables, word = [], FIRST_TABLE
     for name in layout.arguments:
@@ -112,13 +113,13 @@ def _part(layout: Layout, k: int) -> str:
         tables.append(f"    {name} = carray(pointer(words[{word}]), {shape}, {kind})\n")
         word += 1 + dims
     head = f"""\
-def part{k}(data):
+def {part_of(step, "part")}(data):
     widest()
     words = carray(data, {word}, np.int64)
     thread, threads = ask(words[0]), ask(words[1])
     begin, end = words[2]*thread // threads, words[2]*(thread + 1) // threads
 """
-    return head + "".join(tables) + f"    sweep{k}(begin, end, {', '.join(layout.arguments)})\n"
+    return head + "".join(tables) + f"    {step.name}(begin, end, {', '.join(layout.arguments)})\n"
 
 
 def _arrays(layout: Layout, names: Names, touched: Sequence[str], start: str) -> list[str]:
@@ -149,9 +150,9 @@ def _places(layout: Layout) -> list[str]:
     return [f"{name} = {table_cell(layout, f'@{name}')}" for name in (PLACE if layout.sharded else ())]
 
 
-def _loop(phase: Phase, one: Sequence[str]) -> list[str]:
+def _loop(step: Step, one: Sequence[str]) -> list[str]:
     """The loop over `count` elements; whole rows of lanes first where something is reduced."""
-    if any(not across(r.extent) for r in phase.reductions):
+    if any(not across(r.extent) for r in step.reductions):
         return [
             f"whole = count // {LANES}*{LANES}",
             f"for first in range(0, whole, {LANES}):",
@@ -170,7 +171,7 @@ def _whole(r: Reduction) -> str:
 
 def _chunk(sweep: Sweep) -> list[str]:
     """A chunk of one tensor, element by element."""
-    layout, phase, names, touched = sweep.layout, sweep.phase, sweep.names, sweep.touched
+    layout, step, names, touched = sweep.layout, sweep.step, sweep.names, sweep.touched
     return [
         "tensor, start = chunks[c, 0], chunks[c, 1]",
         f"count = min({CHUNK}, {table_cell(layout, '@numel')} - start)",
@@ -178,23 +179,23 @@ def _chunk(sweep: Sweep) -> list[str]:
         *_arrays(layout, names, touched, "start"),
         *_strides(layout, names, touched),
         *_places(layout),
-        *(f"sum{r.slot} = np.full({LANES}, {neutral(r.op)})" for r in phase.reductions),
-        *_loop(phase, _element(sweep, "start")),
-        *(f"partials[c, {layout.partial.index(r.slot)}] = {_whole(r)}" for r in phase.reductions),
+        *(f"sum{r.slot} = np.full({LANES}, {neutral(r.op)})" for r in step.reductions),
+        *_loop(step, _element(sweep, "start")),
+        *(f"partials[c, {layout.partial.index(r.slot)}] = {_whole(r)}" for r in step.reductions),
     ]
 
 
 def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
     """A tile of one tensor, matrix by matrix and line by line: what slices have is read once for each."""
-    layout, phase, names, touched = sweep.layout, sweep.phase, sweep.names, sweep.touched
+    layout, step, names, touched = sweep.layout, sweep.step, sweep.names, sweep.touched
     plan = layout.plan
     inner = leaves(list(hoisted.values.values()), ())
     read = [n for n in dict.fromkeys([*sweep.found, *inner]) if n.value not in hoisted.values]
     block = any(e.name.startswith("BLOCK") for e in plan.slices)
     over = [n for n in read if n.extent.sliced and across(n.extent)]
-    by_line = [r for r in phase.reductions if r.extent.sliced and not across(r.extent)]
-    by_column = [r for r in phase.reductions if across(r.extent)]
-    by_tensor = [r for r in phase.reductions if not r.extent.sliced]
+    by_line = [r for r in step.reductions if r.extent.sliced and not across(r.extent)]
+    by_column = [r for r in step.reductions if across(r.extent)]
+    by_tensor = [r for r in step.reductions if not r.extent.sliced]
     lines = [
         "tensor, corner, left = chunks[c, 0], chunks[c, 1], chunks[c, 2]",
         "last, side, stack = chunks[c, 3], chunks[c, 4], chunks[c, 6]",
@@ -224,7 +225,8 @@ def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
         for n in _down(inner):  # of the matrix, of which all these columns are
             matrix += _line_value(layout, names, n, "top")
         matrix.append("for i in range(right - left):")
-        matrix.append(f"    {', '.join(f'{array}[i]' for array in made)} = columns{sweep.k}({given})")
+        filled = ", ".join(f"{array}[i]" for array in made)
+        matrix.append(f"    {filled} = {part_of(step, 'columns')}({given})")
     matrix += [f"sum{r.slot}[:] = {neutral(r.op)}" for r in by_column]
     body = ["base = line*columns + left", "count = right - left"]
     if block:
@@ -233,7 +235,7 @@ def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
     for n in _down(sweep.found):
         body += _line_value(layout, names, n, "line")
     body += [f"sum{r.slot}[:] = {neutral(r.op)}" for r in by_line]
-    body += _loop(phase, _element(sweep, "base"))
+    body += _loop(step, _element(sweep, "base"))
     for r in by_line:
         place = f"part{r.slot} + side*many + line"
         if layout.several(r.extent):
@@ -286,7 +288,7 @@ def _argument(layout: Layout, names: Names, n: Node, at: str) -> str:
 
 def _element(sweep: Sweep, start: str) -> list[str]:
     """The body of the loop: addresses where there are strides, and the call of `update`."""
-    layout, phase, names, touched = sweep.layout, sweep.phase, sweep.names, sweep.touched
+    layout, step, names, touched = sweep.layout, sweep.step, sweep.names, sweep.touched
     lines = []
     cell = {s: f"{names.stores[s]}[i]" for s in touched}
     if layout.dims:
@@ -312,9 +314,9 @@ def _element(sweep: Sweep, start: str) -> list[str]:
         else:
             value = _argument(layout, names, n, "i")
         arguments.append(value)
-    results = [cell[s] for s in phase.stores] + [f"r{r.slot}" for r in phase.reductions]
-    lines.append(f"{', '.join(results)} = update{sweep.k}({', '.join(arguments)})")
-    for r in phase.reductions:
+    results = [cell[s] for s in step.values] + [f"r{r.slot}" for r in step.reductions]
+    lines.append(f"{', '.join(results)} = {part_of(step, 'update')}({', '.join(arguments)})")
+    for r in step.reductions:
         lane = f"sum{r.slot}[{'i' if across(r.extent) else 'lane'}]"
         lines.append(
             f"{lane} = {accumulate(r.op, lane, f'f64(r{r.slot})')}"

@@ -1,4 +1,4 @@
-"""A plan as Triton source: one multi-tensor kernel per phase.
+"""A plan as Triton source: one multi-tensor kernel per step, or few.
 
 In: a layout. Out: the source of a module (`emit`), and a `Kernel` that launches it (`TritonKernel`).
 `ahead` compiles the same source where there is no GPU.
@@ -18,7 +18,7 @@ takes the second, as everywhere.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache
 from types import ModuleType
@@ -29,12 +29,13 @@ import numpy as np
 from optgen.backends import Block, Layout, Tables, View
 from optgen.backends.emit import (
     Names,
-    finishes,
+    emitted,
+    function,
     header,
-    update,
+    part_of,
 )
-from optgen.backends.triton.rounds import finish_lines, round_sources
-from optgen.backends.triton.specs import ALONE, Spec, kernel_source, specs, word_of
+from optgen.backends.triton.rounds import between_sources
+from optgen.backends.triton.specs import ALONE, Spec, kernel_source, specs, step_specs
 from optgen.backends.triton.spelling import (
     BLOCK,
     BLOCKS,
@@ -51,9 +52,20 @@ from optgen.backends.triton.spelling import (
 from optgen.backends.triton.sweeps import sweep_lines
 from optgen.backends.triton.tiles import KEYS, tile_lines
 from optgen.ir import Extent, Op, toposort
-from optgen.plan import Reduction, Round
+from optgen.plan import Step
 
-__all__ = ["BLOCK", "BLOCKS", "THREADS", "Spec", "TritonKernel", "block_of", "emit", "interpreting", "specs"]
+__all__ = [
+    "BLOCK",
+    "BLOCKS",
+    "THREADS",
+    "Spec",
+    "TritonKernel",
+    "block_of",
+    "emit",
+    "interpreting",
+    "load",
+    "specs",
+]
 
 
 def interpreting() -> bool:
@@ -82,21 +94,18 @@ def emit(layout: Layout, math_mode: str = "exact") -> str:
     spell = speller(plan.real, math_mode)
     parts = [f"{header(layout, math_mode)}\nimport triton\nimport triton.language as tl\n"]
     ops = {n.op for n in toposort([*plan.roots, *plan.totals])}
-    ops |= {r.op for phase in plan.phases for r in phase.reductions}
-    ops |= {r.op for found in plan.rounds for r in (*found.small, *found.over)}
-    parts += extremes(ops)
+    parts += extremes(ops | {r.op for r in plan.reductions})
     if any(r.op is Op.AMAX for r in layout.swept):
         parts.append(KEYS)
-    for k, phase in enumerate(plan.phases):
-        parts.append("@triton.jit\n" + update(k, phase, plan, names, spell, GLOBALS))
+    for step in emitted(plan):
+        if step.kind != "sweep":
+            parts += between_sources(layout, step, names, spell)
+            continue
+        roots, word = step.roots(), part_of(step, "update")
+        parts.append("@triton.jit\n" + function(word, roots, step.loads, plan.names, names, spell, GLOBALS))
         build = tile_lines if layout.tiled else sweep_lines
-        parts.append(kernel_source(layout, f"sweep{k}", build(layout, k, phase, names)))
-    for k, found in enumerate(plan.rounds):
-        parts += round_sources(layout, k, found, names, spell)
-    for kind, states in finishes(plan).items():
-        parts.append(
-            kernel_source(layout, f"finish_{word_of(kind)}", finish_lines(layout, kind, states, names, spell))
-        )
+        (spec,) = step_specs(layout, step)
+        parts.append(kernel_source(spec, build(layout, step, names)))
     return "\n\n".join(parts)
 
 
@@ -109,7 +118,9 @@ class TritonKernel:
     def __init__(self, layout: Layout, module: ModuleType, math_mode: str = "exact"):
         self.layout, self.module = layout, module
         # The interpreter spends milliseconds on a program instance: small chunks keep tests quick.
-        self.specs = specs(layout, interpreting())
+        found = {step.name: [*step_specs(layout, step, interpreting())] for step in layout.plan.steps}
+        self.specs = {spec.name: spec for kernels in found.values() for spec in kernels}
+        self.kernels = {name: [spec.name for spec in kernels] for name, kernels in found.items()}
         swept = next((s.constants for s in self.specs.values() if s.grid == "chunks"), {})
         self.chunk = swept.get("BLOCK", 1) * swept.get("BLOCKS", 1)
         self.tile = (swept.get("HEIGHT", 1) * TILE_BLOCKS, swept.get("WIDTH", 1))
@@ -129,34 +140,10 @@ class TritonKernel:
                     made._init_handles()  # as Triton's tutorials do
         self.ready.add(device)
 
-    def sweep(self, phase: int, tables: Tables) -> None:
-        """Run one phase over every chunk."""
-        self._launch(f"sweep{phase}", tables)
-
-    def combine(self, found: Round, tables: Tables) -> None:
-        """Complete the reductions that the phase before a round left in parts, by kind of slice."""
-        k = self.layout.plan.rounds.index(found)
-        for name in (f"combine{k}", *(f"lines{slot}" for slot in found.sweeps)):
-            if name in self.specs:
-                self._launch(name, tables)
-
-    def small(self, found: Reduction, tables: Tables) -> None:
-        """Reduce what slices have."""
-        self._launch(f"small{found.slot}", tables)
-
-    def over(self, found: Round, tables: Tables) -> None:
-        """Find the part that these tensors have in the reductions over all."""
-        self._launch(f"over{self.layout.plan.rounds.index(found)}", tables)
-
-    def total(self, found: Round, tables: Tables) -> None:
-        """Compute the totals of a round."""
-        self._launch(f"total{self.layout.plan.rounds.index(found)}", tables)
-
-    def finish(self, tables: Tables) -> None:
-        """Write the new states of tensors and slices, the finest first."""
-        for name in self.specs:
-            if name.startswith("finish_"):
-                self._launch(name, tables)
+    def run(self, step: Step, tables: Tables) -> None:
+        """Run one step of the plan, which may be several kernels."""
+        for name in self.kernels[step.name]:
+            self._launch(name, tables)
 
     def _launch(self, name: str, tables: Tables) -> None:
         arguments, programs, options = self._call(name, tables)
@@ -176,6 +163,11 @@ class TritonKernel:
         programs = len(tables.slices[spec.grid]) if isinstance(spec.grid, Extent) else counts[spec.grid]
         how = {} if interpreting() else {"num_warps": THREADS // _warp_size(), "enable_fp_fusion": self.fuse}
         return arguments, programs, {**spec.constants, **how}
+
+
+def load(layout: Layout, math_mode: str, execute: Callable[[str], ModuleType]) -> TritonKernel:
+    """The kernel of a layout."""
+    return TritonKernel(layout, execute(emit(layout, math_mode)), math_mode)
 
 
 @cache

@@ -8,10 +8,11 @@ from optgen.backends import LOWEST, Layout
 from optgen.backends.emit import (
     Names,
     Spell,
+    finishes,
     leaves,
     write,
 )
-from optgen.backends.triton.specs import kernel_source
+from optgen.backends.triton.specs import kernel_source, step_specs
 from optgen.backends.triton.spelling import (
     TYPES,
     accumulate,
@@ -25,32 +26,34 @@ from optgen.backends.triton.spelling import (
     table_cell,
 )
 from optgen.backends.triton.tiles import KEY, slice_values
-from optgen.ir import LEAVES, DType, Extent, Node, Op, toposort
-from optgen.plan import Reduction, Round
+from optgen.ir import DType, Extent, Node, Op, toposort
+from optgen.plan import Reduction, Step, buffer_of
 
 
-def round_sources(layout: Layout, k: int, found: Round, names: Names, spell: Spell) -> list[str]:
-    """The kernels that complete the reductions of a round, and that of its totals."""
-    plan, parts = layout.plan, []
-    ops = {r.slot: r.op for phase in plan.phases for r in phase.reductions}
-    tensor = [slot for slot in found.sweeps if not plan.extents[slot].sliced]
-    if tensor:
-        parts.append(kernel_source(layout, f"combine{k}", _combine(layout, tensor, ops)))
-    for slot in found.sweeps:
-        if plan.extents[slot].sliced:
-            parts.append(kernel_source(layout, f"lines{slot}", _lines(layout, slot, ops[slot])))
-    for r in found.small:
-        parts.append(kernel_source(layout, f"small{r.slot}", _small(layout, r, names, spell)))
-    if found.over:
-        parts.append(kernel_source(layout, f"over{k}", _over(layout, found.over, names, spell)))
-    if found.totals:
-        parts.append(kernel_source(layout, f"total{k}", _total(layout, found, names)))
-    return parts
+def between_sources(layout: Layout, step: Step, names: Names, spell: Spell) -> list[str]:
+    """The kernels of a step that is no sweep, as `step_specs` has them."""
+    bodies: list[list[str]] = []
+    match step.kind:
+        case "combine":
+            if tensor := [r for r in step.reductions if not r.extent.sliced]:
+                bodies.append(_combine(layout, tensor))
+            bodies += [_lines(layout, r) for r in step.reductions if r.extent.sliced]
+        case "slice_reduce":
+            bodies += [_small(layout, r, names, spell) for r in step.reductions]
+        case "global_reduce":
+            bodies.append(_over(layout, step.reductions, names, spell))
+        case "global":
+            bodies.append(_global(layout, step, names))
+        case "finish":
+            for kind, states in finishes(layout.plan, step).items():
+                bodies.append(_finish(layout, kind, {s: step.values[s] for s in states}, names, spell))
+    found = zip(step_specs(layout, step), bodies, strict=True)
+    return [kernel_source(spec, body) for spec, body in found]
 
 
-def _combine(layout: Layout, slots: Sequence[int], ops: Mapping[int, Op]) -> list[str]:
+def _combine(layout: Layout, found: Sequence[Reduction]) -> list[str]:
     """One program a tensor: add up its chunks' partial results, in float64 and in a fixed order."""
-    columns, count, width = layout.columns, layout.plan.slots, len(layout.partial)
+    columns, count, width = layout.columns, len(layout.plan.extents), len(layout.partial)
     lines = [
         "tensor = tl.program_id(0).to(tl.int64)",
         f"entry = tensors + tensor*{layout.width}",
@@ -58,15 +61,15 @@ def _combine(layout: Layout, slots: Sequence[int], ops: Mapping[int, Op]) -> lis
         f"count = tl.load({shifted('entry', columns['@count'])})",
         "lane = tl.arange(0, BLOCK)",
     ]
-    for slot in slots:
-        empty = neutral(ops[slot])
+    for r in found:
+        empty, column = neutral(r.op), layout.partial.index(r.slot)
         lines += [
             f"total = tl.full([BLOCK], {empty}, tl.float64)",
             "for done in range(0, count, BLOCK):",
-            f"    at = {table_cell('partials', '(first + done + lane)', width, layout.partial.index(slot))}",
+            f"    at = {table_cell('partials', '(first + done + lane)', width, column)}",
             f"    part = tl.load(at, done + lane < count, {empty})",
-            f"    total = {accumulate(ops[slot], 'total', 'part')}",
-            f"tl.store({table_cell('slots', 'tensor', count, slot)}, {reduce_axis(ops[slot], 'total', 0)})",
+            f"    total = {accumulate(r.op, 'total', 'part')}",
+            f"tl.store({table_cell('slots', 'tensor', count, r.slot)}, {reduce_axis(r.op, 'total', 0)})",
         ]
     return lines
 
@@ -78,16 +81,16 @@ PIECE = (
 )
 
 
-def _lines(layout: Layout, slot: int, op: Op) -> list[str]:
+def _lines(layout: Layout, r: Reduction) -> list[str]:
     """Some slices of a tensor: add up the parts that its tiles have of them, or take what they have kept."""
-    kind = layout.plan.extents[slot]
+    kind = r.extent
     lines = [*PIECE, f"entry = tensors + tensor*{layout.width}"]
     lines += [
-        f"part = lines + {entry_of(layout, f'@parts{slot}')}",
+        f"part = lines + {entry_of(layout, f'@parts{r.slot}')}",
         f"count = {entry_of(layout, f'@count_{kind}')}",
     ]
-    target = f"lines + {entry_of(layout, f'@slot{slot}')} + at"
-    if op is Op.AMAX:
+    target = f"lines + {entry_of(layout, f'@slot{r.slot}')} + at"
+    if r.op is Op.AMAX:
         return [
             *lines,
             "at = start + tl.arange(0, SLICES)",
@@ -95,7 +98,7 @@ def _lines(layout: Layout, slot: int, op: Op) -> list[str]:
             f"tl.store({target}, value_of(tl.load(keys, at < count, 0)), at < count)",
             f"tl.store(keys, tl.full([SLICES], {LOWEST}, tl.int64), at < count)",
         ]
-    lines.append(f"turns = {entry_of(layout, f'@turns{slot}')}")
+    lines.append(f"turns = {entry_of(layout, f'@turns{r.slot}')}")
     lines += ["which = (start + tl.arange(0, SLICES))[None, :]", "deep = tl.arange(0, DEPTH)[:, None]"]
     place = "nth*count + which"
     if layout.several(kind):  # a place for each line of theirs
@@ -104,12 +107,12 @@ def _lines(layout: Layout, slot: int, op: Op) -> list[str]:
         place = "nth // each*many + (nth % each // inner*count + which)*inner + nth % each % inner"
     return [
         *lines,
-        f"total = tl.full([DEPTH, SLICES], {neutral(op)}, tl.float64)",
+        f"total = tl.full([DEPTH, SLICES], {neutral(r.op)}, tl.float64)",
         "for done in range(0, turns, DEPTH):",
         "    nth = done + deep",
         f"    total += tl.load(part + {place}, (nth < turns) & (which < count), 0.0)",
         "at = start + tl.arange(0, SLICES)",
-        f"tl.store({target}, {reduce_axis(op, 'total', 0)}, at < count)",
+        f"tl.store({target}, {reduce_axis(r.op, 'total', 0)}, at < count)",
     ]
 
 
@@ -157,7 +160,7 @@ def _small(layout: Layout, r: Reduction, names: Names, spell: Spell) -> list[str
         lines.append("at = start + tl.arange(0, SLICES)")
         lines.append(f"tl.store(lines + {entry_of(layout, f'@slot{r.slot}')} + at, {total}, at < groups)")
     else:
-        lines.append(f"tl.store({table_cell('slots', 'tensor', plan.slots, r.slot)}, {total})")
+        lines.append(f"tl.store({table_cell('slots', 'tensor', len(plan.extents), r.slot)}, {total})")
     return lines
 
 
@@ -186,31 +189,28 @@ def _over(layout: Layout, found: Sequence[Reduction], names: Names, spell: Spell
     return lines
 
 
-def _total(layout: Layout, found: Round, names: Names) -> list[str]:
-    """One program: the totals of a round, in float64."""
-    plan = layout.plan
-    roots = [plan.totals[i] for i in found.totals]
+def _global(layout: Layout, step: Step, names: Names) -> list[str]:
+    """One program: what is one for the whole optimizer, in float64."""
+    plan, roots = layout.plan, [*step.values.values()]
     lines = []
     for n in toposort(roots):
-        if n.op in LEAVES and n.op is not Op.CONST:
-            value = n.value or ""
-            key = {Op.SLOT: f"@slot{value}", Op.TOTAL: f"@{value}"}.get(n.op, value)
+        if (name := buffer_of(n)) is not None:
             truth = " != 0" if n.dtype is DType.BOOL else ""
-            lines.append(f"{names.leaf(n)} = tl.load({shifted('numbers', plan.numbers[key])}){truth}")
+            lines.append(f"{names.leaf(n)} = tl.load({shifted('numbers', plan.numbers[name])}){truth}")
     texts, results = write(roots, plan.names, names, speller("fp64", "exact"), names.taken)
     lines += texts
-    for i, result in zip(found.totals, results, strict=True):
-        value = f"tl.where({result}, 1.0, 0.0)" if plan.totals[i].dtype is DType.BOOL else result
-        lines.append(f"tl.store({shifted('numbers', plan.numbers[f'@total{i}'])}, {value})")
+    for (name, n), result in zip(step.values.items(), results, strict=True):
+        value = f"tl.where({result}, 1.0, 0.0)" if n.dtype is DType.BOOL else result
+        lines.append(f"tl.store({shifted('numbers', plan.numbers[name])}, {value})")
     return lines
 
 
-def finish_lines(
-    layout: Layout, kind: Extent, states: Sequence[str], names: Names, spell: Spell
+def _finish(
+    layout: Layout, kind: Extent, values: Mapping[str, Node], names: Names, spell: Spell
 ) -> list[str]:
     """The new values of the states of one extent: one program a tensor, or for some of its slices."""
     plan = layout.plan
-    roots = [plan.finish[s] for s in states]
+    roots = [*values.values()]
     found = leaves(roots, ())
     body, results = write(roots, plan.names, names, spell, names.taken)
     lines = list(PIECE) if kind.sliced else ["tensor = tl.program_id(0).to(tl.int64)"]
@@ -219,7 +219,7 @@ def finish_lines(
         lines.append(f"count = {entry_of(layout, f'@count_{kind}')}")
         lines += ["at = start + tl.arange(0, SLICES)", "live = at < count"]
     lines += [*reading(layout, names, found), *_at_slice(layout, kind, found, names), *body]
-    for s, result in zip(states, results, strict=True):
+    for s, result in zip(values, results, strict=True):
         place = pointer_of(layout, s, TYPES[plan.real])
         lines.append(
             f"tl.store({place} + at, {result}, live)" if kind.sliced else f"tl.store({place}, {result})"

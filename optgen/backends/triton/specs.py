@@ -13,7 +13,7 @@ from optgen.backends.emit import (
 from optgen.backends.triton.spelling import BLOCK, BLOCKS, COMBINE_BLOCK, DEPTH, WIDTH
 from optgen.ir import Extent
 from optgen.locks import section
-from optgen.plan import Round
+from optgen.plan import Step
 
 # Triton's interpreter has one grid for the whole process, and a first launch compiles: one thread at a time.
 ALONE = section()
@@ -32,46 +32,47 @@ class Spec:
 
 def specs(layout: Layout, small: bool = False) -> dict[str, Spec]:
     """The kernels of a plan's module by name; `small`: with blocks that the interpreter is quick with."""
-    plan, tables = layout.plan, layout.arguments
-    block, blocks = (64, 2) if small else (BLOCK, BLOCKS)
-    swept = {"BLOCK": block, "BLOCKS": blocks}
-    if layout.tiled:
-        shape = layout.block or Block(BLOCK // WIDTH, WIDTH)
-        swept = {"HEIGHT": shape.height, "WIDTH": shape.width} | ({"ROWS": shape.rows} if shape.rows else {})
-    found: list[Spec] = []
-    for k in range(len(plan.phases) + 1):
-        for number, r in enumerate(plan.rounds):
-            if r.boundary == k:
-                found += _round_specs(layout, number, r)
-        if k < len(plan.phases):
-            apart = ("moving",) if layout.moving else ()
-            found.append(Spec(f"sweep{k}", (*tables, *apart), swept, "chunks", plan.phases[k].bytes))
-    for kind in finishes(plan):
-        if kind.sliced:
-            found.append(Spec(f"finish_{word_of(kind)}", (*tables, "slices"), {"SLICES": SLICES}, kind))
-        else:
-            found.append(Spec(f"finish_{word_of(kind)}", tables, {}, "tensors"))
-    return {spec.name: spec for spec in found}
+    return {spec.name: spec for step in layout.plan.steps for spec in step_specs(layout, step, small)}
 
 
-def _round_specs(layout: Layout, k: int, found: Round) -> Iterator[Spec]:
-    """The kernels of a round, in their order."""
-    extents, tables = layout.plan.extents, layout.arguments
+def step_specs(layout: Layout, step: Step, small: bool = False) -> Iterator[Spec]:
+    """The kernels of a step: `combine` has one for each slot of slices, `finish` one for each extent."""
+    name, tables = step.name, layout.arguments
     by_slice, by_tensor = {"DEPTH": DEPTH, "SLICES": SLICES}, {"BLOCK": COMBINE_BLOCK}
-    if any(not extents[slot].sliced for slot in found.sweeps):
-        yield Spec(f"combine{k}", ("tensors", "partials", "slots"), by_tensor, "tensors")
-    for slot in found.sweeps:
-        if extents[slot].sliced:
-            yield Spec(f"lines{slot}", (*tables, "slices"), by_slice, extents[slot])
-    for r in found.small:
-        if r.extent.sliced:
-            yield Spec(f"small{r.slot}", (*tables, "slices"), by_slice, r.extent)
-        else:
-            yield Spec(f"small{r.slot}", tables, by_tensor, "tensors")
-    if found.over:
-        yield Spec(f"over{k}", (*tables, "size"), by_tensor, "one")
-    if found.totals:
-        yield Spec(f"total{k}", ("numbers",), {}, "one")
+    match step.kind:
+        case "sweep":
+            apart = ("moving",) if layout.moving else ()
+            yield Spec(name, (*tables, *apart), _swept(layout, small), "chunks", step.bytes)
+        case "combine":
+            if any(not r.extent.sliced for r in step.reductions):
+                yield Spec(name, ("tensors", "partials", "slots"), by_tensor, "tensors")
+            for r in step.reductions:
+                if r.extent.sliced:
+                    yield Spec(f"lines{r.slot}", (*tables, "slices"), by_slice, r.extent)
+        case "slice_reduce":
+            (r,) = step.reductions
+            if r.extent.sliced:
+                yield Spec(name, (*tables, "slices"), by_slice, r.extent)
+            else:
+                yield Spec(name, tables, by_tensor, "tensors")
+        case "global_reduce":
+            yield Spec(name, (*tables, "size"), by_tensor, "one")
+        case "global":
+            yield Spec(name, ("numbers",), {}, "one")
+        case "finish":
+            for kind in finishes(layout.plan, step):
+                if kind.sliced:
+                    yield Spec(f"{name}_{word_of(kind)}", (*tables, "slices"), {"SLICES": SLICES}, kind)
+                else:
+                    yield Spec(f"{name}_{word_of(kind)}", tables, {}, "tensors")
+
+
+def _swept(layout: Layout, small: bool) -> dict[str, int]:
+    """The constants of a sweep: what a program takes at a time."""
+    if not layout.tiled:
+        return {"BLOCK": 64, "BLOCKS": 2} if small else {"BLOCK": BLOCK, "BLOCKS": BLOCKS}
+    shape = layout.block or Block(BLOCK // WIDTH, WIDTH)
+    return {"HEIGHT": shape.height, "WIDTH": shape.width} | ({"ROWS": shape.rows} if shape.rows else {})
 
 
 def word_of(kind: Extent) -> str:
@@ -79,8 +80,7 @@ def word_of(kind: Extent) -> str:
     return "".join(c if c.isalnum() else "_" for c in kind.name.lower().replace("-1", "last")).strip("_")
 
 
-def kernel_source(layout: Layout, name: str, lines: Iterable[str]) -> str:
+def kernel_source(spec: Spec, lines: Iterable[str]) -> str:
     """A kernel with the parameters that its spec has."""
-    spec = specs(layout)[name]
     constants = [f"{constant}: tl.constexpr" for constant in spec.constants]
-    return f"@triton.jit\ndef {name}({', '.join((*spec.tables, *constants))}):\n" + indent(lines, 1)
+    return f"@triton.jit\ndef {spec.name}({', '.join((*spec.tables, *constants))}):\n" + indent(lines, 1)

@@ -141,8 +141,7 @@ def reading(layout: Layout, names: Names, found: Iterable[Node]) -> list[str]:
                 " != 0" if n.dtype is DType.BOOL else ""
             )
         elif n.op is Op.TOTAL:
-            place = plan.numbers[f"@total{n.value}"]
-            value = f"tl.load({shifted('numbers', place)})" + (
+            value = f"tl.load({shifted('numbers', plan.numbers[f'@total{n.value}'])})" + (
                 " != 0" if n.dtype is DType.BOOL else f".to({real})"
             )
         elif n.op is Op.KEY:
@@ -150,7 +149,8 @@ def reading(layout: Layout, names: Names, found: Iterable[Node]) -> list[str]:
             value = f"tl.load({shifted('entry', columns[f'@{word}'])})"
             value = f"({value} >> 32).to(tl.uint32)" if half == "high" else f"{value}.to(tl.uint32)"
         elif n.op is Op.SLOT:
-            value = f"tl.load({table_cell('slots', 'tensor', plan.slots, int(n.value or 0))}).to({real})"
+            place = table_cell("slots", "tensor", len(plan.extents), int(n.value or 0))
+            value = f"tl.load({place}).to({real})"
         else:
             value = f"tl.load({pointer_of(layout, n.value or '', real)})"
         lines.append(f"{names.leaf(n)} = {value}")

@@ -8,6 +8,7 @@ from optgen.backends import PLACE, Layout
 from optgen.backends.emit import (
     Names,
     leaves,
+    part_of,
 )
 from optgen.backends.triton.spelling import (
     TYPES,
@@ -20,14 +21,14 @@ from optgen.backends.triton.spelling import (
     shifted,
 )
 from optgen.ir import DType, Extent, Node, Op
-from optgen.plan import Phase
+from optgen.plan import Step
 
 
-def sweep_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]:
+def sweep_lines(layout: Layout, step: Step, names: Names) -> list[str]:
     """One phase over every chunk: addresses, loads, `update`, stores."""
     plan, columns = layout.plan, layout.columns
-    touched = {s: names.stores[s] for s in dict.fromkeys([*phase.loads, *phase.stores])}
-    found = leaves(phase.roots(), phase.loads)
+    touched = {s: names.stores[s] for s in dict.fromkeys([*step.loads, *step.values])}
+    found = leaves(step.roots(), step.loads)
     lines = [
         "chunk = tl.program_id(0).to(tl.int64)",
         "tensor = tl.load(chunks + chunk*2)",
@@ -38,13 +39,13 @@ def sweep_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]
         *places(layout),
     ]
     lines += pointers(layout, touched)
-    for r in phase.reductions:
+    for r in step.reductions:
         lines.append(f"sum{r.slot} = tl.full([BLOCK], {neutral(r.op)}, {TYPES[plan.real]})")
     lines.append("lane = tl.arange(0, BLOCK)")
     lines += sizes(layout, touched)
     lines += ["for block in range(BLOCKS):", "    base = start + block*BLOCK"]
     if layout.dims:
-        body = [*strided(layout, touched), *_block(layout, k, phase, found, names, ", mask")]
+        body = [*strided(layout, touched), *_block(layout, step, found, names, ", mask")]
         lines += ["    " + line for line in body]
     else:
         whole = [
@@ -53,10 +54,10 @@ def sweep_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]
         ]
         tail = ["mask = base + lane < numel", *(f"{n}_at = {n}_ptr + base + lane" for n in touched.values())]
         lines.append("    if base + BLOCK <= numel:")
-        lines += ["        " + line for line in (*whole, *_block(layout, k, phase, found, names, ""))]
+        lines += ["        " + line for line in (*whole, *_block(layout, step, found, names, ""))]
         lines.append("    else:")
-        lines += ["        " + line for line in (*tail, *_block(layout, k, phase, found, names, ", mask"))]
-    for r in phase.reductions:
+        lines += ["        " + line for line in (*tail, *_block(layout, step, found, names, ", mask"))]
+    for r in step.reductions:
         total = f"tl.sum(sum{r.slot})" if r.op is Op.SUM else f"tl.reduce(sum{r.slot}, 0, maximum)"
         lines.append(f"tl.store({partial_of(layout, r.slot)}, {total}.to(tl.float64))")
     return lines
@@ -108,23 +109,21 @@ def loads(layout: Layout, found: Sequence[Node], names: Names, mask: str, place:
     return lines
 
 
-def updated(
-    layout: Layout, k: int, phase: Phase, found: Sequence[Node], names: Names, mask: str
-) -> list[str]:
+def updated(layout: Layout, step: Step, found: Sequence[Node], names: Names, mask: str) -> list[str]:
     """Lines that compute the update of a block, and store it."""
-    results = [f"{names.stores[s]}_new" for s in phase.stores] + [f"r{r.slot}" for r in phase.reductions]
-    lines = [f"{', '.join(results)} = update{k}({', '.join(map(names.leaf, found))})"]
-    for s in phase.stores:
+    results = [f"{names.stores[s]}_new" for s in step.values] + [f"r{r.slot}" for r in step.reductions]
+    lines = [f"{', '.join(results)} = {part_of(step, 'update')}({', '.join(map(names.leaf, found))})"]
+    for s in step.values:
         name = names.stores[s]
         lines.append(f"tl.store({name}_at, {name}_new{mask})")
     return lines
 
 
-def _block(layout: Layout, k: int, phase: Phase, found: Sequence[Node], names: Names, mask: str) -> list[str]:
+def _block(layout: Layout, step: Step, found: Sequence[Node], names: Names, mask: str) -> list[str]:
     """Loads, the update, stores and partial sums of one block; `mask` is `, mask` or empty."""
     lines = loads(layout, found, names, mask, "(base + lane)")
-    lines += updated(layout, k, phase, found, names, mask)
-    for r in phase.reductions:
+    lines += updated(layout, step, found, names, mask)
+    for r in step.reductions:
         term = f"tl.where(mask, r{r.slot}, {neutral(r.op)})" if mask else f"r{r.slot}"
         lines.append(f"sum{r.slot} = {accumulate(r.op, f'sum{r.slot}', term)}")
     return lines

@@ -26,7 +26,7 @@ from optgen.backends.triton.spelling import (
 )
 from optgen.backends.triton.sweeps import loads, places, sizes, strided, updated
 from optgen.ir import Extent, Node, Op
-from optgen.plan import Phase, Reduction
+from optgen.plan import Reduction, Step
 
 # Numbers as integers in the same order, which a GPU compares and replaces at once; NaN is above all.
 KEYS = """\
@@ -44,13 +44,13 @@ OF_TILE = ("tensor", "top", "left", "end", "side", "matrix", "stack")  # a row o
 KEY = "tl.pointer_type(tl.int64)"
 
 
-def tile_lines(layout: Layout, k: int, phase: Phase, names: Names) -> list[str]:
+def tile_lines(layout: Layout, step: Step, names: Names) -> list[str]:
     """One phase over every tile.
 
     Where columns have sums, all blocks of the same columns come first, so that these are complete soon; each
     block then adds to its lines' sums in memory. Otherwise all blocks of the same lines come first.
     """
-    tile = Tile(layout, k, phase, names)
+    tile = Tile(layout, step, names)
     down, beside = "for first in range(top, end, HEIGHT):", "for from_column in range(left, right, WIDTH):"
     lines = [*tile.head(), *map(tile.empty, tile.of_tensor)]
     if tile.by_column or not tile.by_line:
@@ -86,22 +86,21 @@ def _indented(lines: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Tile:
-    """A phase as it is written: the texts for a tile, a line of blocks, a column of blocks, and a block."""
+    """A sweep as it is written: the texts for a tile, a line of blocks, a column of blocks, and a block."""
 
     layout: Layout
-    k: int
-    phase: Phase
+    step: Step
     names: Names
 
     @cached_property
     def found(self) -> list[Node]:
-        """The leaves that the phase reads."""
-        return leaves(self.phase.roots(), self.phase.loads)
+        """The leaves that the sweep reads."""
+        return leaves(self.step.roots(), self.step.loads)
 
     @cached_property
     def touched(self) -> Mapping[str, str]:
-        """By element store that the phase loads or writes, the name of it."""
-        stores = dict.fromkeys([*self.phase.loads, *self.phase.stores])
+        """By element store that the sweep loads or writes, the name of it."""
+        stores = dict.fromkeys([*self.step.loads, *self.step.values])
         return {s: self.names.stores[s] for s in stores}
 
     @property
@@ -110,7 +109,7 @@ class Tile:
         return self.layout.block is not None and self.layout.block.rows > 0
 
     def _reductions(self, sliced: bool, columns: bool = False) -> list[Reduction]:
-        found = (r for r in self.phase.reductions if r.extent.sliced is sliced)
+        found = (r for r in self.step.reductions if r.extent.sliced is sliced)
         return [r for r in found if across(r.extent) is columns]
 
     @cached_property
@@ -218,8 +217,8 @@ class Tile:
     def _run(self, mask: str) -> list[str]:
         """What is done at the addresses of a block."""
         lines = loads(self.layout, self.found, self.names, mask, "index")
-        lines += updated(self.layout, self.k, self.phase, self.found, self.names, mask)
-        for r in self.phase.reductions:
+        lines += updated(self.layout, self.step, self.found, self.names, mask)
+        for r in self.step.reductions:
             term = f"tl.broadcast_to(r{r.slot}, [HEIGHT, WIDTH])"
             term = f"tl.where(mask, {term}, {neutral(r.op)})" if mask else term
             if r in self.by_line:

@@ -1,0 +1,85 @@
+"""The back ends by name: what each needs, where it runs, and how a plan becomes a kernel of it.
+
+A back end is a module or a folder beside this one, with two functions: `emit(layout, math_mode)`, a text, and
+`load(layout, math_mode, execute)`, a `Kernel`, where `execute` makes a module of a text. A line here makes it
+known to everybody. It is imported when it is first used, since what it needs may not be installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from optgen import __version__
+from optgen.backends import Kernel, Layout
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One back end: the package that compiles for it, and the types of torch devices that it runs on."""
+
+    name: str
+    package: str
+    devices: tuple[str, ...]
+    missing: str  # what to do where there is no such package
+
+    @property
+    def available(self) -> bool:
+        """Whether its package is installed."""
+        return find_spec(self.package) is not None
+
+    def require(self) -> ModuleType:
+        """Its package.
+
+        Raises:
+            ImportError: it is not installed, and what to do.
+        """
+        try:
+            return import_module(self.package)
+        except ImportError as error:
+            raise ImportError(self.missing) from error
+
+    def emit(self, layout: Layout, math_mode: str) -> str:
+        """The text of a layout's kernel."""
+        return str(self._module.emit(layout, math_mode))
+
+    def load(self, layout: Layout, math_mode: str, execute: Callable[[str], ModuleType]) -> Kernel:
+        """The kernel of a layout."""
+        made: Kernel = self._module.load(layout, math_mode, execute)
+        return made
+
+    @cache  # noqa: B019
+    def version(self) -> str:
+        """What compiled code depends on besides its text: what it calls, and what compiles it and how."""
+        home = Path(__file__).parent
+        files = sorted(home.glob(f"{self.name}/**/*.py")) or [home / f"{self.name}.py"]
+        texts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+        return f"{__version__} {self.require().__version__} {sys.version_info[:2]} {texts}"
+
+    @property
+    def _module(self) -> Any:
+        return import_module(f"optgen.backends.{self.name}")
+
+
+# `auto` takes the first of them that runs on a device.
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("triton", "triton", ("cuda",), "the Triton back end needs triton: pip install triton"),
+        Backend(
+            "cpu",
+            "numba",
+            ("cpu",),
+            "the CPU back end needs numba: pip install 'optgen[cpu]', or pass backend='numpy'",
+        ),
+        Backend("numpy", "numpy", ("cpu",), "the reference needs numpy: pip install numpy"),
+    )
+}
