@@ -221,10 +221,9 @@ class Launch:
 
 def advance(runners: Sequence[Launch]) -> None:
     """Run every bucket to its end; a sum over all tensors waits for the part of each bucket that has one."""
-    if not any(r.divided or (r.tags and len(runners) > 1) for r in runners):
-        for r in runners:
-            for step in r.plan.steps:
-                r.run(step)
+    if len(runners) == 1 and not runners[0].divided:  # nothing to wait for
+        for each in runners[0].plan.steps:
+            runners[0].run(each)
         return
     owners: dict[str, int] = {}
     for r in runners:

@@ -20,6 +20,7 @@ last place of the largest term of each sum: after a step of any shipped rule max
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +90,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
 
 
+class Part:
+    """A sweep as a C function, which threads of a team call; a single one need not be in a team."""
+
+    def __init__(self, compiled: Any):
+        self.compiled, self.address = compiled, compiled.address
+        self.alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
+
+
 class CpuKernel:
     """A module made by `emit`, with as many threads as torch uses."""
 
@@ -102,21 +111,21 @@ class CpuKernel:
 
     def __init__(self, layout: Layout, module: ModuleType):
         self.layout, self.module = layout, module
-        self.parts: dict[str, Any] = {}  # by sweep: the C function that does the calling thread's share
-        self.ready: set[bool] = set()  # what is compiled: sweeps, or parts of them for several threads
+        self.parts: dict[str, Part] = {}  # by sweep: what does the calling thread's share
+        self.ready: set[bool] = set()  # what is compiled: sweeps, or parts of them for torch's threads
 
     def prepare(self, tables: Tables) -> None:
         """Compile all that a step of these tables runs, and say over how many threads."""
         count, found = len(tables.chunks), team()
         effort = (tables.elements + count * self.price) // (self.share if found else self.share_of_python)
         tables.threads = max(1, min(available(), count, effort)) if effort > 1 else 1
-        parts = found is not None and tables.threads > 1
+        parts = found is not None
         if parts in self.ready:
             return
         arguments = tuple(map(typeof, tables.arguments(self.layout)))
         for step in self.layout.plan.steps:
             if step.kind == "sweep" and parts:
-                self.parts[step.name] = c_function(getattr(self.module, part_of(step, "part")))
+                self.parts[step.name] = Part(c_function(getattr(self.module, part_of(step, "part"))))
             elif step.kind != "global":
                 first = (int64, int64) if step.kind == "sweep" else ()
                 getattr(self.module, step.name).compile((*first, *arguments))
@@ -134,8 +143,12 @@ class CpuKernel:
     def _sweep(self, name: str, tables: Tables) -> None:
         """Run a sweep over every chunk, over as many threads as `prepare` has said."""
         found, threads, count = team(), tables.threads, len(tables.chunks)
-        if found is not None and threads > 1:
-            found.run(self.parts[name].address, self.words(tables, found).ctypes.data, threads)
+        if found is not None:
+            data = self.words(tables, found).ctypes.data
+            if threads > 1:
+                found.run(self.parts[name].address, data, threads)
+            else:
+                self.parts[name].alone(data)
             return
         run, arguments = getattr(self.module, name), tables.arguments(self.layout)
         parts = list(pairwise(count * k // threads for k in range(threads + 1)))
