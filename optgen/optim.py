@@ -204,8 +204,10 @@ class Optimizer(torch.optim.Optimizer):
             numbers = scaling_of(self, home)
             stop, launcher = numbers["found_inf"], self._for_scaled()
             on_device = on_device or stop.device.type != "cpu"
-            if not on_device and stop.item():
-                return
+            if not on_device:
+                if stop.item():
+                    return
+                stop = None  # the host knows now that there is a step
         if launcher.compiler.counts:
             steps = self._steps(on_device, entries)
             numbers |= self._numbers(entries)

@@ -12,6 +12,7 @@ of the host or of slices, numbers for the whole optimizer) is a table of the rec
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from operator import attrgetter, is_
 from typing import Any
@@ -26,7 +27,8 @@ from optgen.watching import picker, watch
 Groups = Sequence[Mapping[str, Any]]
 State = Mapping[Tensor, Mapping[str, Any]]
 Place = tuple[int, int, int]  # a parameter's number, its group's index, its position there
-WARM = 100  # replays after which it pays to look at a few tensors in compiled code too
+WARM = 100  # replays in a process, after which it pays to look at a few tensors in compiled code too
+_replays = itertools.count()
 
 _grad_of = attrgetter("grad")
 
@@ -76,7 +78,7 @@ class Replay:
         alone: Place | None = None,
     ):
         self.launcher, self.recording, work = launcher, ready.recording, ready.work
-        self.key, self.alone, self.replays = key, alone, 0
+        self.key, self.alone, self.warm = key, alone, False
         self.inputs = tuple(work[0].inputs)
         owners = [w.param if w.owner is None else w.owner for w in work]
         self._note_tensors(work, owners, groups, state)
@@ -189,8 +191,8 @@ class Replay:
         for index, facts in self.facts.items():
             if not self._as_before(groups[index], index, facts, handed):
                 return None
-        self.replays += 1
-        if self.replays == WARM:
+        if not self.warm and next(_replays) >= WARM:
+            self.warm = True
             self.recording.warm(fixed, free)
             if not self.divided:
                 self.watch = watch(*self._where(groups, state), fixed, warm=True)

@@ -231,7 +231,7 @@ class Tables:
     size: Any = None  # int64 [1], how many tensors there are
     elements: int = 0  # of all tensors together
     slices: dict[Extent, Any] = field(default_factory=dict)
-    words: tuple[tuple[Any, ...], np.ndarray] | None = None  # arrays, and where they lie
+    words: tuple[Any, Any, np.ndarray] | None = None  # `tensors`, `scalars`, and where all lie
     threads: int = 1  # that a sweep is divided over
 
     def arguments(self, layout: Layout) -> tuple[Any, ...]:

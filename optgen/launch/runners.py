@@ -6,7 +6,6 @@ next one reads it. Buckets go on together for that, as far as each can, so that 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +50,7 @@ class Launch:
 
     def __init__(self, bucket: Bucket, guard: Guard):
         self.bucket, self.plan = bucket, bucket.plan
-        self.random = bucket.plan.random
+        self.random, self.cuda = bucket.plan.random, bucket.device.type == "cuda"
         over = [step for step in bucket.plan.steps if step.kind == "global_reduce"]
         # The sums over all tensors that this bucket has a part in.
         self.tags = {r.tag: r.op for step in over for r in step.reductions}
@@ -95,7 +94,10 @@ class Launch:
             changed = True
         if changed:
             bucket.send()
-        with _on(bucket.device):
+        if self.cuda:
+            with torch.cuda.device(bucket.device):
+                bucket.kernel.prepare(bucket.tables)
+        else:
             bucket.kernel.prepare(bucket.tables)
         self.fresh = True
 
@@ -201,7 +203,10 @@ class Launch:
 
     def run(self, step: Step) -> None:
         """Launch a step."""
-        with _on(self.bucket.device):
+        if self.cuda:  # Triton launches on the current device, whatever the tensors say
+            with torch.cuda.device(self.bucket.device):
+                self.bucket.kernel.run(step, self.bucket.tables)
+        else:
             self.bucket.kernel.run(step, self.bucket.tables)
 
     def shares(self, step: Step) -> list[Share]:
@@ -278,8 +283,3 @@ def _together(parts: Sequence[float | Tensor], op: Op) -> float | Tensor:
     home = tensors[0].device
     together = torch.stack([torch.as_tensor(p, dtype=torch.float64, device=home) for p in parts])
     return together.sum() if op is Op.SUM else together.amax()
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, whatever the tensors say."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -88,6 +88,7 @@ def step_leaf(n: Node, options: Mapping[str, Any], step: float, facts: Mapping[s
 
 
 Row = tuple[Mapping[str, Any], float, Sequence[float]]  # a group, its step, host states and shape facts
+KNOWN = 64  # rows of values that are kept
 ARITHMETIC = (Op.ADD, Op.SUB, Op.MUL, Op.DIV)  # which Python writes as the rule does
 
 
@@ -98,6 +99,7 @@ class Program(NamedTuple):
     facts: tuple[Node, ...]  # host states (LOAD) and facts about a shape (SHAPE)
     fixed: Callable[..., tuple[Any, ...]]  # hyperparameters -> what `changing` takes
     changing: Callable[..., list[float]]  # that, the step, facts -> the values
+    known: dict[tuple[Any, ...], list[float]]  # the values by all that they follow from
 
 
 @lru_cache(256)
@@ -135,11 +137,15 @@ def program_of(nodes: tuple[Node, ...]) -> Program:
     ]
     exec("\n".join(source), known)
     paths = tuple(n.value or "" for n in hypers)
-    return Program(paths, tuple(facts), known["fixed"], known["changing"])
+    return Program(paths, tuple(facts), known["fixed"], known["changing"], {})
 
 
 class Scalars:
-    """Values per step, as the host computes them, row by row; what a row's group has decided is kept."""
+    """Values per step, as the host computes them, row by row.
+
+    What a row's group has decided is kept, and so are some values, for others with the same options and step:
+    with `optgen.release` each parameter asks for its own.
+    """
 
     def __init__(self, nodes: Sequence[Node]):
         self.program = program_of(tuple(nodes))
@@ -153,8 +159,7 @@ class Scalars:
 
     def rows(self, wanted: Iterable[Row]) -> list[list[float]]:
         """A row of values for each."""
-        with np.errstate(all="ignore"):
-            return [self._row(number, *each) for number, each in enumerate(wanted)]
+        return [self._row(number, *each) for number, each in enumerate(wanted)]
 
     def _row(
         self, number: int, options: Mapping[str, Any], step: float, facts: Sequence[float]
@@ -163,15 +168,28 @@ class Scalars:
             given = [options[name] if item is None else options[name][item] for name, item in self.paths]
         except (KeyError, TypeError, IndexError):
             given = [lookup(options, path) for path in self.program.hypers]  # which says what is wrong
-        known = self.known.get(number)
-        if known is not None and all(map(is_, known[0], given)):
-            passed = known[1]
-        else:
-            numbers = map(_number, self.program.hypers, given)
-            passed = self.program.fixed(*numbers)
-            if not any(isinstance(value, Tensor) for value in given):  # which changes and stays the same
-                self.known[number] = given, passed
-        return self.program.changing(passed, np.float64(step), *map(np.float64, facts))
+        live = any(type(value) is not float for value in given) and any(
+            isinstance(value, Tensor) for value in given
+        )
+        if live:  # it changes and stays the same object
+            return self._compute(self.program.fixed(*map(_number, self.program.hypers, given)), step, facts)
+        key = (*given, step, *facts)
+        values = self.program.known.get(key)
+        if values is None:
+            kept = self.known.get(number)
+            if kept is None or not all(map(is_, kept[0], given)):
+                with np.errstate(all="ignore"):
+                    numbers = map(_number, self.program.hypers, given)
+                    kept = self.known[number] = given, self.program.fixed(*numbers)
+            values = self._compute(kept[1], step, facts)
+            if len(self.program.known) >= KNOWN:
+                self.program.known.clear()
+            self.program.known[key] = values
+        return values
+
+    def _compute(self, passed: tuple[Any, ...], step: float, facts: Sequence[float]) -> list[float]:
+        with np.errstate(all="ignore"):
+            return self.program.changing(passed, np.float64(step), *map(np.float64, facts))
 
 
 def _number(path: str, value: Any) -> np.float64:

@@ -25,7 +25,6 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from operator import is_
 from types import ModuleType
 from typing import Any
 
@@ -159,13 +158,13 @@ class CpuKernel:
 
     def words(self, tables: Tables, found: Team) -> np.ndarray:
         """What it reads: functions that say which thread it is, the number of chunks, addresses and sizes."""
-        arrays = tables.arguments(self.layout)
-        if tables.words is None or not all(map(is_, arrays, tables.words[0])):
+        known = tables.words  # the other arrays stay
+        if known is None or known[0] is not tables.tensors or known[1] is not tables.scalars:
             words = [*found.functions, len(tables.chunks)]
-            for array in arrays:
+            for array in tables.arguments(self.layout):
                 words += [array.ctypes.data, *array.shape]
-            tables.words = arrays, np.array(words, np.int64)
-        return tables.words[1]
+            known = tables.words = tables.tensors, tables.scalars, np.array(words, np.int64)
+        return known[2]
 
 
 def load(layout: Layout, math_mode: str, execute: Callable[[str], ModuleType]) -> CpuKernel:
