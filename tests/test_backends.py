@@ -24,6 +24,7 @@ from optgen import cache, library
 from optgen.backends import Layout, cpu
 from optgen.backends.emit import PYTHON, Names, identifier
 from optgen.ir import DType, Extent, Op
+from optgen.plan import Buffer
 from strategies import SPECIAL, array, examples
 
 # test_slices and `optgen check --all` have those with slices, totals, random numbers and further inputs.
@@ -641,7 +642,10 @@ def test_no_two_variables_are_alike(words):
     """Whatever states are called: in every form that a back end makes of them, and among its own names."""
     made = planned("p = p - g")
     states = [w for w in words if w.replace("[", "").replace("]", "").isidentifier()]
-    plan = replace(made, codecs=dict.fromkeys(["p", "g", *states], "fp32"), spills=2, slots=2)
+    stores = [Buffer(name, "store", Extent.ELEMENT, "fp32") for name in dict.fromkeys(["p", "g", *states])]
+    more = [Buffer(f"#{i}", "spill", Extent.ELEMENT, "fp32") for i in range(2)]
+    more += [Buffer(f"@slot{i}", "slot", Extent.TENSOR, "fp64") for i in range(2)]
+    plan = replace(made, buffers=(*more, *stores))
     forms = ("{}_at", "{}_ptr", "{}_stride0")
     names = Names(plan, {"tl", "row", "base"}, forms)
     found = [form.format(x) for x in names.stores.values() for form in ("{}", "{}_bits", *forms)]

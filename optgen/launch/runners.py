@@ -226,8 +226,11 @@ def advance(runners: Sequence[Launch]) -> None:
                 several = [x for x in found.reductions if owners[x.tag] > 1]
                 r.fill({f"@slot{x.slot}": _together(parts[x.tag], x.op) for x in several})
             ours: list[Share] = []
+            ran = False
             while (step := r.next) is not None and i not in pending and not ours:
-                r.done += 1
+                if step.kind == "sweep" and ran:  # every bucket ends its phase before the next
+                    break
+                r.done, ran = r.done + 1, True
                 r.run(step)
                 ours = r.shares(step)
                 if step.kind == "global_reduce":

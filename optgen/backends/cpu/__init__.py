@@ -155,6 +155,6 @@ class CpuKernel:
         return tables.words[1]
 
 
-def load(layout: Layout, math_mode: str, execute: Callable[[str], ModuleType]) -> CpuKernel:
+def load(layout: Layout, math_mode: str, module: Callable[[], ModuleType]) -> CpuKernel:
     """The kernel of a layout."""
-    return CpuKernel(layout, execute(emit(layout, math_mode)))
+    return CpuKernel(layout, module())
