@@ -64,7 +64,13 @@ def kernel(
 
 def _build(layout: Layout, backend: str, math_mode: str) -> Kernel:
     global built
-    made = BACKENDS[backend].load(layout, math_mode, partial(load, name=layout.plan.name, backend=backend))
+    plan = layout.plan
+
+    def module() -> ModuleType:
+        source = emit(plan, backend, math_mode, layout.dims, layout.sharded, layout.block)
+        return load(source, plan.name, backend)
+
+    made = BACKENDS[backend].load(layout, math_mode, module)
     with _counting:
         built += 1
     return made

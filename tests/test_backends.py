@@ -23,7 +23,9 @@ from buckets import Bucket, flat, planned, raw, same, scalars, settings
 from optgen import cache, library
 from optgen.backends import Layout, cpu
 from optgen.backends.emit import PYTHON, Names, identifier
+from optgen.backends.registry import BACKENDS
 from optgen.ir import DType, Extent, Op
+from optgen.launch import resolve
 from optgen.plan import Buffer
 from strategies import SPECIAL, array, examples
 
@@ -763,6 +765,40 @@ def test_inner_loops_are_vectorised(rule, codecs, options):
         body = cache.emit(made, "cpu").split(f"def update{k}")[1].split("def sweep")[0]
         expected = {name for name, sign in (("mul", "*"), ("div", "/"), ("sqrt", "sqrt")) if sign in body}
         assert expected <= packed, (expected, packed)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "lamb", "adafactor"])
+def test_the_reference_is_a_kernel(rule):
+    """It runs the steps of a bucket that was made for another back end, table by table."""
+    ends = []
+    for backend in ("numpy", "cpu"):
+        torch.manual_seed(0)
+        params = [torch.randn(n, 3, requires_grad=True) for n in (5, 2)]
+        opt = optgen.optimizer(rule)(params, backend="cpu")
+        for p in params:
+            p.grad = torch.randn_like(p)
+        opt.step()
+        (bucket,) = opt._launcher._recordings[None].buckets
+        kernel = cache.kernel(bucket.plan, backend, "exact", bucket.layout.dims)
+        kernel.prepare(bucket.tables)
+        for step in bucket.plan.steps:
+            kernel.run(step, bucket.tables)
+        ends.append(params)
+    for mine, right in zip(*ends, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_missing_package_is_an_error_that_names_the_remedy(monkeypatch, name):
+    there = BACKENDS[name]
+    assert there.available
+    gone = replace(there, package="no_such_module")
+    assert not gone.available
+    with pytest.raises(ImportError, match=rf"{there.package}: pip install '?\w+"):
+        gone.require()
+    monkeypatch.setitem(BACKENDS, "cpu", replace(BACKENDS["cpu"], package="no_such_module"))
+    with pytest.raises(ImportError, match=r"pip install 'optgen\[cpu\]', or pass backend='numpy'"):
+        resolve("auto", torch.device("cpu"))
 
 
 def test_layout_of_the_tables():

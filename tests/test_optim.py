@@ -175,8 +175,7 @@ def test_twenty_learning_rates_compile_nothing():
     optimizer = optgen.AdamW(params, backend="cpu")
     train(optimizer, params, 1)
     built = cache.built
-    modules = [getattr(k, "module", None) for k in cache._kernels.values()]
-    sweeps = [getattr(module, "sweep0", None) for module in modules]
+    sweeps = [getattr(getattr(k, "module", None), "sweep0", None) for k in cache._kernels.values()]
     compiled = [sweep for sweep in sweeps if hasattr(sweep, "signatures")]
     signatures = [len(sweep.signatures) for sweep in compiled]
     assert signatures

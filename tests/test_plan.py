@@ -13,11 +13,13 @@ from buckets import Bucket, direct, element_states, planned, raw, same, settings
 from optgen import library
 from optgen.backends import Layout
 from optgen.codecs import CODECS, working
+from optgen.compiler import planned as planned_program
 from optgen.ir import REDUCTIONS, DType, Extent, Op, load, toposort
 from optgen.passes import lower
 from optgen.plan import element_stores, plan
 from optgen.plan.graph import Graph
 from optgen.semantics import evaluate
+from optgen.settings import runnable
 from strategies import array, examples, staged
 
 
@@ -39,6 +41,43 @@ def test_a_reduction_that_no_step_computes_is_an_error(rule, monkeypatch):
     lowered = lower(program, held)
     with pytest.raises(RuntimeError, match=rf"no step of the plan of {rule} computes @slot0, "):
         plan(lowered, dict.fromkeys(element_stores(lowered), "fp32"))
+
+
+@pytest.mark.parametrize(
+    ("rules", "names"),
+    [
+        (["adamw"], "sweep0"),
+        (["lamb"], "sweep0 combine0 sweep1"),
+        (["adafactor"], "sweep0 combine0 small3 sweep1 combine1 sweep2 finish"),
+        (["clip_global_norm", "adamw"], "sweep0 combine0 over0 total0 sweep1"),
+        (["prodigy"], "total0 sweep0 combine1 over1 total1"),
+    ],
+)
+def test_steps_in_order(rules, names):
+    made = planned(library.chain(*rules))
+    assert " ".join(step.name for step in made.steps) == names
+    assert made.sweeps == tuple(step for step in made.steps if step.kind == "sweep")
+
+
+def test_what_the_steps_of_a_sum_over_all_read_and_write():
+    sweep, combine, over, total, last = planned(library.chain("clip_global_norm", "adamw")).steps
+    assert (sweep.loads, sweep.reads, sweep.writes) == (("g",), ["g"], ["@partial0"])
+    assert (combine.reads, combine.writes, combine.slots) == (["@partial0"], ["@slot0"], (0,))
+    assert (over.reads, over.writes, over.slots) == (["@slot0"], ["@slot1"], ())
+    assert (total.reads, total.writes) == (["@slot1"], ["@total0"])
+    assert {"@total0", "@scalar0"} < {*last.reads} - {*last.loads}
+
+
+@pytest.mark.parametrize("name", library.names())
+def test_what_a_step_reads_is_given_or_was_written(name):
+    made = planned_program(runnable([library.rule(name)])[0])
+    given = {b.name for b in made.buffers if b.role in ("store", "state", "scalar", "global")}
+    known = {s for s in given if not s.startswith("@total")}
+    for step in made.steps:
+        assert {*step.reads} <= known, step.name
+        assert {*step.loads} <= {*step.reads}
+        known |= {*step.writes}
+    assert known == {b.name for b in made.buffers}
 
 
 @pytest.mark.parametrize(

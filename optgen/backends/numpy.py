@@ -236,8 +236,8 @@ class NumpyKernel:
                     member.finish(step)
 
 
-def load(layout: Layout, math_mode: str, execute: Callable[[str], ModuleType]) -> NumpyKernel:
-    """The kernel of a layout; nothing need be executed for it."""
+def load(layout: Layout, math_mode: str, module: Callable[[], ModuleType]) -> NumpyKernel:
+    """The kernel of a layout, for which no module is needed."""
     return NumpyKernel(layout)
 
 

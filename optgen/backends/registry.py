@@ -1,7 +1,7 @@
 """The back ends by name: what each needs, where it runs, and how a plan becomes a kernel of it.
 
 A back end is a module or a folder beside this one, with two functions: `emit(layout, math_mode)`, a text, and
-`load(layout, math_mode, execute)`, a `Kernel`, where `execute` makes a module of a text. A line here makes it
+`load(layout, math_mode, module)`, a `Kernel`, where `module()` is what the text defines. A line here makes it
 known to everybody. It is imported when it is first used, since what it needs may not be installed.
 """
 
@@ -51,9 +51,9 @@ class Backend:
         """The text of a layout's kernel."""
         return str(self._module.emit(layout, math_mode))
 
-    def load(self, layout: Layout, math_mode: str, execute: Callable[[str], ModuleType]) -> Kernel:
-        """The kernel of a layout."""
-        made: Kernel = self._module.load(layout, math_mode, execute)
+    def load(self, layout: Layout, math_mode: str, module: Callable[[], ModuleType]) -> Kernel:
+        """The kernel of a layout, whose text defines `module()`."""
+        made: Kernel = self._module.load(layout, math_mode, module)
         return made
 
     @cache  # noqa: B019

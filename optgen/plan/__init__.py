@@ -22,20 +22,9 @@ from optgen.ir import (
 )
 from optgen.plan.candidates import Candidate
 from optgen.plan.graph import Graph
-from optgen.plan.steps import Buffer, Kind, Plan, Reduction, Role, Step, buffer_of, reduction_text
+from optgen.plan.steps import Buffer, Plan, Reduction, Step, buffer_of, reduction_text
 
-__all__ = [
-    "Buffer",
-    "Kind",
-    "Plan",
-    "Reduction",
-    "Role",
-    "Step",
-    "buffer_of",
-    "element_stores",
-    "plan",
-    "reduction_text",
-]
+__all__ = ["Buffer", "Plan", "Reduction", "Step", "buffer_of", "element_stores", "plan", "reduction_text"]
 
 
 def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
@@ -95,10 +84,10 @@ def _buffers(program: Program, graph: Graph, best: Candidate) -> Iterator[Buffer
 
 
 def _complete(made: Plan) -> None:
-    """Every buffer that a step reads must be given, or an earlier step must have written it.
+    """Every buffer that a step reads must be given, or written by an earlier step; every slot must be.
 
     Raises:
-        RuntimeError: no step does.
+        RuntimeError: no step writes it.
     """
     computed = [b.name for b in made.buffers if b.role in ("spill", "slot", "partial")]
     computed += [b.name for b in made.buffers if b.name.startswith("@total")]

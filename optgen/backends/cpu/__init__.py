@@ -167,6 +167,6 @@ class CpuKernel:
         return known[2]
 
 
-def load(layout: Layout, math_mode: str, execute: Callable[[str], ModuleType]) -> CpuKernel:
+def load(layout: Layout, math_mode: str, module: Callable[[], ModuleType]) -> CpuKernel:
     """The kernel of a layout."""
-    return CpuKernel(layout, execute(emit(layout, math_mode)))
+    return CpuKernel(layout, module())

@@ -165,9 +165,9 @@ class TritonKernel:
         return arguments, programs, {**spec.constants, **how}
 
 
-def load(layout: Layout, math_mode: str, execute: Callable[[str], ModuleType]) -> TritonKernel:
+def load(layout: Layout, math_mode: str, module: Callable[[], ModuleType]) -> TritonKernel:
     """The kernel of a layout."""
-    return TritonKernel(layout, execute(emit(layout, math_mode)), math_mode)
+    return TritonKernel(layout, module(), math_mode)
 
 
 @cache
