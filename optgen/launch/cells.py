@@ -76,7 +76,7 @@ class StepCounters:
     def __init__(self, counters: Sequence[Tensor], places: np.ndarray, counted: Sequence[bool]):
         self.counted = list(counted)
         self.cells: Cells | None = None
-        if all(counter.device.type == "cpu" for counter in counters):
+        if not any(counted) and all(counter.device.type == "cpu" for counter in counters):
             self.cells = Cells(places, np.array([c.dtype is torch.float64 for c in counters]))
 
     def warm(self) -> None:
