@@ -211,22 +211,7 @@ def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
         *(f"sum{r.slot} = np.empty(right - left)" for r in by_column),
     ]
     matrix = ["bottom = min(last, (top // rows + 1)*rows)"]
-    for n in over:
-        matrix.append(f"at = top // {table_cell(layout, f'@inner_{n.extent}')}*columns + left")
-        if n.op is Op.SLOT:
-            offset = table_cell(layout, f"@slot{n.value}")
-            array = f"lines[{offset} + at:{offset} + at + right - left]"
-        else:
-            array = states_at(layout, n.value or "", "at", "right - left")
-        matrix.append(f"{names.leaf(n)}_across = {array}")
-    if hoisted.values:
-        made = [f"{names.stores[s]}_across" for s in hoisted.values]
-        given = ", ".join(_argument(layout, names, n, "i") for n in inner)
-        for n in _down(inner):  # of the matrix, of which all these columns are
-            matrix += _line_value(layout, names, n, "top")
-        matrix.append("for i in range(right - left):")
-        filled = ", ".join(f"{array}[i]" for array in made)
-        matrix.append(f"    {filled} = {part_of(step, 'columns')}({given})")
+    matrix += _columns(sweep, hoisted, inner, over)
     matrix += [f"sum{r.slot}[:] = {neutral(r.op)}" for r in by_column]
     body = ["base = line*columns + left", "count = right - left"]
     if block:
@@ -252,6 +237,28 @@ def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
     lines += ["for top in range(corner, last, rows):", *("    " + line for line in matrix)]
     lines += [f"partials[c, {layout.partial.index(r.slot)}] = {_whole(r)}" for r in by_tensor]
     return lines
+
+
+def _columns(sweep: Sweep, hoisted: Columns, inner: Sequence[Node], over: Sequence[Node]) -> list[str]:
+    """Lines that read what the columns of a matrix have, and compute what varies by column alone."""
+    layout, names, matrix = sweep.layout, sweep.names, []
+    for n in over:
+        matrix.append(f"at = top // {table_cell(layout, f'@inner_{n.extent}')}*columns + left")
+        if n.op is Op.SLOT:
+            offset = table_cell(layout, f"@slot{n.value}")
+            array = f"lines[{offset} + at:{offset} + at + right - left]"
+        else:
+            array = states_at(layout, n.value or "", "at", "right - left")
+        matrix.append(f"{names.leaf(n)}_across = {array}")
+    if hoisted.values:
+        made = [f"{names.stores[s]}_across" for s in hoisted.values]
+        given = ", ".join(_argument(layout, names, n, "i") for n in inner)
+        for n in _down(inner):  # of the matrix, of which all these columns are
+            matrix += _line_value(layout, names, n, "top")
+        matrix.append("for i in range(right - left):")
+        filled = ", ".join(f"{array}[i]" for array in made)
+        matrix.append(f"    {filled} = {part_of(sweep.step, 'columns')}({given})")
+    return matrix
 
 
 def _own_parts(layout: Layout, r: Reduction) -> list[str]:
