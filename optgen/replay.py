@@ -66,7 +66,8 @@ class Replay:
         alone: Place | None = None,
     ) -> Replay | None:
         """What can be made again of a step that has just been made; states that moved lie elsewhere now."""
-        return None if ready.moves else Replay(launcher, ready, groups, state, key, alone)
+        others = any(isinstance(x, Mapping) and not isinstance(x, dict) for x in state.values())
+        return None if ready.moves or others else Replay(launcher, ready, groups, state, key, alone)
 
     def __init__(
         self,

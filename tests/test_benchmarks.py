@@ -261,13 +261,13 @@ def test_a_roof_has_the_streams_of_the_plan(bench, name):
     for plan, _ in bench.roof.plans(opt):
         bare = bench.roof.bare(plan)
         assert bare.bytes == plan.bytes
-        for phase, roof in zip(plan.phases, bare.phases, strict=True):
-            assert (roof.loads, list(roof.stores)) == (phase.loads, list(phase.stores))
+        for phase, roof in zip(plan.sweeps, bare.sweeps, strict=True):
+            assert (roof.loads, list(roof.values)) == (phase.loads, list(phase.values))
             order = toposort(roof.roots())
             assert {n.value for n in order if n.op is Op.LOAD} == set(phase.loads)
             added = [n for n in order if n.args]
             assert {n.op for n in added} <= {Op.ADD}
-            assert len(added) <= max(len(phase.stores), len(phase.loads) - 1)
+            assert len(added) <= max(len(phase.values), len(phase.loads) - 1)
 
 
 def test_a_roof_runs_on_tensors_of_its_own(bench):

@@ -48,7 +48,7 @@ def built(plan, shape, backend):
     bucket = Bucket(
         torch.device("cpu"), plan, layout, KERNELS[backend](layout, None), [0], [Geometry((), ())]
     )
-    bucket.build([SimpleNamespace(param=param, shard=None)])
+    bucket.build([SimpleNamespace(param=param, shard=None, group=0, index=0, shape=param.shape)])
     return bucket
 
 

@@ -330,7 +330,7 @@ def test_trap_22_a_launch_is_on_the_device_of_its_tensors(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device", Device)
     launch = Launch.__new__(Launch)
-    launch.bucket = Mock(device=torch.device("cuda", 1), kernel=Kernel())
+    launch.bucket, launch.cuda = Mock(device=torch.device("cuda", 1), kernel=Kernel()), True
     launch.run(Step("sweep", "sweep0"))
     assert entered == [torch.device("cuda", 1), None]
 
