@@ -223,6 +223,7 @@ class Optimizer(torch.optim.Optimizer):
             with torch.no_grad():
                 work = self._prepare(handed, entries, on_device=on_device)
                 if not work:
+                    _enter(entries)
                     return
                 ready = launcher.prepare(work, groups, None, numbers, steps, stop)
         _enter(entries)
@@ -370,7 +371,7 @@ class Optimizer(torch.optim.Optimizer):
             except ValueError as error:
                 raise ValueError(f"{name_of(self.param_groups, index, position)}: {error}") from None
             moving.append((number, index, position, p, grad, mine))
-        work = []
+        work: list[Work] = []
         counting: dict[torch.device, bool] = {}  # which devices count the steps themselves
         used: dict[tuple[int, int], tuple[Facts, list[State]]] = {}
         for number, index, position, p, grad, inputs in moving:
@@ -389,6 +390,10 @@ class Optimizer(torch.optim.Optimizer):
             counter, states = self._states(place, wanted, entries, device if counted else None)
             shard = shard_of(p) if part is not p else None
             launched = part.numel() or (shard is not None and p.numel() and self._launcher.compiler.reduces)
+            if not (launched or counted) and counter is self.state.get(p, {}).get("step"):
+                # No launch looks at its memory, so what is there is not written.
+                entries.append((self.state[p], "step", counter + 1))
+                continue
             made = Work(part, None, states, index, facts, 0.0, inputs, number, shard)
             made.owner = None if part is p else p
             made.counter, made.counted, made.launched = counter, counted, bool(launched)
