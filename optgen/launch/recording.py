@@ -55,6 +55,8 @@ class Recording:
     def warm(self, fixed: list[Tensor], free: list[Tensor]) -> None:
         """Have few tensors, which the guard has just found, looked at in compiled code too."""
         warmed = guard(fixed, free, warm=True)
+        if warmed.find(fixed, free) is None:  # it refuses what torch counts no versions for
+            return
         warmed.moves, self.guard = self.guard.moves, warmed
         if self.counters is not None:
             self.counters.warm()
@@ -171,9 +173,9 @@ def sources_of(bucket: Bucket, places: Sequence[dict[str, int]]) -> dict[str, np
     return {name: np.array([places[m][name] for m in bucket.members], np.int64) for name in names}
 
 
-def increment_versions(work: Sequence[Work], moves: Sequence[Move], numbers: Mapping[str, Tensor]) -> None:
+def increment_versions(work: Sequence[Work], moves: Sequence[Move], numbers: Sequence[Tensor]) -> None:
     """Tell autograd what is written; first, as some torch refuse inference tensors."""
-    written = [*fixed_of(work), *(move.old for move in moves), *numbers.values()]
+    written = [*fixed_of(work), *(move.old for move in moves), *numbers]
     written += [w.owner for w in work if w.owner is not None]
     torch.autograd.graph.increment_version(written)
 

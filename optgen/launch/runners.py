@@ -115,7 +115,7 @@ class Launch:
             each = zip(self.known, counts[self.firsts].tolist(), strict=True)
             wanted = [(groups[g], step, known) for (g, known), step in each]
         rows = bucket.scalars.rows(wanted)
-        if rows != self.sent or moved:
+        if bucket.numpy_tables or moved or list(map(str, rows)) != list(map(str, self.sent)):  # -0.0 too
             self.sent = rows
             self._send(rows)
         return moved

@@ -99,7 +99,9 @@ class Program(NamedTuple):
     facts: tuple[Node, ...]  # host states (LOAD) and facts about a shape (SHAPE)
     fixed: Callable[..., tuple[Any, ...]]  # hyperparameters -> what `changing` takes
     changing: Callable[..., list[float]]  # that, the step, facts -> the values
-    known: dict[tuple[Any, ...], list[float]]  # the values by all that they follow from
+    # The values by the step, facts and hyperparameters that they follow from; these are kept, as no other
+    # object then has their identity.
+    known: dict[tuple[Any, ...], tuple[list[Any], list[float]]]
 
 
 @lru_cache(256)
@@ -168,28 +170,26 @@ class Scalars:
             given = [options[name] if item is None else options[name][item] for name, item in self.paths]
         except (KeyError, TypeError, IndexError):
             given = [lookup(options, path) for path in self.program.hypers]  # which says what is wrong
-        live = any(type(value) is not float for value in given) and any(
-            isinstance(value, Tensor) for value in given
-        )
-        if live:  # it changes and stays the same object
-            return self._compute(self.program.fixed(*map(_number, self.program.hypers, given)), step, facts)
-        key = (*given, step, *facts)
+        if not all(isinstance(value, int | float | np.generic) for value in given):
+            return self._compute(given, step, facts)  # it may change and stay the same object
+        key = (*map(id, given), step, *facts)
         values = self.program.known.get(key)
         if values is None:
-            kept = self.known.get(number)
-            if kept is None or not all(map(is_, kept[0], given)):
-                with np.errstate(all="ignore"):
-                    numbers = map(_number, self.program.hypers, given)
-                    kept = self.known[number] = given, self.program.fixed(*numbers)
-            values = self._compute(kept[1], step, facts)
             if len(self.program.known) >= KNOWN:
                 self.program.known.clear()
-            self.program.known[key] = values
-        return values
+            values = self.program.known[key] = given, self._compute(given, step, facts, number)
+        return values[1]
 
-    def _compute(self, passed: tuple[Any, ...], step: float, facts: Sequence[float]) -> list[float]:
+    def _compute(
+        self, given: list[Any], step: float, facts: Sequence[float], number: int | None = None
+    ) -> list[float]:
+        kept = None if number is None else self.known.get(number)
         with np.errstate(all="ignore"):
-            return self.program.changing(passed, np.float64(step), *map(np.float64, facts))
+            if kept is None or not all(map(is_, kept[0], given)):
+                kept = given, self.program.fixed(*map(_number, self.program.hypers, given))
+                if number is not None:
+                    self.known[number] = kept
+            return self.program.changing(kept[1], np.float64(step), *map(np.float64, facts))
 
 
 def _number(path: str, value: Any) -> np.float64:
@@ -197,5 +197,5 @@ def _number(path: str, value: Any) -> np.float64:
         raise ValueError(f"hyperparameter '{path}' is None, but the rule needs a number here")
     try:
         return np.float64(float(value))
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(f"hyperparameter '{path}' must be a number, not {value!r}") from None
