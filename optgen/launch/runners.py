@@ -19,7 +19,7 @@ from optgen.launch.buckets import Bucket
 from optgen.launch.cells import Cells
 from optgen.launch.guards import Guard
 from optgen.launch.sharding import Share, complete
-from optgen.launch.uploads import refuse_in_capture
+from optgen.launch.uploads import capturing, refuse_in_capture
 from optgen.plan import Step
 
 
@@ -88,9 +88,10 @@ class Launch:
             changed |= self._scalars(moment)
         if self.random:
             changed |= self._random(moment)
-        if self.moves != guard.moves or self.plan.spills:
+        captured = capturing(bucket.device)  # a graph has a table of its own of what moves
+        if captured or self.moves != guard.moves or self.plan.spills:
             self.keep = bucket.point(guard.addresses, self.moves >= 0)
-            self.moves = guard.moves
+            self.moves = -1 if captured else guard.moves
             changed = True
         if changed:
             bucket.send()
