@@ -183,15 +183,15 @@ def found_by(device, kind, text):
 
 
 def test_a_table_entry_off_by_one_element(mistaken, monkeypatch):
-    send = Bucket._send
+    send = Bucket.send
 
     def off(self):
         self.host[0, self.layout.columns["p"]] += 4
         send(self)
 
-    monkeypatch.setattr(Bucket, "_send", off)
+    monkeypatch.setattr(Bucket, "send", off)
     found_by(mistaken, Fault, r"misaligned access of 16 bytes")
-    monkeypatch.setattr(Bucket, "_send", lambda self: (self.host.__iadd__(0), move(self, 16), send(self)))
+    monkeypatch.setattr(Bucket, "send", lambda self: (self.host.__iadd__(0), move(self, 16), send(self)))
     found_by(mistaken, Fault, r"outside live tensors|misaligned")
 
 

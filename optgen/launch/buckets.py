@@ -236,6 +236,7 @@ class Bucket:
             roots = {k: n if n.op is Op.CONST else scalars[int(n.value or 0)] for k, n in host}
             self.clock = Clock(scalars, roots, self.plan.real, self.device, self.put)
         self.clock.point(counters, states)
+        self.host[:, self.layout.columns["@row"]] = np.arange(len(self.members))
 
     def tell_clock(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Have all ready that `count` needs: what can fail fails here."""
