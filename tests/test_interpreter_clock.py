@@ -74,7 +74,8 @@ def computed(name, t):
     clock = Clock(roots, {}, "fp64", torch.device("cpu"), put)
     counter = torch.tensor(t - 1.0, dtype=torch.float64)
     stop = torch.zeros((), dtype=torch.float64)
-    clock.set([counter], [states], [options], [0], lambda row, what: facts.get(what, 4.0))
+    clock.point([counter], [states])
+    clock.set([options], np.zeros(1, np.int64), lambda row, what: facts.get(what, 4.0))
     found = clock.run(stop)
     return roots, found[0].numpy()[: len(roots)], np.array([float(right[n]) for n in roots])
 
