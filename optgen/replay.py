@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from optgen.facts import Facts, path_of
-from optgen.launch import Launcher, Moment, Ready, Work, local
+from optgen.ir import Extent
+from optgen.launch import CODEC_OF, Launcher, Moment, Ready, Work, local
 from optgen.watching import picker, watch
 
 Groups = Sequence[Mapping[str, Any]]
@@ -45,10 +46,17 @@ def _division(spec: Any) -> Any:
 
 
 def _is_empty(p: Tensor) -> bool:
-    """Whether a parameter with a gradient has no elements, which are all that a step could move."""
+    """Whether a parameter has no elements, which are all that a step could move, and a gradient like it."""
     grad = p.grad
     return (
-        grad is not None and grad.layout is torch.strided and grad.shape == p.shape and not local(p).numel()
+        grad is not None
+        and not grad.is_nested
+        and grad.layout is torch.strided
+        and grad.dtype in CODEC_OF
+        and p.dtype in CODEC_OF
+        and grad.device == p.device
+        and grad.shape == p.shape
+        and not local(p).numel()
     )
 
 
@@ -76,8 +84,12 @@ class Replay:
         """What can be made again of a step that has just been made; states that moved lie elsewhere now."""
         others = any(isinstance(x, Mapping) and not isinstance(x, dict) for x in state.values())
         # One without elements is only counted: what it has besides is looked at when the step is recorded.
-        empty = not all(w.launched for w in ready.work) and (alone is not None or ready.work[0].inputs)
-        return None if ready.moves or others or empty else Replay(launcher, ready, groups, state, key, alone)
+        counted = [w for w in ready.work if not w.launched]
+        declared = [launcher.compiler.specialised(w.facts).states.values() for w in counted]
+        besides = any(state.extent is Extent.STEP for states in declared for state in states)
+        if ready.moves or others or besides or (counted and (alone is not None or ready.work[0].inputs)):
+            return None
+        return Replay(launcher, ready, groups, state, key, alone)
 
     def __init__(
         self,
