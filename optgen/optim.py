@@ -37,6 +37,7 @@ from optgen.launch import (
     matching,
     resolve,
     shard_of,
+    undisturbed,
 )
 from optgen.launch.cells import advance
 from optgen.launch.door import has_numbers, has_room, name_of, resolved
@@ -179,9 +180,22 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with Uninterrupted():  # so that no handler changes what has been checked, or cuts an import
-            self._step(inputs, loss)
+        key = (self._settings["capturable"],)
+        if inputs or not (undisturbed() and self._again(self._launcher, key)):
+            with Uninterrupted():  # so that no handler changes what has been checked, or cuts an import
+                if inputs or not self._again(self._launcher, key):
+                    self._step(inputs, loss)
         return loss
+
+    def _again(self, launcher: Launcher, key: tuple[Any, ...]) -> bool:
+        """Make a launcher's last step again in one call; False, with nothing changed, where it is another."""
+        replay = launcher.replay
+        if replay is None or replay.key != key or vars(self).get("found_inf") is not None:
+            return False
+        launcher.replay = None  # for other threads
+        made = bool(replay.again(self.param_groups, self.state))
+        launcher.replay = replay
+        return made
 
     def _step(self, inputs: Mapping[str, Any], loss: Any) -> None:
         """A step, once the closure has been called."""
@@ -260,8 +274,23 @@ class Optimizer(torch.optim.Optimizer):
 
         `place` is where it was; nothing is done for one that is in no group any more.
         """
-        with Uninterrupted():
-            self._step_alone(p, place, launcher)
+        if not (undisturbed() and self._step_alone_again(p, place, launcher)):
+            with Uninterrupted():
+                if not self._step_alone_again(p, place, launcher):
+                    self._step_alone(p, place, launcher)
+
+    def _step_alone_again(self, p: Tensor, place: Place, launcher: Launcher) -> bool:
+        """The same in one call, where that can be."""
+        groups = self.param_groups
+        if launcher.compiler.logical or place[1] >= len(groups):
+            return False
+        group = groups[place[1]]
+        if place[2] >= len(group["params"]) or group["params"][place[2]] is not p:
+            return False
+        frozen = group.get("frozen")
+        if frozen and place[2] in frozen:
+            return False
+        return self._again(launcher, (place, self._settings["capturable"]))
 
     def _step_alone(self, p: Tensor, place: Place, launcher: Launcher) -> None:
         groups = self.param_groups

@@ -103,6 +103,7 @@ class Replay:
         self.launcher, self.recording, work = launcher, ready.recording, ready.work
         self.key, self.alone, self.warm = key, alone, False
         self.inputs = tuple(work[0].inputs)
+        self.plain = not (self.inputs or launcher.compiler.counts)  # no more than parameters and states
         owners = [w.param if w.owner is None else w.owner for w in work]
         self._note_tensors(work, owners, groups, state)
         self._note_marks({id(p): w.launched for w, p in zip(work, owners, strict=True)}, groups)
@@ -172,9 +173,10 @@ class Replay:
             stop: where it is not 0, nothing moves.
         """
         found = self._find(groups, state, handed)
-        if found is None:
+        if found is None or self.recording.guard.find(*found[:2]) is None or not self.recording.holds():
             return None
-        fixed, owners = found
+        fixed, free, owners = found
+        self._warm(groups, state, fixed, free)
         counters = self.counters(fixed)
         assert self.recording.counters is not None
         counts = self.recording.counters.read(counters)
@@ -189,10 +191,39 @@ class Replay:
             torch.autograd.graph.increment_version([*owners, *kept])
         return Ready(self.recording, moment)
 
+    def again(self, groups: Groups, state: State) -> bool:
+        """Make the step once more in one call; False, and nothing has changed, where that cannot be.
+
+        Of one parameter alone, the gradient is freed.
+        """
+        one = self.recording.one
+        if one is None or not self.plain:
+            return False
+        for group in groups:
+            if not group.get("train_mode", True):
+                return False
+        if not one.refresh(groups):
+            return False
+        found = self._find(groups, state, {})
+        if found is None:
+            return False
+        fixed, free, _ = found
+        if self.alone is None:
+            return one.make(fixed, free)
+        (p,) = self.moving(fixed)
+        p.grad = None  # first, so that an interrupt leaves no gradient that has been stepped with
+        made = one.make(fixed, free)
+        if not made:
+            p.grad = free[0]
+        return made
+
     def _find(
         self, groups: Groups, state: State, handed: Mapping[str, Any]
-    ) -> tuple[list[Tensor], list[Tensor]] | None:
-        """The tensors that the step writes, and the distributed parameters that they are parts of."""
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
+        """What the step writes and reads, and distributed parameters, if objects and options are the same.
+
+        The tensors themselves are still to be looked at.
+        """
         if self.alone is None and [group.get("frozen") or [] for group in groups] != self.frozen:
             return None
         fixed = self.watch.find(*self._where(groups, state))
@@ -210,17 +241,18 @@ class Replay:
             for i in self.divided:
                 fixed[i] = fixed[i]._local_tensor
             free = [getattr(x, "_local_tensor", x) for x in free]
-        if self.recording.guard.find(fixed, free) is None or not self.recording.holds():
-            return None
         for index, facts in self.facts.items():
             if not self._as_before(groups[index], index, facts, handed):
                 return None
+        return fixed, free, owners
+
+    def _warm(self, groups: Groups, state: State, fixed: list[Tensor], free: list[Tensor]) -> None:
+        """Have few objects compared in compiled code too, if steps are repeated so often that it pays."""
         if not self.warm and next(_replays) >= WARM:
             self.warm = True
             self.recording.warm(fixed, free)
             if not self.divided:
                 self.watch = watch(*self._where(groups, state), fixed, warm=True)
-        return fixed, owners
 
     def _alike(self, fixed: Sequence[Any], owners: Sequence[Any], free: Sequence[Any]) -> bool:
         """Whether distributed tensors are divided as they were, and gradients and inputs as parameters."""
@@ -256,6 +288,8 @@ class Replay:
 
     def _others_move(self, groups: Groups) -> bool:
         """Whether a parameter has a gradient that had none, or one without elements has none any more."""
-        if any(groups[index]["params"][at].grad is not None for index, at in self.still):
+        if self.still and any(groups[index]["params"][at].grad is not None for index, at in self.still):
             return True
-        return not all(_is_empty(groups[index]["params"][at]) for index, at in self.counted)
+        return bool(self.counted) and not all(
+            _is_empty(groups[index]["params"][at]) for index, at in self.counted
+        )

@@ -68,9 +68,9 @@ class CompiledWatch(Watch):
 
     def find(self, lists: Lists, state: State) -> list[Any] | None:
         """The wanted objects, if all of it is as it was."""
-        if id(state) != self.address or not all(type(x) is list for x in lists):
+        if id(state) != self.address or list(map(len, lists)) != self.lengths:
             return None
-        if list(map(len, lists)) != self.lengths:
+        if list(map(type, lists)).count(list) < len(lists):
             return None
         found = [None] * len(self.places)
         return found if self.module.hold(self.words, id(lists), id(found)) else None

@@ -25,6 +25,7 @@ BEGINS = {
     ("backends/cpu/__init__.py", "run"),
     ("backends/numpy.py", "run"),
 }
+ONE_CALL = ("launch/onecall.py", "make")  # which is begun and done at once, but where signals wait for an end
 # After these the interpreter looks whether a signal has come.
 LOOKS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"}
 
@@ -77,8 +78,9 @@ class Lines:
         code = frame.f_code
         if not code.co_filename.startswith(self.package) or not (self.at is None or self._has(code)):
             return None
-        self.launching = self.launching or self._name(code) in BEGINS
-        self.depth += self._name(code) == BEGIN
+        name = self._name(code)
+        self.launching |= name in BEGINS or (name == ONE_CALL and self.depth > 0)
+        self.depth += name == BEGIN
         frame.f_trace_opcodes = self.calls
         return self._line
 

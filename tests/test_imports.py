@@ -79,6 +79,7 @@ MODULES = [
     "launch.clock",
     "launch.buckets",
     "launch.runners",
+    "launch.onecall",
     "launch.recording",
     "launch",
     "counting",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import count
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import optgen
 from interrupts import Case, Look, Stopped, bits, judge
 from lines import Event, chosen
-from optgen import library, store, tree
+from optgen import library, optim, replay, store, tree
 from optgen.ir import Extent
 from optgen.launch import Uninterrupted
 from optgen.training import accumulated
@@ -118,6 +119,37 @@ class Released(Stepped):
             stepped = self.steps(p) > self.before[i]
             found[f"p{i}"] = {**mine, "gradient is left": stepped and p.grad is not None}
         return found
+
+
+class InOneCall:
+    """What makes its third step and those after it in one call; held back or not."""
+
+    held = True
+
+    def step(self) -> None:
+        always = mock.patch.object(optim, "undisturbed", return_value=not self.held)
+        with mock.patch.object(replay, "WARM", 0), always:
+            super().step()  # type: ignore[misc]
+
+
+class SteppedInOneCall(InOneCall, Stepped):
+    """An optimizer."""
+
+
+class ReleasedInOneCall(InOneCall, Released):
+    """One that steps each parameter in the backward pass."""
+
+
+class NotHeld(SteppedInOneCall):
+    """An optimizer whose steps no handler but that of Ctrl-C could disturb."""
+
+    held = False
+
+
+class ReleasedNotHeld(ReleasedInOneCall):
+    """The same in the backward pass."""
+
+    held = False
 
 
 class Tree:
@@ -227,6 +259,9 @@ RULES = {
 }
 
 
+ALIKE = Rule(lambda: optgen.AdamW, ROWS)
+
+
 def mixed(backend: str, model: Any) -> Any:
     """Two rules in one tree."""
     rules = {"a": tree.Adam(), "b": tree.Momentum()}
@@ -251,6 +286,9 @@ def cases(backend: str) -> dict[str, Case]:
     for name in ("element-wise", "host states", "copies"):
         new = partial(made, Released, RULES[name], backend)
         found |= {f"released {name}: first": (new, 0), f"released {name}: repeated": (new, 3)}
+    if backend == "cpu":
+        for subject in (SteppedInOneCall, NotHeld, ReleasedInOneCall, ReleasedNotHeld):
+            found[f"{subject.__name__}: repeated"] = (partial(made, subject, ALIKE, backend), 3)
     for name, make in {
         "Adam": partial(same, tree.Adam, backend),
         "Prodigy": partial(same, lambda: tree.Prodigy(), backend),

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 import optgen
-from optgen import library, release, watching
+from optgen import library, release, replay, watching
 from optgen.backends.triton import interpreting
 from optgen.ir import Extent
 from optgen.launch import Launch, guards
 from optgen.launch.cells import Cells, StepCounters
 from optgen.launch.guards import MANY, CompiledGuard, guard
+from optgen.launch.onecall import OneCall
 from optgen.passes import recur
 from optgen.replay import WARM, Replay
 
@@ -41,15 +42,35 @@ def groups_of(params):
 def repeated(monkeypatch):
     """Of each step that could be one, whether it was a replay."""
     found = []
-    original = Replay.ready
+    ready, again = Replay.ready, Replay.again
 
-    def ready(self, *args):
-        made = original(self, *args)
+    def readied(self, *args):
+        made = ready(self, *args)
         found.append(made is not None)
         return made
 
-    monkeypatch.setattr(Replay, "ready", ready)
+    def in_one_call(self, *args):
+        made = again(self, *args)
+        found.extend([True] * made)  # if not, it is tried the other way
+        return made
+
+    monkeypatch.setattr(Replay, "ready", readied)
+    monkeypatch.setattr(Replay, "again", in_one_call)
     return found
+
+
+@pytest.fixture(params=[False, True], ids=["", "warm"])
+def one_call(monkeypatch, request):
+    """Whether steps are made in one call from the third one on."""
+    made, original = [], OneCall.make
+
+    def make(self, *args):
+        made.append(original(self, *args))
+        return made[-1]
+
+    monkeypatch.setattr(replay, "WARM", 0 if request.param else 1 << 62)
+    monkeypatch.setattr(OneCall, "make", make)
+    return made
 
 
 def step(optimizer, params, k):
@@ -65,8 +86,8 @@ def step(optimizer, params, k):
 
 
 @pytest.mark.parametrize("name", sorted(library.optimizers()))
-def test_the_fourth_step_of_every_rule_is_a_replay(monkeypatch, repeated, name):
-    """So are the second and the third, with the bits of recorded steps."""
+def test_the_fourth_step_of_every_rule_is_a_replay(monkeypatch, repeated, one_call, name):
+    """So are the second and the third, with the bits of recorded steps, in one call too."""
     runs = []
     for replayed in (True, False):
         if not replayed:
@@ -93,7 +114,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("backend", ["cpu", "numpy"])
 @pytest.mark.parametrize("name", ["AdamW", "SGD", "LAMB", "Lion"])
-def test_a_replay_has_the_bits_of_a_recorded_step(monkeypatch, repeated, name, backend):
+def test_a_replay_has_the_bits_of_a_recorded_step(monkeypatch, repeated, one_call, name, backend):
     runs = []
     for replayed in (True, False):
         if not replayed:
@@ -108,6 +129,8 @@ def test_a_replay_has_the_bits_of_a_recorded_step(monkeypatch, repeated, name, b
         runs.append([*params, *(v for p in params for v in optimizer.state[p].values())])
     assert all(map(torch.equal, *runs))
     assert repeated == [True] * 5
+    at_once = backend == "cpu" and name != "LAMB" and not replay.WARM
+    assert one_call == [True] * 4 * at_once
 
 
 def lr(optimizer, params):
@@ -215,7 +238,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_change_is_noticed(monkeypatch, repeated, change):
+def test_a_change_is_noticed(monkeypatch, repeated, one_call, change):
     """Whether the step is repeated or not, it does what an ordinary one does."""
     runs = []
     for replayed in (True, False):
@@ -231,6 +254,7 @@ def test_a_change_is_noticed(monkeypatch, repeated, change):
             optimizer.step()
             if k == 3 and replayed:
                 assert repeated == [same]
+                assert one_call[:1] == ([] if replay.WARM else [True])
         kept = [p for group in optimizer.param_groups for p in group["params"]]
         runs.append([*kept, *(v for p in kept for v in optimizer.state[p].values())])
     assert len(runs[0]) == len(runs[1])
@@ -650,6 +674,7 @@ def test_many_parameters(repeated):
 
 
 def test_a_launch_that_fails_counts_no_step(monkeypatch):
+    monkeypatch.setattr(replay, "WARM", 1 << 62)
     params = parameters()
     optimizer = optgen.AdamW(params)
     for k in range(2):

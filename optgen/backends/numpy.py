@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from optgen.backends import PLACE, Layout, Tables, slice_of
+from optgen.backends import PLACE, Kernel, Layout, Tables, slice_of
 from optgen.backends.emit import Names, header, indent, write
 from optgen.ir import DType, Extent, Node, Op, spell
 from optgen.plan import Reduction, Step, buffer_of, reduction_text
@@ -202,7 +202,7 @@ def compute_globals(step: Step, places: Mapping[str, int], numbers: np.ndarray) 
         numbers[places[name]] = values[n]
 
 
-class NumpyKernel:
+class NumpyKernel(Kernel):
     """The reference as a kernel: it takes the tables that compiled ones take."""
 
     chunk = 1 << 62  # a tensor is one chunk

@@ -38,7 +38,7 @@ from optgen.launch.recording import (
 )
 from optgen.launch.runners import Launch, Moment
 from optgen.launch.sharding import Shard, brought, like, local, matching, shard_of
-from optgen.launch.uninterrupted import Uninterrupted
+from optgen.launch.uninterrupted import Uninterrupted, undisturbed
 from optgen.launch.uploads import Captured, capturing
 from optgen.launch.work import (
     CODEC_OF,
@@ -74,6 +74,7 @@ __all__ = [
     "resolve",
     "shard_of",
     "slice_shape",
+    "undisturbed",
 ]
 
 BACKENDS: tuple[str, ...] = ("auto", *registry.BACKENDS)

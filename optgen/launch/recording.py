@@ -22,6 +22,7 @@ from optgen.launch.buckets import Bucket
 from optgen.launch.cells import StepCounters
 from optgen.launch.door import Move, fixed_of
 from optgen.launch.guards import Guard, guard
+from optgen.launch.onecall import OneCall
 from optgen.launch.runners import Launch, Moment, advance
 from optgen.launch.work import Work
 
@@ -42,6 +43,7 @@ class Recording:
     guard: Guard
     even: np.ndarray | None
     counters: StepCounters | None
+    one: OneCall | None = None  # the step in one call, where that can be
 
     @property
     def buckets(self) -> list[Bucket]:
@@ -60,6 +62,7 @@ class Recording:
         warmed.moves, self.guard = self.guard.moves, warmed
         if self.counters is not None:
             self.counters.warm()
+            self.one = OneCall.of(self.launches, warmed, self.counters.cells)
 
     def refresh(self, moment: Moment) -> None:
         """Bring all tables up to date, and compile what is launched: what can fail fails here."""
@@ -105,6 +108,9 @@ class Recording:
             moment.numbers[name].fill_(value)
         if self.counters is not None:
             self.counters.advance(moment.counters, moment.stop)
+        if self.one is not None:
+            plain = isinstance(moment.counts, float) and moment.stop is None
+            self.one.count = float(moment.counts) if plain else None
 
 
 @dataclass

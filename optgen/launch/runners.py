@@ -6,8 +6,10 @@ next one reads it. Buckets go on together for that, as far as each can, so that 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,8 @@ class Launch:
             name: Cells(guard.addresses[bucket.sources[name]], np.ones(len(bucket.members), np.bool_))
             for name in states
         }
+        # A table of scalars in the host's memory, and the same as C numbers: filled at once, with no warning.
+        self.scalars: tuple[np.ndarray, ctypes.Array[Any]] | None = None
         self._forget()
 
     # Before the first launch
@@ -85,7 +89,7 @@ class Launch:
         if bucket.counted:
             bucket.tell_clock(moment.groups)
         else:
-            changed |= self._scalars(moment)
+            changed |= self._scalars(moment.groups, moment.counts)
         if self.random:
             changed |= self._random(moment)
         captured = capturing(bucket.device)  # a graph has a table of its own of what moves
@@ -102,14 +106,25 @@ class Launch:
             bucket.kernel.prepare(bucket.tables)
         self.fresh = True
 
-    def _scalars(self, moment: Moment) -> bool:
+    def rescale(self, groups: Sequence[Mapping[str, Any]], count: float) -> bool:
+        """Bring the scalars up to date, where nothing else could change; whether they were before.
+
+        All members must have made one step less than `count`.
+        """
+        if not (self.fresh and self.alike):
+            return False
+        self.fresh = False
+        self._scalars(groups, count)
+        self.fresh = True
+        return True
+
+    def _scalars(self, groups: Sequence[Mapping[str, Any]], counts: float | np.ndarray) -> bool:
         """Compute the values per step; whether members have other rows of them than before."""
-        bucket, counts = self.bucket, moment.counts
+        bucket = self.bucket
         if not isinstance(counts, float):
             counts = counts[bucket.members]
         alike = isinstance(counts, float) and not self.cells
         moved = not (alike and self.alike) and self._find_rows(counts, alike)
-        groups = moment.groups
         if isinstance(counts, float):
             wanted = [(groups[g], counts, known) for g, known in self.known]
         else:
@@ -142,13 +157,18 @@ class Launch:
         return moved
 
     def _send(self, values: list[list[float]]) -> None:
+        tables, known = self.bucket.tables, self.scalars
+        count = len(values) * len(self.plan.scalars)
+        if known is not None and known[0] is tables.scalars and len(known[1]) == count:
+            known[1][:] = values[0] if len(values) == 1 else [*chain.from_iterable(values)]
+            return
         real = np.float64 if self.plan.real == "fp64" else np.float32
-        known, shape = self.bucket.tables.scalars, (len(values), len(self.plan.scalars))
         with np.errstate(over="ignore"):
-            if self.bucket.numpy_tables and known is not None and known.shape == shape:
-                known[:] = values
-            else:
-                self.bucket.tables.scalars = self.bucket.put(np.array(values, real).reshape(shape))
+            made = np.array(values, real).reshape(len(values), len(self.plan.scalars))
+        tables.scalars = self.bucket.put(made)
+        if self.bucket.numpy_tables:
+            cell = ctypes.c_double if self.plan.real == "fp64" else ctypes.c_float
+            self.scalars = tables.scalars, (cell * count).from_buffer(tables.scalars)
 
     def _random(self, moment: Moment) -> bool:
         """Say what random numbers follow from; whether it has changed."""
@@ -187,6 +207,13 @@ class Launch:
         return float(found) if self.bucket.numpy_tables else found
 
     # The step
+
+    @property
+    def simple(self) -> bool:
+        """Whether all that changes from step to step is what `rescale` brings up to date, and addresses."""
+        bucket, plan = self.bucket, self.plan
+        more = self.random or self.cuda or self.divided or self.cells or plan.spills or plan.numbers
+        return not (more or bucket.counted or bucket.kept)
 
     @property
     def next(self) -> Step | None:

@@ -89,7 +89,16 @@ def step_leaf(n: Node, options: Mapping[str, Any], step: float, facts: Mapping[s
 
 Row = tuple[Mapping[str, Any], float, Sequence[float]]  # a group, its step, host states and shape facts
 KNOWN = 64  # rows of values that are kept
+AHEAD = 8  # steps that are computed together where nothing but the step changes
 ARITHMETIC = (Op.ADD, Op.SUB, Op.MUL, Op.DIV)  # which Python writes as the rule does
+
+
+class Decided(NamedTuple):
+    """What some hyperparameters decide; these are kept, as no other object then has their identity."""
+
+    given: list[Any]
+    passed: tuple[Any, ...]  # what `Program.changing` takes
+    rows: dict[tuple[float, ...], list[float]]  # values by the step and facts
 
 
 class Program(NamedTuple):
@@ -99,9 +108,7 @@ class Program(NamedTuple):
     facts: tuple[Node, ...]  # host states (LOAD) and facts about a shape (SHAPE)
     fixed: Callable[..., tuple[Any, ...]]  # hyperparameters -> what `changing` takes
     changing: Callable[..., list[float]]  # that, the step, facts -> the values
-    # The values by the step, facts and hyperparameters that they follow from; these are kept, as no other
-    # object then has their identity.
-    known: dict[tuple[Any, ...], tuple[list[Any], list[float]]]
+    known: dict[tuple[int, ...], Decided]  # by the identities of hyperparameters
 
 
 @lru_cache(256)
@@ -152,7 +159,7 @@ class Scalars:
     def __init__(self, nodes: Sequence[Node]):
         self.program = program_of(tuple(nodes))
         self.paths = [path_of(path) for path in self.program.hypers]
-        self.known: dict[int, tuple[list[Any], tuple[Any, ...]]] = {}  # by row
+        self.known: dict[int, Decided] = {}  # by row
 
     @property
     def facts(self) -> tuple[Node, ...]:
@@ -170,26 +177,40 @@ class Scalars:
             given = [options[name] if item is None else options[name][item] for name, item in self.paths]
         except (KeyError, TypeError, IndexError):
             given = [lookup(options, path) for path in self.program.hypers]  # which says what is wrong
-        if not all(isinstance(value, int | float | np.generic) for value in given):
-            return self._compute(given, step, facts)  # it may change and stay the same object
-        key = (*map(id, given), step, *facts)
-        values = self.program.known.get(key)
+        decided, ahead = self.known.get(number), 0 if self.program.facts else AHEAD
+        if decided is None or not all(map(is_, decided.given, given)):
+            if not all(isinstance(value, int | float | np.generic) for value in given):
+                with np.errstate(all="ignore"):
+                    passed = self._decide(given)  # it may change and stay the same object
+                    return self.program.changing(passed, np.float64(step), *map(np.float64, facts))
+            decided, ahead = self._decided(given), 0
+            self.known[number] = decided
+        key = step, *facts
+        values = decided.rows.get(key)
         if values is None:
-            if len(self.program.known) >= KNOWN:
-                self.program.known.clear()
-            values = self.program.known[key] = given, self._compute(given, step, facts, number)
-        return values[1]
+            if len(decided.rows) >= KNOWN:
+                decided.rows.clear()
+            given = [*map(np.float64, facts)]
+            with np.errstate(all="ignore"):
+                values = self.program.changing(decided.passed, np.float64(step), *given)
+                for k in range(1, ahead):
+                    decided.rows[(step + k,)] = self.program.changing(decided.passed, np.float64(step + k))
+            decided.rows[key] = values
+        return values
 
-    def _compute(
-        self, given: list[Any], step: float, facts: Sequence[float], number: int | None = None
-    ) -> list[float]:
-        kept = None if number is None else self.known.get(number)
-        with np.errstate(all="ignore"):
-            if kept is None or not all(map(is_, kept[0], given)):
-                kept = given, self.program.fixed(*map(_number, self.program.hypers, given))
-                if number is not None:
-                    self.known[number] = kept
-            return self.program.changing(kept[1], np.float64(step), *map(np.float64, facts))
+    def _decided(self, given: list[Any]) -> Decided:
+        """What these numbers decide, for all who have the same ones."""
+        known, key = self.program.known, tuple(map(id, given))
+        found = known.get(key)
+        if found is None:
+            if len(known) >= KNOWN:
+                known.clear()
+            with np.errstate(all="ignore"):
+                found = known[key] = Decided(given, self._decide(given), {})
+        return found
+
+    def _decide(self, given: list[Any]) -> tuple[Any, ...]:
+        return self.program.fixed(*map(_number, self.program.hypers, given))
 
 
 def _number(path: str, value: Any) -> np.float64:

@@ -32,7 +32,7 @@ import numpy as np
 from llvmlite import binding
 from numba import int64, typeof
 
-from optgen.backends import Layout, Tables
+from optgen.backends import Kernel, Layout, Tables
 from optgen.backends import numpy as reference
 from optgen.backends.cpu.rounds import between_source
 from optgen.backends.cpu.spelling import CHUNK, FORMS, GLOBALS, LOCALS, RUNTIME, TILE
@@ -97,7 +97,7 @@ class Part:
         self.alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
 
 
-class CpuKernel:
+class CpuKernel(Kernel):
     """A module made by `emit`, with as many threads as torch uses."""
 
     chunk = CHUNK
@@ -116,7 +116,7 @@ class CpuKernel:
     def prepare(self, tables: Tables) -> None:
         """Compile all that a step of these tables runs, and say over how many threads."""
         count, found = len(tables.chunks), team()
-        effort = (tables.elements + count * self.price) // (self.share if found else self.share_of_python)
+        effort = self._effort(tables, self.share if found else self.share_of_python)
         tables.threads = max(1, min(available(), count, effort)) if effort > 1 else 1
         parts = found is not None
         if parts in self.ready:
@@ -138,6 +138,17 @@ class CpuKernel:
             reference.compute_globals(step, self.layout.plan.numbers, tables.numbers)
         else:
             getattr(self.module, step.name)(*tables.arguments(self.layout))
+
+    def _effort(self, tables: Tables, share: int) -> int:
+        """How many threads a sweep keeps busy, each with so many elements."""
+        return (tables.elements + len(tables.chunks) * self.price) // share
+
+    def alone(self, step: Step, tables: Tables) -> tuple[int, int] | None:
+        """A C function of one pointer and what it points to, which make a short sweep in this thread."""
+        found = team()
+        if step.kind != "sweep" or found is None or self._effort(tables, self.share) > 1:
+            return None
+        return self.parts[step.name].address, self.words(tables, found).ctypes.data
 
     def _sweep(self, name: str, tables: Tables) -> None:
         """Run a sweep over every chunk, over as many threads as `prepare` has said."""

@@ -201,11 +201,17 @@ def stay(look: Any, item: int, of: int, rows: Any, sizes: Any, places: Any) -> b
     return True
 
 
-@compiled
-def change(look: Any, item: int, of: int, count: int) -> None:
+@inline
+def written(look: Any, item: int, of: int, count: int) -> None:
     """Count a version up for the tensors in a list, as torch does where one is written in place."""
     for i in range(count):
         count_up(word(word(call2(item, of, i) + CPP) + 8 * look[COUNTER]) + look[VERSION])
+
+
+@compiled
+def change(look: Any, item: int, of: int, count: int) -> None:
+    """The same for Python."""
+    written(look, item, of, count)
 
 
 @inline
@@ -237,8 +243,8 @@ def clear(starts: Any, reach: Any, places: Any, rows: Any) -> bool:
     return True
 
 
-@compiled
-def guard(words: Any, fixed: int, free: int) -> int:
+@inline
+def found_as(words: Any, fixed: int, free: int) -> int:
     """0 where tensors in two lists are not what and where they were, 1 where they are, 2 where `free` moved.
 
     `words` says where all lies that is compared, see `launch.guards.CompiledGuard`.
@@ -256,6 +262,12 @@ def guard(words: Any, fixed: int, free: int) -> int:
     if same:
         return 1
     return 2 if clear(vector(words, 19), vector(words, 21), moved, rows) else 0
+
+
+@compiled
+def guard(words: Any, fixed: int, free: int) -> int:
+    """The same for Python."""
+    return found_as(words, fixed, free)
 
 
 @inline
@@ -306,3 +318,32 @@ def add_one(places: Any, doubles: Any) -> None:
     """Add 1 to numbers in memory."""
     for i in range(len(places)):
         put(places[i], doubles[i], number(places[i], doubles[i]) + 1)
+
+
+@compiled
+def make(words: Any, more: Any, fixed: int, free: int, count: float) -> int:
+    """A step: what `guard` says, and 0, with nothing done, where a parameter has not made `count` steps.
+
+    `more` says where the rest lies: counters, and which are float64; tables' cells for addresses of free
+    tensors, and of which; functions of one pointer, and their pointers (see `launch.onecall`).
+    """
+    found = found_as(words, fixed, free)
+    if found == 0:
+        return 0
+    counters, doubles = vector(more, 0), vector(more, 2)
+    for i in range(len(counters)):
+        if number(counters[i], doubles[i] != 0) != count:
+            return 0
+    if found == 2:
+        moved, before, cells, of = vector(words, 15), vector(words, 17), vector(more, 4), vector(more, 6)
+        for i in range(len(moved)):
+            before[i] = moved[i]
+        for i in range(len(cells)):
+            carray(pointer(cells[i]), 1, np.int64)[0] = moved[of[i]]
+    written(vector(words, 0), words[2], fixed, words[4])
+    functions, data = vector(more, 8), vector(more, 10)
+    for i in range(len(functions)):
+        call1(functions[i], data[i])
+    for i in range(len(counters)):
+        put(counters[i], doubles[i] != 0, count + 1)
+    return found

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from optgen.backends import Block, Layout, Tables, View
+from optgen.backends import Block, Kernel, Layout, Tables, View
 from optgen.backends.emit import (
     Names,
     emitted,
@@ -109,7 +109,7 @@ def emit(layout: Layout, math_mode: str = "exact") -> str:
     return "\n\n".join(parts)
 
 
-class TritonKernel:
+class TritonKernel(Kernel):
     """A module made by `emit`. Launches on the device of its tables, or in Triton's interpreter."""
 
     numpy_tables = False
