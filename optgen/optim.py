@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar, NoReturn, cast
 
 import torch
@@ -41,6 +41,7 @@ from optgen.launch import (
 )
 from optgen.launch.cells import advance
 from optgen.launch.door import has_numbers, has_room, name_of, resolved
+from optgen.launch.guards import PLAIN
 from optgen.launch.uploads import capturing
 from optgen.loading import LoadReport, load
 from optgen.locks import once
@@ -55,6 +56,8 @@ from optgen.scaling import with_scaling
 _add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
 
 COUNTERS = (torch.float32, torch.float64)
+Moving = tuple[Place, Tensor, Tensor, Mapping[str, Any]]  # a parameter's place, it, its gradient and inputs
+Makers = list[tuple[str, str, Callable[[Tensor], Tensor]]]  # of states: names, keys, and how they are made
 Entries = list[tuple[Any, Any, Any]]  # what a step will put into dictionaries: each, a key, a value
 
 
@@ -373,20 +376,10 @@ class Optimizer(torch.optim.Optimizer):
                 yield number, index, position
                 number += 1
 
-    def _prepare(
-        self,
-        handed: Mapping[str, Any],
-        entries: Entries,
-        places: Iterable[Place] | None = None,
-        on_device: bool = False,
-    ) -> list[Work]:
-        """Describe this step's work.
-
-        Nothing is changed; `entries` gets what must be put into dictionaries when the step is made, such as
-        state that is created. Empty tensors are counted, not launched.
-        """
-        moving = []
-        for number, index, position in self._places() if places is None else places:
+    def _moving(self, places: Iterable[Place], handed: Mapping[str, Any]) -> Iterator[Moving]:
+        """The parameters that have a gradient and are not frozen, with what they are handed."""
+        for place in places:
+            _, index, position = place
             group = self.param_groups[index]
             p, frozen = group["params"][position], group.get("frozen")
             if not isinstance(p, Tensor):
@@ -402,42 +395,94 @@ class Optimizer(torch.optim.Optimizer):
                 mine = for_parameter(handed, p) if handed else {}
             except ValueError as error:
                 raise ValueError(f"{name_of(self.param_groups, index, position)}: {error}") from None
-            moving.append((number, index, position, p, grad, mine))
+            yield place, p, grad, mine
+
+    def _prepare(
+        self,
+        handed: Mapping[str, Any],
+        entries: Entries,
+        places: Iterable[Place] | None = None,
+        on_device: bool = False,
+    ) -> list[Work]:
+        """Describe this step's work.
+
+        Nothing is changed; `entries` gets what must be put into dictionaries when the step is made, such as
+        state that is created. Empty tensors are counted, not launched.
+        """
         work: list[Work] = []
         counting: dict[torch.device, bool] = {}  # which devices count the steps themselves
         used: dict[tuple[int, int], tuple[Facts, list[State]]] = {}
-        for number, index, position, p, grad, inputs in moving:
+        makers: dict[tuple[int, int], Makers | None] = {}
+        compiler = self._launcher.compiler
+        for place, p, grad, inputs in list(
+            self._moving(self._places() if places is None else places, handed)
+        ):
+            number, index, _ = place
             group = self.param_groups[index]
-            key = (index, p.dim() if self._launcher.compiler.per_shape else 0)
+            key = (index, p.dim() if compiler.per_shape else 0)
             if key not in used:
-                facts = self._launcher.compiler.facts(group, p.dim(), handed)
-                used[key] = facts, list(self._launcher.compiler.specialised(facts).states.values())
+                facts = compiler.facts(group, p.dim(), handed)
+                used[key] = facts, list(compiler.specialised(facts).states.values())
             facts, wanted = used[key]
-            part = local(p)
-            device = part.device
+            made = Work(p, None, {}, index, facts, 1.0, inputs, number)
+            if type(p) in PLAIN and self.state.get(p) is None and p.numel() and not on_device:
+                if key not in makers:
+                    makers[key] = self._makers(wanted, group)
+                simple = makers[key]
+                if simple is not None:  # a thousand of them are a first step
+                    made.grad, made.counter = resolved(grad), _zero(counter_dtype()).clone()
+                    made.states = {name: make(p) for name, _, make in simple}
+                    kept = {key: made.states[name] for name, key, _ in simple}
+                    entries.append((self.state, p, {"step": made.counter} | kept))
+                    work.append(made)
+                    continue
+            device = local(p).device
             if on_device and device not in counting:
                 counting[device] = resolve(self._settings["backend"], device) == "triton"
-            counted = on_device and counting[device]
-            place = number, index, position
-            counter, states = self._states(place, wanted, entries, device if counted else None)
-            shard = shard_of(p) if part is not p else None
-            launched = part.numel() or (shard is not None and p.numel() and self._launcher.compiler.reduces)
-            kept = self.state.get(p, {})
-            if not (launched or counted) and counter is kept.get("step"):
-                counter = counter.clone()  # whose memory is nobody else's, for no launch looks at it
-                entries.append((kept, "step", counter))
-            made = Work(part, None, states, index, facts, 0.0, inputs, number, shard)
-            made.owner = None if part is p else p
-            made.counter, made.counted, made.launched = counter, counted, bool(launched)
-            if launched:
-                made.grad = resolved(grad if part is p else matching(grad, p))
-            if not counted:
-                made.step = counter.item() + 1.0
-                if not math.isfinite(made.step):
-                    what = f"the state 'step' of {name_of(self.param_groups, index, position)}"
-                    raise RuntimeError(f"{what} must be one number, not {made.step}")
-            work.append(made)
+            made.counted = on_device and counting[device]
+            work.append(self._described(made, place, grad, wanted, entries))
         return work
+
+    def _described(
+        self, made: Work, place: Place, grad: Tensor, wanted: Iterable[State], entries: Entries
+    ) -> Work:
+        """A parameter's part in a step, with all that belongs to it."""
+        p, part = made.param, local(made.param)
+        counter, states = self._states(place, wanted, entries, part.device if made.counted else None)
+        if part is not p:
+            made.param, made.owner, made.shard = part, p, shard_of(p)
+        divided = made.shard is not None and p.numel() and self._launcher.compiler.reduces
+        made.launched = bool(part.numel() or divided)
+        kept = self.state.get(p, {})
+        if not (made.launched or made.counted) and counter is kept.get("step"):
+            counter = counter.clone()  # whose memory is nobody else's, for no launch looks at it
+            entries.append((kept, "step", counter))
+        made.counter, made.states, made.step = counter, states, 0.0
+        if made.launched:
+            made.grad = resolved(grad if part is p else matching(grad, p))
+        if not made.counted:
+            made.step = counter.item() + 1.0
+            if not math.isfinite(made.step):
+                what = f"the state 'step' of {name_of(self.param_groups, *place[1:])}"
+                raise RuntimeError(f"{what} must be one number, not {made.step}")
+        return made
+
+    def _makers(self, wanted: Iterable[State], options: Mapping[str, Any]) -> Makers | None:
+        """How to make the states of a plain parameter, if each has a value for each element, all the same."""
+        found: Makers = []
+        how = {"dtype": self._settings["state_dtype"], "memory_format": torch.preserve_format}
+        for state in wanted:
+            if state.extent is not Extent.ELEMENT or state.init.op is Op.LOAD:
+                return None
+            value = self._launcher.number(state.init, options)
+            zeros = str(value) == "0.0"  # and not -0.0
+            make = (
+                partial(torch.zeros_like, **how)
+                if zeros
+                else partial(torch.full_like, fill_value=value, **how)
+            )
+            found.append((state.name, state.key, make))
+        return found
 
     def _materialise(self) -> None:
         """Create the state of every parameter that has a gradient; nothing moves and no step is counted."""

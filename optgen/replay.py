@@ -23,6 +23,9 @@ from torch import Tensor
 from optgen.facts import Facts, path_of
 from optgen.ir import Extent
 from optgen.launch import CODEC_OF, Launcher, Moment, Ready, Work, local
+from optgen.launch.door import fixed_of
+from optgen.launch.guards import PLAIN
+from optgen.launch.recording import places_of
 from optgen.watching import picker, watch
 
 Groups = Sequence[Mapping[str, Any]]
@@ -120,17 +123,17 @@ class Replay:
     ) -> None:
         """Note where the tensors that the step writes are kept, and which of them are distributed."""
         keys = {name: declared.key for name, declared in self.launcher.program.states.items()}
-        wanted: list[Any] = []
-        moving, counters = [], []
-        for w, p in zip(work, owners, strict=True):
-            if w.launched:
-                moving.append(len(wanted))
-                wanted += [p, *(state[p][keys[name]] for name in w.states)]
-            counters.append(len(wanted))
-            wanted.append(state[p]["step"])
-        self.moving, self.counters = picker(moving), picker(counters)
-        self.divided = [i for i, x in enumerate(wanted) if local(x) is not x]
-        self.owners = [i for i in moving if i in {*self.divided}]
+        places, _ = places_of(work)
+        wanted: list[Any] = fixed_of(work)
+        moving = [at for at, w in zip(places, work, strict=True) if w.launched]
+        self.moving = picker(moving)
+        self.counters = picker([at - 1 for at in [*places[1:], len(wanted)]])
+        for w, p, at in zip(work, owners, places, strict=True):
+            if p is not w.param and w.launched:
+                wanted[at : at + 1 + len(w.states)] = [p, *(state[p][keys[name]] for name in w.states)]
+        plain = {*map(type, wanted)} <= {*PLAIN}
+        self.divided = [] if plain else [i for i, x in enumerate(wanted) if local(x) is not x]
+        self.owners = sorted({*moving} & {*self.divided})
         self.specs = [wanted[i]._spec for i in self.divided]
         self.watch = watch(*self._where(groups, state), wanted)
 

@@ -27,12 +27,14 @@ class Watch:
 
     def __init__(self, lists: Lists, state: State, wanted: Sequence[Any]):
         self.lengths = list(map(len, lists))
-        present = _present(lists, state)
-        self.objects, self.keys = list(map(id, present)), list(map(id, _keys(state)))
-        # Kept, so that no other text gets such an address.
-        self.texts = [key for key in _keys(state) if isinstance(key, str)]
-        place = {address: i for i, address in enumerate(self.objects)}
-        self.places = [place[id(x)] for x in wanted]
+        keys = list(_keys(state))
+        self.texts = [key for key in keys if isinstance(key, str)]  # kept, so that none gets such an address
+        self.present, self.entries = _addresses_of(_present(lists, state)), _addresses_of(keys)
+        self.objects, self.keys = self.present.tolist(), self.entries.tolist()
+        sought, order = _addresses_of(wanted), np.argsort(self.present, kind="stable")
+        found = order[np.searchsorted(self.present, sought, sorter=order)]
+        assert np.array_equal(self.present[found], sought), "what is wanted is not there"
+        self.places: list[int] = found.tolist()
         self.pick = picker(self.places)
 
     def find(self, lists: Lists, state: State) -> list[Any] | None:
@@ -53,9 +55,10 @@ class CompiledWatch(Watch):
         self.module, self.address = module, id(state)
         self.ends = np.array(list(accumulate(self.lengths)), np.int64)
         count = sum(self.lengths)
-        self.items = np.array(self.objects[:count], np.int64)
+        self.items = self.present[:count]
         dicts: list[Mapping[Any, Any]] = [state, *_inner(state)]
-        self.dicts, self.parts, self.pairs = _addresses_of(dicts), _ends(dicts), _pairs(dicts)
+        self.dicts, self.parts = _addresses_of(dicts), _ends(dicts)
+        self.pairs = np.stack([self.entries, self.present[count:]], axis=1)
         slots = np.full(len(self.objects), -1, np.int64)
         slots[self.places] = np.arange(len(self.places))
         arrays = self.ends, self.items, slots[:count], self.dicts, self.parts, self.pairs, slots[count:]
@@ -106,15 +109,9 @@ def _keys(state: State) -> Iterable[Any]:
 
 
 def _addresses_of(objects: Iterable[Any]) -> np.ndarray:
-    return np.array([id(x) for x in objects], np.int64)
+    return np.array(list(map(id, objects)), np.int64)
 
 
 def _ends(parts: Iterable[Sized]) -> np.ndarray:
     """Where each part ends in all of them together."""
     return np.array(list(accumulate(map(len, parts))), np.int64)
-
-
-def _pairs(dicts: Iterable[Mapping[Any, Any]]) -> np.ndarray:
-    """The addresses of keys and values, a row for each."""
-    found = [(id(key), id(value)) for d in dicts for key, value in d.items()]
-    return np.array(found, np.int64).reshape(-1, 2)

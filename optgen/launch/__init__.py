@@ -23,7 +23,7 @@ from optgen.ir import Extent, Node, Op, Program, State
 from optgen.launch.buckets import Bucket
 from optgen.launch.door import Move, check_all, fitted, fixed_of, free_of
 from optgen.launch.geometry import Geometry, geometry, slice_shape
-from optgen.launch.guards import guard
+from optgen.launch.guards import Survey, guard
 from optgen.launch.overlap import check_memory
 from optgen.launch.recording import (
     WIDEST,
@@ -31,9 +31,9 @@ from optgen.launch.recording import (
     Recording,
     counters_of,
     increment_versions,
+    looks_of,
     part_of,
     places_of,
-    signature_of,
     sources_of,
 )
 from optgen.launch.runners import Launch, Moment
@@ -183,17 +183,26 @@ class Launcher:
         fixed, free = fixed_of(work), free_of(work)
         if known and known.parts == parts and known.guard.find(fixed, free) is not None and known.holds():
             return known, []
-        plans, moves = self._admit(work, groups, mode)
+        self._backends(work)
+        states = [self.compiler.specialised(w.facts).states for w in work]
+        survey = Survey.of([*fixed, *free])
+        looks = looks_of(work, survey)
+        kinds: dict[Any, int] = {}  # of parts that have the same facts and look
+        alike = [kinds.setdefault((w.facts, look), len(kinds)) for w, look in zip(work, looks, strict=True)]
+        copied = check_all(work, states, groups, survey, alike)
+        plans, moves = self._admit(work, states, alike, mode)
+        if copied or moves:
+            fixed, free, survey = fixed_of(work), free_of(work), None
+            looks = looks_of(work, survey)
         even = [made is not None and self._even(w, made) for w, made in zip(work, plans, strict=True)]
-        signature = [(signature_of(w), at) for w, at in zip(work, even, strict=True)]
+        signature = list(zip(looks, even, strict=True))
         if known is not None and (known.parts, known.signature) == (parts, signature):
             buckets = known.buckets
         else:
-            buckets = self._make_buckets(work, plans, even)
-        fixed, places = fixed_of(work), places_of(work)
-        found = guard(fixed, free_of(work))
+            buckets = self._make_buckets(work, plans, signature)
+        places, found = places_of(work), guard(fixed, free, survey=survey)
         for bucket in buckets:
-            bucket.sources = sources_of(bucket, places)
+            bucket.sources = sources_of(bucket, work, places)
             if bucket.counted:
                 members = [work[m] for m in bucket.members]
                 bucket.set_clock([cast(Tensor, w.counter) for w in members], [w.states for w in members])
@@ -212,21 +221,30 @@ class Launcher:
         return {device: resolve(self.backend, device) for device in devices}
 
     def _admit(
-        self, work: Sequence[Work], groups: Sequence[Mapping[str, Any]], mode: str | None
+        self,
+        work: Sequence[Work],
+        states: Sequence[Mapping[str, State]],
+        alike: Sequence[int],
+        mode: str | None,
     ) -> tuple[list[Plan | None], list[Move]]:
         """Every part's plan, once its tensors have passed the door, and states that must move first."""
-        self._backends(work)
-        states = [self.compiler.specialised(w.facts).states for w in work]
-        check_all(work, states, groups)
         plans: list[Plan | None] = []
         moves: list[Move] = []
-        for w, declared in zip(work, states, strict=True):
+        fitting: dict[tuple[int, bool], Plan] = {}  # of parts whose states need not move
+        for w, declared, kind in zip(work, states, alike, strict=True):
             if not w.launched:
                 plans.append(None)
                 continue
-            codecs = [CODEC_OF[w.tensor(s).dtype] for s in self.compiler.stores(w.facts, mode)]
-            plans.append(made := self.compiler.planned(w.facts, codecs, mode))
-            moves += fitted(w, declared, made.real)
+            key = kind, w.counted
+            made = fitting.get(key)
+            if made is None:
+                codecs = [CODEC_OF[w.tensor(s).dtype] for s in self.compiler.stores(w.facts, mode)]
+                made = self.compiler.planned(w.facts, codecs, mode)
+                needed = fitted(w, declared, made.real)
+                moves += needed
+                if not needed:
+                    fitting[key] = made
+            plans.append(made)
         return plans, moves
 
     def _even(self, w: Work, made: Plan) -> bool:
@@ -237,35 +255,44 @@ class Launcher:
         return lines % WIDEST == 0 and all(w.tensor(s).data_ptr() % WIDEST == 0 for s in made.codecs)
 
     def _make_buckets(
-        self, work: Sequence[Work], plans: Sequence[Plan | None], even: Sequence[bool]
+        self, work: Sequence[Work], plans: Sequence[Plan | None], signature: Sequence[tuple[Any, bool]]
     ) -> list[Bucket]:
+        """Parts that share a launch; what is the same for those that look alike is found once."""
         found: dict[tuple[Any, ...], Bucket] = {}
+        alike: dict[Any, tuple[Bucket, Geometry]] = {}
         backends = self._backends(work)
         for i, (w, made) in enumerate(zip(work, plans, strict=True)):
             if made is None:
                 continue
-            shape = geometry([w.tensor(s) for s in made.codecs], self.compiler.logical)
-            shape = shape if even[i] else shape.one_by_one(w.param.numel(), len(made.codecs))
-            sharded, counter = (
-                w.shard is not None,
-                w.counter.dtype if w.counted and w.counter is not None else None,
-            )
-            codecs = tuple(made.codecs.values())
-            backend, block = backends[w.param.device], None
-            if backend == "triton" and made.slices:
-                from optgen.backends.triton import block_of
-
-                block = block_of(View.of(w.param.shape, made.slices), made.slices)
-            key = (w.param.device, w.facts, codecs, len(shape.sizes), sharded, counter, block)
-            if key not in found:
-                layout = Layout(made, len(shape.sizes), sharded and made.random, block)
-                kernel = cache.kernel(made, backend, self.math_mode, layout.dims, layout.sharded, block)
-                found[key] = Bucket(w.param.device, made, layout, kernel, [], [], counter is not None)
-            found[key].members.append(i)
-            found[key].geometries.append(shape)
+            key = w.facts, w.param.device, signature[i], w.shard is None, w.counted
+            if key not in alike:
+                alike[key] = self._bucket(found, w, made, signature[i][1], backends[w.param.device])
+            bucket, shape = alike[key]
+            bucket.members.append(i)
+            bucket.geometries.append(shape)
         for bucket in found.values():
             bucket.build(work)
         return list(found.values())
+
+    def _bucket(
+        self, found: dict[tuple[Any, ...], Bucket], w: Work, made: Plan, even: bool, backend: str
+    ) -> tuple[Bucket, Geometry]:
+        """The bucket of a part among those found, or a new one, and how its tensors are walked."""
+        shape = geometry([w.tensor(s) for s in made.codecs], self.compiler.logical)
+        shape = shape if even else shape.one_by_one(w.param.numel(), len(made.codecs))
+        sharded = w.shard is not None
+        counter = w.counter.dtype if w.counted and w.counter is not None else None
+        block = None
+        if backend == "triton" and made.slices:
+            from optgen.backends.triton import block_of
+
+            block = block_of(View.of(w.param.shape, made.slices), made.slices)
+        key = w.param.device, w.facts, tuple(made.codecs.values()), len(shape.sizes), sharded, counter, block
+        if key not in found:
+            layout = Layout(made, len(shape.sizes), sharded and made.random, block)
+            kernel = cache.kernel(made, backend, self.math_mode, layout.dims, layout.sharded, block)
+            found[key] = Bucket(w.param.device, made, layout, kernel, [], [], counter is not None)
+        return found[key], shape
 
 
 def resolve(backend: str, device: torch.device) -> str:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from optgen.launch.guards import MANY, compiled
 
+_HOST = torch.device("cpu")
+
 
 class Cells:
     """0-d tensors in the host's memory.
@@ -76,7 +78,7 @@ class StepCounters:
     def __init__(self, counters: Sequence[Tensor], places: np.ndarray, counted: Sequence[bool]):
         self.counted = list(counted)
         self.cells: Cells | None = None
-        if not any(counted) and all(counter.device.type == "cpu" for counter in counters):
+        if not any(counted) and {counter.device for counter in counters} == {_HOST}:
             self.cells = Cells(places, np.array([c.dtype is torch.float64 for c in counters]))
 
     def warm(self) -> None:

@@ -34,34 +34,51 @@ class Move(NamedTuple):
     new: Tensor
 
 
-def check_all(work: Sequence[Work], states: Sequence[Mapping[str, State]], groups: Groups) -> None:
+def check_all(
+    work: Sequence[Work],
+    states: Sequence[Mapping[str, State]],
+    groups: Groups,
+    survey: Survey | None,
+    alike: Sequence[int],
+) -> bool:
     """Check every tensor of a step, and copy gradients and inputs that lie in memory which it writes.
 
     Args:
         work: the step.
         states: of each part, what the program says of its states.
         groups: for names.
+        survey: of all tensors, if there is one.
+        alike: of each part, what is the same for others of its program whose tensors are of the same shapes.
+
+    Returns:
+        Whether something was copied.
 
     Raises:
         RuntimeError: a tensor is not what a kernel takes.
         ValueError: elements of a parameter share memory, or two tensors that the step writes overlap.
     """
-    fixed, free = fixed_of(work), free_of(work)
-    survey = Survey.of([*fixed, *free])
-    plain = [] if survey is None else survey.plain.tolist()
-    at, later = 0, len(fixed)
-    for w, declared in zip(work, states, strict=True):
-        count = (1 + len(w.states)) * w.launched + (w.counter is not None)
-        handed = ((w.grad is not None) + len(w.inputs)) * w.launched
-        alike = all(plain[at : at + count]) and all(plain[later : later + handed])
-        at, later = at + count, later + handed
-        if not (plain and alike and _fits(w, declared)):
-            check(w, declared, groups)
     if survey is None:
-        separate(work, states, groups, _spans(fixed), _spans(free))
-    else:
-        starts, sizes, count = survey.starts, survey.sizes, len(fixed)
-        separate(work, states, groups, (starts[:count], sizes[:count]), (starts[count:], sizes[count:]))
+        for w, declared in zip(work, states, strict=True):
+            check(w, declared, groups)
+        return separate(work, states, groups, _spans(fixed_of(work)), _spans(free_of(work)))
+    border = sum((1 + len(w.states)) * w.launched + (w.counter is not None) for w in work)
+    plain = survey.plain().tolist()
+    fitting: dict[int, bool] = {}
+    whole, at, later = all(plain), 0, border
+    for w, declared, kind in zip(work, states, alike, strict=True):
+        fits = fitting.get(kind)
+        if fits is None:
+            fits = fitting[kind] = _fits(w, declared)
+        if not whole:
+            count = (1 + len(w.states)) * w.launched + (w.counter is not None)
+            handed = ((w.grad is not None) + len(w.inputs)) * w.launched
+            fits = fits and all(plain[at : at + count]) and all(plain[later : later + handed])
+            at, later = at + count, later + handed
+        if not fits:
+            check(w, declared, groups)
+    starts, spans = survey.starts, survey.spans
+    fixed, free = (starts[:border], spans[:border]), (starts[border:], spans[border:])
+    return separate(work, states, groups, fixed, free)
 
 
 def fixed_of(work: Sequence[Work]) -> list[Tensor]:
@@ -169,7 +186,7 @@ def fitted(w: Work, states: Mapping[str, State], real: str) -> list[Move]:
 
 def separate(
     work: Sequence[Work], states: Sequence[Mapping[str, State]], groups: Groups, fixed: Where, free: Where
-) -> None:
+) -> bool:
     """Copy gradients and inputs that lie in memory which the step writes.
 
     Args:
@@ -179,14 +196,16 @@ def separate(
         fixed: where what is written lies, and how many bytes each spans.
         free: where what is only read lies.
 
+    Returns:
+        Whether something was copied.
+
     Raises:
         ValueError: two tensors that it writes, step counts too, overlap, or are one; the message names them.
     """
-    seen: set[int] = set()
-    for w in work:
-        if id(w.param if w.owner is None else w.owner) in seen:
-            raise ValueError(f"{called(w, groups)} is there twice: take it out of one place")
-        seen.add(id(w.param if w.owner is None else w.owner))
+    owners = [id(w.param if w.owner is None else w.owner) for w in work]
+    if len({*owners}) < len(owners):
+        twice = next(i for i, owner in enumerate(owners) if owner in owners[:i])
+        raise ValueError(f"{called(work[twice], groups)} is there twice: take it out of one place")
     spans = Spans(*fixed)
     written = [] if spans.disjoint() else fixed_of(work)
     if written and (found := overlapping(written)) is not None:
@@ -201,11 +220,12 @@ def separate(
             "memory, so a step of one would change the other: give one of them its own, tensor.clone()"
         )
     if spans.clear_of(*free):
-        return
+        return False
     for w in work:
         if w.launched and w.grad is not None and not spans.clear_of(*_spans([w.grad])):
             w.grad = w.grad.clone()
         w.inputs = {n: x if spans.clear_of(*_spans([x])) else x.clone() for n, x in w.inputs.items()}
+    return True
 
 
 def _spans(tensors: Sequence[Tensor]) -> Where:

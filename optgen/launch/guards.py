@@ -15,6 +15,7 @@ import ctypes
 import importlib.util
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -132,24 +133,27 @@ class Guard:
 class CompiledGuard(Guard):
     """The same, for many tensors in one call."""
 
-    def __init__(self, fixed: Tensors, free: Tensors, module: ModuleType):
+    def __init__(self, fixed: Tensors, free: Tensors, module: ModuleType, survey: Survey | None = None):
         self.module, self.count, self.free_count = module, len(fixed), len(free)
         self.look = looks()
-        self.types = {type(t) for t in (*fixed, *free)}  # kept, so that no other type gets its address
-        written, read = facts_of(fixed, module), facts_of(free, module)
-        if written is None or read is None:
-            raise RuntimeError("torch cannot describe a tensor of this step: it has no memory of its own")
-        (rows, _, places), (free_rows, _, self.moved) = written, read
-        self.addresses = np.concatenate([places, self.moved])
+        self.types = {*map(type, fixed), *map(type, free)}  # kept, so that no other type gets its address
+        if survey is None:
+            survey = Survey([*fixed, *free], module)
+        rows, free_rows = survey.rows[: self.count], survey.rows[self.count :]
+        border = 2 * int(rows[:, 5].sum())
+        sizes, free_sizes = survey.sizes[:border], survey.sizes[border:]
+        self.addresses = survey.starts.copy()
+        self.moved = self.addresses[self.count :].copy()
         self.fixed, self.free_places = self.addresses[: self.count], self.addresses[self.count :]
         self.spans = Spans(self.fixed, rows[:, 7])
         spans = np.ascontiguousarray(self.spans.starts), np.ascontiguousarray(self.spans.reach)
         self.arrays = (
             self.look[0],
-            *written[:2],
+            rows,
+            sizes,
             self.fixed,
             free_rows,
-            read[1],
+            free_sizes,
             self.moved,
             self.free_places,
             *spans,
@@ -182,44 +186,62 @@ def words_of(array: np.ndarray) -> list[int]:
     return [array.ctypes.data, *array.shape]
 
 
-def facts_of(tensors: Tensors, module: ModuleType) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """A row of what must stay the same for each, sizes and strides of all, and where they lie; int64.
-
-    A row has the type, lazy views, bytes of the storage, dtype, device, dimensions, bytes of an element and
-    of all that it spans, whether it is contiguous, and at which element of the storage it begins. None if
-    torch cannot describe one.
-    """
-    rows, places = np.zeros((len(tensors), 10), np.int64), np.zeros(len(tensors), np.int64)
-    rows[:, 6] = [t.element_size() for t in tensors]
-    if not module.describe(*looks(), id(tensors), rows, places):
-        return None
-    sizes = np.zeros(2 * int(rows[:, 5].sum()), np.int64)
-    module.measure(*looks(), id(tensors), rows, sizes)
-    return rows, sizes, places
-
-
 class Survey:
-    """Many tensors at a glance: where they lie, how many bytes each spans, and which are plain.
+    """Many tensors at a glance: what they are, where they lie and what each spans, all int64.
 
-    A plain one is a contiguous tensor of the host's memory, all of which is there, with floating-point
-    numbers that no lazy view changes.
+    `rows` has of each what must stay the same: its type, lazy views, bytes of the storage, dtype, device,
+    dimensions, bytes of an element and of all that it spans, whether it is contiguous, and at which element
+    of the storage it begins. `sizes` has the sizes and then the strides of each, one after the other.
+
+    Raises:
+        RuntimeError: torch cannot describe one.
     """
 
-    def __init__(self, tensors: Tensors, rows: np.ndarray, starts: np.ndarray):
-        self.starts, self.sizes = starts, rows[:, 7]
-        types, key, dtypes = _plain()
-        plain = np.isin(rows[:, 0], types) & (rows[:, 1] == key) & np.isin(rows[:, 3], dtypes)
-        there = (rows[:, 9] * rows[:, 6] + rows[:, 7] <= rows[:, 2]) & ((starts != 0) | (rows[:, 7] == 0))
-        self.plain = plain & there & (rows[:, 8] == 1)
+    def __init__(self, tensors: Tensors, module: ModuleType):
+        self.rows, self.starts = np.zeros((len(tensors), 10), np.int64), np.zeros(len(tensors), np.int64)
+        if not module.describe(*looks(), id(tensors), self.rows, self.starts):
+            raise RuntimeError("torch cannot describe a tensor of this step: it has no memory of its own")
+        _, firsts, kinds = np.unique(self.rows[:, 3], return_index=True, return_inverse=True)
+        self.rows[:, 6] = np.array([tensors[i].element_size() for i in firsts], np.int64)[kinds]
+        self.sizes = np.zeros(2 * int(self.rows[:, 5].sum()), np.int64)
+        module.measure(*looks(), id(tensors), self.rows, self.sizes)
 
     @staticmethod
     def of(tensors: Tensors) -> Survey | None:
         """A survey, where there are so many that it pays; None too where one is no tensor with memory."""
         module = compiled() if len(tensors) >= MANY else None
-        if module is None or not all(type(t) in PLAIN for t in tensors):
+        if module is None or not {*map(type, tensors)} <= {*PLAIN}:
             return None
-        found = facts_of(tensors, module)
-        return None if found is None else Survey(tensors, found[0], found[2])
+        try:
+            return Survey(tensors, module)
+        except RuntimeError:
+            return None
+
+    @property
+    def spans(self) -> np.ndarray:
+        """How many bytes each spans."""
+        return self.rows[:, 7]
+
+    def plain(self) -> np.ndarray:
+        """Which are contiguous tensors of the host's memory, all of which is there.
+
+        They have floating-point numbers that no lazy view changes.
+        """
+        rows = self.rows
+        types, key, dtypes = _plain()
+        plain = np.isin(rows[:, 0], types) & (rows[:, 1] == key) & np.isin(rows[:, 3], dtypes)
+        there = (rows[:, 9] * rows[:, 6] + rows[:, 7] <= rows[:, 2]) & (
+            (self.starts != 0) | (rows[:, 7] == 0)
+        )
+        found: np.ndarray = plain & there & (rows[:, 8] == 1)
+        return found
+
+    def kinds(self, ends: Sequence[int]) -> list[tuple[bytes, bytes]]:
+        """Of stretches of tensors that end there: lazy views, dtypes, devices, sizes and strides of each."""
+        what = np.ascontiguousarray(self.rows[:, [1, 3, 4, 5]]).tobytes()
+        sizes, lengths = self.sizes.tobytes(), np.concatenate([[0], np.cumsum(16 * self.rows[:, 5])])
+        stretches = zip(pairwise([0, *ends]), pairwise([0, *lengths[list(ends)].tolist()]), strict=True)
+        return [(what[32 * a : 32 * b], sizes[c:d]) for (a, b), (c, d) in stretches]
 
 
 @cache
@@ -229,18 +251,18 @@ def _plain() -> tuple[list[int], int, list[int]]:
     assert module is not None
     kinds = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     with torch.device("cpu"), torch.inference_mode(False):
-        found = facts_of([torch.zeros(1, dtype=kind) for kind in kinds], module)
-    assert found is not None
-    return list(map(id, PLAIN)), int(found[0][0, 1]), found[0][:, 3].tolist()
+        rows = Survey([torch.zeros(1, dtype=kind) for kind in kinds], module).rows
+    return list(map(id, PLAIN)), int(rows[0, 1]), rows[:, 3].tolist()
 
 
-def guard(fixed: Tensors, free: Tensors, warm: bool = False) -> Guard:
+def guard(fixed: Tensors, free: Tensors, warm: bool = False, survey: Survey | None = None) -> Guard:
     """What tells whether these tensors are what they are now; they have passed the door.
 
-    `warm` says that they have been compared so often that it pays to compile for few tensors too.
+    `warm` says that they have been compared so often that it pays to compile for few tensors too; `survey` is
+    of all of them, if there is one.
     """
     module = compiled() if warm or len(fixed) + len(free) >= MANY else None
-    return Guard(fixed, free) if module is None else CompiledGuard(fixed, free, module)
+    return Guard(fixed, free) if module is None else CompiledGuard(fixed, free, module, survey)
 
 
 @cache

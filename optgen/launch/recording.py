@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,12 @@ from optgen.ir import Node, Op, toposort
 from optgen.launch.buckets import Bucket
 from optgen.launch.cells import StepCounters
 from optgen.launch.door import Move, fixed_of
-from optgen.launch.guards import Guard, guard
+from optgen.launch.guards import Guard, Survey, guard
 from optgen.launch.onecall import OneCall
 from optgen.launch.runners import Launch, Moment, advance
 from optgen.launch.work import Work
 
+Places = tuple[list[int], list[int]]  # see `places_of`
 WIDEST = 16  # bytes of a GPU's widest access, and elements that lines of tiles are multiples of
 
 
@@ -152,31 +154,37 @@ def signature_of(w: Work) -> tuple[Any, ...]:
     return w.param.shape, w.param.device, counter, *((t.stride(), t.dtype) for t in tensors)
 
 
-def places_of(work: Sequence[Work]) -> list[dict[str, int]]:
-    """Of each part where its stores are among all tensors, those of `fixed_of` and then of `free_of`.
+def looks_of(work: Sequence[Work], survey: Survey | None) -> list[Any]:
+    """What buckets and tables depend on of each part's tensors, but for addresses.
 
-    The counter is `@step`.
+    Those of one process compare equal where that is the same; a survey is of all of `fixed_of`, `free_of`.
     """
-    places: list[dict[str, int]] = []
-    at = 0
-    for w in work:
-        names = ["p", *w.states] if w.launched else []
-        names += ["@step"] if w.counter is not None else []
-        places.append({name: at + i for i, name in enumerate(names)})
-        at += len(names)
-    for w, mine in zip(work, places, strict=True):
-        if w.launched:
-            handed = [*([] if w.grad is None else ["g"]), *w.inputs]
-            mine |= {"g": mine["p"]} | {name: at + i for i, name in enumerate(handed)}
-            at += len(handed)
-    return places
+    if survey is None:
+        return [signature_of(w) for w in work]
+    starts, later = places_of(work)
+    count = len(survey.rows)
+    kinds = survey.kinds([*starts[1:], *later[:1], *later[1:], count] if work else [])
+    return list(zip(kinds[: len(work)], kinds[len(work) :], strict=True))
 
 
-def sources_of(bucket: Bucket, places: Sequence[dict[str, int]]) -> dict[str, np.ndarray]:
+def places_of(work: Sequence[Work]) -> tuple[list[int], list[int]]:
+    """Where each part's tensors begin among all: those of `fixed_of`, then those of `free_of`."""
+    fixed = [(1 + len(w.states)) * w.launched + (w.counter is not None) for w in work]
+    free = [((w.grad is not None) + len(w.inputs)) * w.launched for w in work]
+    *starts, end = accumulate(fixed, initial=0)
+    *later, _ = accumulate(free, initial=end)
+    return starts, later
+
+
+def sources_of(bucket: Bucket, work: Sequence[Work], places: Places) -> dict[str, np.ndarray]:
     """For each store and host state of a bucket, which tensors they are of."""
+    starts, later = (np.array(found, np.int64)[bucket.members] for found in places)
+    first = work[bucket.members[0]]  # the others have the same stores
+    found = {"p": starts, "g": starts if first.grad is None else later}
+    found |= {name: starts + 1 + k for k, name in enumerate(first.states)}
+    found |= {name: later + (first.grad is not None) + k for k, name in enumerate(first.inputs)}
     names = [name for name in bucket.layout.pointers if not name.startswith("#")]
-    names += [name for name in bucket.host_states if name not in names]
-    return {name: np.array([places[m][name] for m in bucket.members], np.int64) for name in names}
+    return {name: found[name] for name in dict.fromkeys([*names, *bucket.host_states])}
 
 
 def increment_versions(work: Sequence[Work], moves: Sequence[Move], numbers: Sequence[Tensor]) -> None:
@@ -186,12 +194,11 @@ def increment_versions(work: Sequence[Work], moves: Sequence[Move], numbers: Seq
     torch.autograd.graph.increment_version(written)
 
 
-def counters_of(
-    work: Sequence[Work], places: Sequence[dict[str, int]], addresses: np.ndarray
-) -> StepCounters | None:
+def counters_of(work: Sequence[Work], places: Places, addresses: np.ndarray) -> StepCounters | None:
     """The counters of a step; None where the caller counts by itself."""
     found = [w.counter for w in work if w.counter is not None]
-    where = np.array([mine["@step"] for mine in places if "@step" in mine], np.int64)
     if not found:
         return None
+    known = zip(work, places[0], strict=True)
+    where = [at + (1 + len(w.states)) * w.launched for w, at in known if w.counter is not None]
     return StepCounters(found, addresses[where], [w.counted for w in work])
