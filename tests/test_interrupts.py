@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import count
@@ -20,7 +21,7 @@ from interrupts import Case, Look, Stopped, bits, judge
 from lines import Event, chosen
 from optgen import library, optim, replay, store, tree
 from optgen.ir import Extent
-from optgen.launch import Uninterrupted
+from optgen.launch import Uninterrupted, undisturbed
 from optgen.training import accumulated
 from optgen.tree.states import leaves
 
@@ -432,6 +433,25 @@ def test_an_ignored_signal_stays_ignored(case):
         check(case, partial(interrupt, signal.SIGUSR1), choose=FEW)
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_undisturbed_is_who_has_no_handler_but_that_of_ctrl_c():
+    assert undisturbed()
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        assert not undisturbed()
+        with ThreadPoolExecutor(1) as pool:  # where no handler runs
+            assert pool.submit(undisturbed).result()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert undisturbed()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        assert not undisturbed()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert undisturbed()
 
 
 # The test itself

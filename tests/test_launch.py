@@ -10,7 +10,7 @@ from optgen import library
 from optgen.backends.cpu import CHUNK, CpuKernel
 from optgen.compose import with_maximize
 from optgen.ir import Extent, State, const
-from optgen.launch import Launcher, Work, geometry
+from optgen.launch import Launcher, Work, geometry, guards
 from optgen.launch.door import fitted
 
 
@@ -61,6 +61,33 @@ def test_buckets_split_by_dtype_and_truth(monkeypatch):
     fill(params)
     optimizer.step()
     assert sorted(launches) == [("sweep", 2), ("sweep", 2), ("sweep", 3), ("sweep", 3)]
+
+
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "Adafactor", "LAMB"])
+def test_many_tensors_have_the_buckets_that_few_have(monkeypatch, name):
+    """What parts look like is told by one call for many tensors, and by torch for few."""
+    kinds = (torch.float32, torch.bfloat16, torch.float64)
+    shapes = [(3, 4), (7,), (), (2, 3, 4), (5, 2), (2, 3, 2, 2)]
+    runs = []
+    for many in (guards.MANY, 1 << 60):
+        monkeypatch.setattr(guards, "MANY", many)
+        params = []
+        for i in range(90):
+            value = torch.full(shapes[i % 6], 1.0 + i, dtype=kinds[i // 6 % 3])
+            value = value.transpose(0, -1) if i % 4 == 1 and value.dim() == 3 else value
+            value = value.to(memory_format=torch.channels_last) if value.dim() == 4 else value
+            params.append(nn.Parameter(value))
+        fill(params)
+        params[3].grad = torch.full((3, 2, 4), 0.5, dtype=params[3].dtype).transpose(0, 1)
+        optimizer = getattr(optgen, name)(params, backend="cpu", state_dtype=torch.float32)
+        for _ in range(3):
+            optimizer.step()
+        (recording,) = optimizer._launcher._recordings.values()
+        found = [(b.members, b.geometries, tuple(b.plan.codecs.values())) for b in recording.buckets]
+        states = [value for p in params for value in optimizer.state[p].values()]
+        runs.append((found, [*params, *states]))
+    assert runs[0][0] == runs[1][0]
+    assert all(map(torch.equal, runs[0][1], runs[1][1]))
 
 
 def test_twenty_thousand_tensors_with_as_many_rows():

@@ -18,7 +18,7 @@ from optgen.codecs import CODECS
 from optgen.ir import ATOM, DType, Extent, Node, Op, Spelling
 
 CHUNK = 1 << 14
-TILE = (64, 512)  # lines and columns, or more
+TILE = (8, 4096)  # lines and columns, or more: whole rows where they are no longer, which memory likes
 LANES = 64
 DIMS = {"lines": 1, "numbers": 1}  # of tables that have not two
 FIRST_TABLE = 3  # after where a thread's number, the number of threads and that of chunks lie
