@@ -183,11 +183,12 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        key = (self._settings["capturable"],)
-        if inputs or not (undisturbed() and self._again(self._launcher, key)):
-            with Uninterrupted():  # so that no handler changes what has been checked, or cuts an import
-                if inputs or not self._again(self._launcher, key):
-                    self._step(inputs, loss)
+        launcher, key = self._launcher, (self._settings["capturable"],)
+        with launcher.lock:  # two steps at once would fill the same tables
+            if inputs or not (undisturbed() and self._again(launcher, key)):
+                with Uninterrupted():  # so that no handler changes what has been checked, or cuts an import
+                    if inputs or not self._again(launcher, key):
+                        self._step(inputs, loss)
         return loss
 
     def _again(self, launcher: Launcher, key: tuple[Any, ...]) -> bool:
@@ -585,7 +586,7 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _switch(self, training: bool) -> None:
         if self.program.modes:
-            with Uninterrupted():
+            with self._launcher.lock, Uninterrupted():
                 self._switch_now(training)
 
     def _switch_now(self, training: bool) -> None:

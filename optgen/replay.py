@@ -205,20 +205,14 @@ class Replay:
         for group in groups:
             if not group.get("train_mode", True):
                 return False
-        if not one.refresh(groups):
-            return False
         found = self._find(groups, state, {})
         if found is None:
             return False
-        fixed, free, _ = found
-        if self.alone is None:
-            return one.make(fixed, free)
-        (p,) = self.moving(fixed)
-        p.grad = None  # first, so that an interrupt leaves no gradient that has been stepped with
-        made = one.make(fixed, free)
-        if not made:
-            p.grad = free[0]
-        return made
+        try:
+            ready = one.refresh(groups)
+        except ValueError:  # of a hyperparameter; the ordinary way says it, or what comes before it
+            return False
+        return ready and one.make(*found[:2], free_grad=self.alone is not None)
 
     def _find(
         self, groups: Groups, state: State, handed: Mapping[str, Any]
@@ -253,9 +247,11 @@ class Replay:
         """Have few objects compared in compiled code too, if steps are repeated so often that it pays."""
         if not self.warm and next(_replays) >= WARM:
             self.warm = True
-            self.recording.warm(fixed, free)
+            plain = {*map(type, fixed)} <= {*PLAIN}  # to free the gradient of another may call anything
+            self.recording.warm(fixed, free, self.alone is None or plain)
             if not self.divided:
                 self.watch = watch(*self._where(groups, state), fixed, warm=True)
+                self.watch.find(*self._where(groups, state))  # compiled here, where no signal interrupts
 
     def _alike(self, fixed: Sequence[Any], owners: Sequence[Any], free: Sequence[Any]) -> bool:
         """Whether distributed tensors are divided as they were, and gradients and inputs as parameters."""

@@ -126,6 +126,20 @@ def test_random_views_as_elements_say():
     assert found == {True, False}
 
 
+@pytest.mark.parametrize("count", [1, 300])
+def test_a_lazily_negated_gradient_that_is_not_all_there_is_not_read(count):
+    params = [nn.Parameter(torch.ones(6)) for _ in range(count)]
+    for p in params:
+        p.grad = torch._neg_view(torch.ones(6))
+    optimizer = optgen.SGD(params, lr=1.0)
+    optimizer.step()
+    assert torch.equal(params[-1].detach(), torch.full((6,), 2.0))
+    params[-1].grad.untyped_storage().resize_(8)
+    with pytest.raises(RuntimeError, match="lies in a storage of 8 bytes"):
+        optimizer.step()
+    assert torch.equal(params[-1].detach(), torch.full((6,), 2.0))
+
+
 def test_memory_is_not_kept():
     """Addresses are read anew: a parameter's memory may be another's after `.data =`."""
     p, q = views(torch.zeros(4), torch.zeros(4))

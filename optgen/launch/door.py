@@ -267,8 +267,13 @@ def has_room(tensor: Tensor) -> bool:
 
 
 def resolved(tensor: Tensor) -> Tensor:
-    """A tensor that is only read, with numbers of its own where it is lazily negated or zero."""
-    return tensor.clone() if tensor._is_zerotensor() else tensor.resolve_neg()
+    """A tensor that is only read, with numbers of its own where it is lazily negated or zero.
+
+    One that is not all there stays as it is, for `check` to refuse.
+    """
+    if tensor._is_zerotensor():
+        return tensor.clone()
+    return tensor.resolve_neg() if tensor.is_neg() and has_numbers(tensor) else tensor
 
 
 def _needed(tensor: Tensor) -> int:
@@ -314,9 +319,6 @@ def _check_plain(w: Work, groups: Groups, what: str, tensor: Tensor, written: bo
         refuse(w, groups, what, f"is {tensor.dtype}", SUPPORTED)
     if tensor._is_zerotensor():
         refuse(w, groups, what, "is a zero that torch keeps no memory for", "a tensor of its own, `clone()`")
-    if tensor.is_neg() or tensor.is_conj():
-        how = "negated" if tensor.is_neg() else "conjugated"
-        refuse(w, groups, what, f"is a lazily {how} view", "a tensor of its own, `tensor.resolve_neg()`")
     try:
         whole = tensor.untyped_storage().nbytes()
         start = tensor.data_ptr()
@@ -325,6 +327,9 @@ def _check_plain(w: Work, groups: Groups, what: str, tensor: Tensor, written: bo
     if tensor.numel() and (whole < _needed(tensor) or not start):
         there = f"lies in a storage of {whole} bytes, which was freed or resized"
         refuse(w, groups, what, there, f"{_needed(tensor)} of them")
+    if tensor.is_neg() or tensor.is_conj():
+        how = "negated" if tensor.is_neg() else "conjugated"
+        refuse(w, groups, what, f"is a lazily {how} view", "a tensor of its own, `tensor.resolve_neg()`")
     if not written or tensor.is_contiguous():
         return
     try:

@@ -8,6 +8,8 @@ holds the lock of the interpreter all the while, so that no other thread and no 
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from types import ModuleType
@@ -16,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from optgen.launch.cells import Cells
-from optgen.launch.guards import CompiledGuard, Tensors, words_of
+from optgen.launch.guards import CompiledGuard, Tensors, c_function, words_of
 from optgen.launch.runners import Launch
 
 Groups = Sequence[Mapping[str, Any]]
+GRAD = sys.intern("grad")
 
 
 class OneCall:
@@ -38,7 +41,7 @@ class OneCall:
         """The call; None where the step takes more than one."""
         if not isinstance(guard, CompiledGuard) or counters is None or counters.module is None:
             return None
-        if not all(launch.simple for launch in launches):
+        if not launches or not all(launch.simple for launch in launches):
             return None
         calls = []
         for bucket in (launch.bucket for launch in launches):
@@ -63,7 +66,8 @@ class OneCall:
         doubles = counters.doubles.astype(np.int64)
         arrays = counters.places, doubles, np.concatenate(cells), np.concatenate(of), functions, data
         self.arrays = [np.ascontiguousarray(array, np.int64) for array in arrays]
-        self.more = np.array(list(chain.from_iterable(map(words_of, self.arrays))), np.int64)
+        words = [*chain.from_iterable(map(words_of, self.arrays)), c_function("PyObject_SetAttr")]
+        self.more = np.array([*words, id(GRAD), id(None)], np.int64)
 
     def _cells(self, launch: Launch) -> tuple[np.ndarray, np.ndarray]:
         """Which cells of a table have addresses of free tensors, and of which."""
@@ -92,12 +96,21 @@ class OneCall:
                 return False
         return True
 
-    def make(self, fixed: Tensors, free: Tensors) -> bool:
-        """Make the step; False where a tensor or a counter is not what it was, and nothing has changed."""
+    def compile(self, fixed: Tensors, free: Tensors) -> None:
+        """Have the call compiled, which no parameter is at the step for."""
+        self.count = math.nan
+        self.make(fixed, free)
+        self.count = None
+
+    def make(self, fixed: Tensors, free: Tensors, free_grad: bool = False) -> bool:
+        """Make the step; False where a tensor or a counter is not what it was, and nothing has changed.
+
+        With `free_grad` the first of the fixed ones, a plain parameter, loses its gradient.
+        """
         guard, count = self.guard, self.count
         if count is None or len(fixed) != guard.count or len(free) != guard.free_count:
             return False
-        if not self.step(guard.words, self.more, id(fixed), id(free), count):
+        if not self.step(guard.words, self.more, id(fixed), id(free), count, free_grad):
             return False
         self.count = count + 1
         return True

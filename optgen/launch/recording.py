@@ -56,15 +56,21 @@ class Recording:
         """Whether the tensors that the guard has found lie at the same multiples of 16, if that matters."""
         return self.even is None or np.array_equal(self.guard.addresses % WIDEST == 0, self.even)
 
-    def warm(self, fixed: list[Tensor], free: list[Tensor]) -> None:
-        """Have few tensors, which the guard has just found, looked at in compiled code too."""
+    def warm(self, fixed: list[Tensor], free: list[Tensor], in_one_call: bool) -> None:
+        """Have few tensors, which the guard has just found, looked at in compiled code too.
+
+        That and, where they may be, steps in one call are compiled here.
+        """
         warmed = guard(fixed, free, warm=True)
         if warmed.find(fixed, free) is None:  # it refuses what torch counts no versions for
             return
         warmed.moves, self.guard = self.guard.moves, warmed
         if self.counters is not None:
             self.counters.warm()
-            self.one = OneCall.of(self.launches, warmed, self.counters.cells)
+            if in_one_call:
+                self.one = OneCall.of(self.launches, warmed, self.counters.cells)
+            if self.one is not None:
+                self.one.compile(fixed, free)
 
     def refresh(self, moment: Moment) -> None:
         """Bring all tables up to date, and compile what is launched: what can fail fails here."""

@@ -321,11 +321,12 @@ def add_one(places: Any, doubles: Any) -> None:
 
 
 @compiled
-def make(words: Any, more: Any, fixed: int, free: int, count: float) -> int:
+def make(words: Any, more: Any, fixed: int, free: int, count: float, free_grad: bool) -> int:
     """A step: what `guard` says, and 0, with nothing done, where a parameter has not made `count` steps.
 
     `more` says where the rest lies: counters, and which are float64; tables' cells for addresses of free
-    tensors, and of which; functions of one pointer, and their pointers (see `launch.onecall`).
+    tensors, and of which; functions of one pointer, and their pointers (see `launch.onecall`); what sets an
+    attribute, its name and None, for the gradient of the first fixed tensor with `free_grad`.
     """
     found = found_as(words, fixed, free)
     if found == 0:
@@ -346,4 +347,6 @@ def make(words: Any, more: Any, fixed: int, free: int, count: float) -> int:
         call1(functions[i], data[i])
     for i in range(len(counters)):
         put(counters[i], doubles[i] != 0, count + 1)
+    if free_grad:
+        call3(more[12], call2(words[2], fixed, 0), more[13], more[14])
     return found
