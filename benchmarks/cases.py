@@ -5,10 +5,10 @@ same unless the feature is about gradients. What differs from a plain `step()`:
 
 - GradScaler: `scaler.step` and `scaler.update`. Torch's fused step leaves the gradients unscaled, so both get
   scaled ones before every turn, untimed.
-- accumulated: 4 backward passes, and `step()` and `zero_grad()` after each. Torch's loop leaves the sum to
-  autograd, and has one step and `zero_grad()` after the last. A third contestant makes the passes with no
-  gradient to add to and no step, and what it takes in the same turn is taken off: what is left is the sum and
-  the steps.
+- accumulated: `step()` and `zero_grad()` after each of 4 gradients, which are new tensors every time, as
+  after a backward pass. Torch's loop leaves the sum to backward; what backward would do is one addition to
+  every tensor for each gradient but the first, and only that of it is timed, as one call for the list, then
+  the fused step and `zero_grad()`.
 - release: a whole backward pass, of the sum of 1,000 products, because the hooks run inside it. Torch's are
   those of its tutorial, an optimizer a parameter, which steps and frees the gradient. The pass itself is the
   same for both; a third contestant makes it without hooks, and the note says what the steps cost without it.
@@ -216,52 +216,35 @@ def scaled() -> Contest:
 
 
 def accumulated() -> Contest:
-    """A step for every 4 backward passes."""
-    params = {name: tensors(SMALL) for name in ("optgen", "torch", "backward")}
-    for own in params.values():
-        for p in own:
-            p.grad = None
-    batches = [[torch.randn(8) for _ in SMALL] for _ in range(BATCHES)]
-    ones = [torch.ones(8) for _ in SMALL]
-    ours = training.accumulated(optgen.AdamW, BATCHES)(params["optgen"], lr=1e-3)
-    peer = fused_adamw(params["torch"])
-
-    def backward(name: str, divisor: int, batch: list[torch.Tensor]) -> float:
-        products = [p * (c / divisor) for p, c in zip(params[name], batch, strict=True)]
-        return seconds(partial(torch.autograd.backward, products, ones))
+    """A step for every 4 gradients."""
+    mine, theirs = tensors(SMALL), tensors(SMALL)
+    batches = [[torch.randn_like(p) for p in mine] for _ in range(BATCHES)]
+    parted = [[g / BATCHES for g in batch] for batch in batches]  # the loss would be divided
+    ours = training.accumulated(optgen.AdamW, BATCHES)(mine, lr=1e-3)
+    peer = fused_adamw(theirs)
 
     def end(opt: torch.optim.Optimizer) -> None:
         opt.step()
         opt.zero_grad()
 
     def many_steps() -> float:
-        return sum(backward("optgen", 1, batch) + seconds(partial(end, ours)) for batch in batches)
-
-    def one_step() -> float:  # the loss would be divided
-        found = sum(backward("torch", BATCHES, batch) for batch in batches)
-        return found + seconds(partial(end, peer))
-
-    def no_step() -> float:
-        found = 0.0
+        total = 0.0
         for batch in batches:
-            found += backward("backward", 1, batch)
-            for p in params["backward"]:
-                p.grad = None
-        return found
+            for p, g in zip(mine, batch, strict=True):
+                p.grad = g.clone()
+            total += seconds(partial(end, ours))
+        return total
 
-    steps = {"optgen": many_steps, "torch": one_step, "backward": no_step}
-    return Contest(steps, lambda: same(params["optgen"], params["torch"]), own_clock=True)
+    def one_step() -> float:
+        for p, g in zip(theirs, parted[0], strict=True):
+            p.grad = g.clone()
+        grads = [p.grad for p in theirs]
+        added = sum(seconds(partial(torch._foreach_add_, grads, batch)) for batch in parted[1:])
+        del grads
+        return added + seconds(partial(end, peer))
 
-
-def apart(measure: Callable[[int, float], Times], what: str) -> Callable[[int, float], Times]:
-    """The times of the others without what a contestant takes in the same turn."""
-
-    def rest(turns: int, limit: float) -> Times:
-        times = measure(turns, limit)
-        plain = times.pop(what)
-        return {name: [a - b for a, b in zip(own, plain, strict=True)] for name, own in times.items()}
-
-    return rest
+    steps = {"optgen": many_steps, "torch": one_step}
+    return Contest(steps, partial(same, mine, theirs), own_clock=True)
 
 
 def released() -> Contest:
@@ -394,9 +377,7 @@ CASES = [
     Case("clipped AdamW", "torch's clipping and " + FUSED, 1 / 2, contest(clipped)),
     *(Case(name, FUSED, 1 / 2, measure) for name, measure in HALF.items()),
     Case("GradScaler, AdamW", FUSED, 0.55, contest(scaled)),
-    Case(
-        "accumulated AdamW", "a loop that adds, and " + FUSED, 1 / 2, apart(contest(accumulated), "backward")
-    ),
+    Case("accumulated AdamW", "a loop that adds, and " + FUSED, 1 / 2, contest(accumulated)),
     Case("released AdamW", "torch's hooks, fused", 1 / 2, contest(released), steps_alone, ("backward",)),
     Case("10,000 tensors, AdamW", FUSED, 0.35, against_adamw(shapes=10 * SMALL)),
     Case("1 tensor, AdamW", FUSED, 0.8, against_adamw(shapes=SMALL[:1], repeat=20)),
