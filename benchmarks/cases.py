@@ -6,9 +6,9 @@ same unless the feature is about gradients. What differs from a plain `step()`:
 - GradScaler: `scaler.step` and `scaler.update`. Torch's fused step leaves the gradients unscaled, so both get
   scaled ones before every turn, untimed.
 - accumulated: `step()` and `zero_grad()` after each of 4 gradients, which are new tensors every time, as
-  after a backward pass. Torch's loop leaves the sum to backward; what backward would do is one addition to
-  every tensor for each gradient but the first, and only that of it is timed, as one call for the list, then
-  the fused step and `zero_grad()`.
+  after a backward pass. Torch's loop leaves the sum to backward, which makes one addition in C++ for every
+  tensor and each gradient but the first: only that is timed, as one call for the list, which does the same,
+  then the fused step and `zero_grad()`. Whole passes would take ten times as long as what is asked for.
 - release: a whole backward pass, of the sum of 1,000 products, because the hooks run inside it. Torch's are
   those of its tutorial, an optimizer a parameter, which steps and frees the gradient. The pass itself is the
   same for both; a third contestant makes it without hooks, and the note says what the steps cost without it.
