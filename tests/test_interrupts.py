@@ -40,6 +40,12 @@ def numbers(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     return _numbers(shape, seed).to(dtype, copy=True)
 
 
+@pytest.fixture(autouse=True)
+def cold(monkeypatch):
+    """Steps are in one call where a case says so, however many there were before in this process."""
+    monkeypatch.setattr(replay, "WARM", 1 << 62)
+
+
 class Stepped:
     """An optimizer with two groups."""
 
