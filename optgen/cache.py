@@ -24,7 +24,7 @@ from optgen.backends import Block, Kernel, Layout
 from optgen.backends.emit import identifier
 from optgen.backends.registry import BACKENDS
 from optgen.disk import folder
-from optgen.locks import lock, once, uncut
+from optgen.locks import lock, once, parse, uncut
 from optgen.plan import Plan
 
 __all__ = ["compiling", "emit", "folder", "kernel", "load"]
@@ -84,7 +84,7 @@ def load(source: str, name: str, backend: str) -> ModuleType:
         name: what it is of, for whoever looks into the cache folder.
         backend: what compiles it, `cpu` or `triton`.
     """
-    tree = ast.parse(source)
+    tree = parse(source)
     if ast.get_docstring(tree, clean=False) is not None:
         lines = source.splitlines(keepends=True)
         source = "".join(lines[tree.body[0].end_lineno :]).lstrip("\n")

@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import lru_cache
 from keyword import kwlist
+from typing import cast
 
+from optgen import locks
 from optgen.errors import RuleError, Source, Span
 
 MAX_BYTES = 1 << 16
@@ -144,7 +146,7 @@ def read(source: Source) -> ast.Module:
 def _parse(text: str) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a SyntaxWarning is about Python, not about rules
-        return ast.parse(text, feature_version=(3, 11))
+        return cast(ast.Module, locks.parse(text, feature_version=(3, 11)))
 
 
 def _position(text: str, index: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ Where there is no fork, as on Windows, nothing waits for one.
 
 from __future__ import annotations
 
+import ast
 import concurrent.futures.thread  # noqa: F401 - its own handler of forks takes a lock, and must run after ours
 import importlib
 import os
@@ -70,6 +71,15 @@ def holding(locks: Sequence[Any], act: Callable[..., V], *args: Any) -> V:
     with locks[0]:
         found = holding(locks[1:], act, *args)
     return found  # noqa: RET504 - returned within it, a signal could leave the lock closed
+
+
+_parsing = lock()
+
+
+def parse(source: str, mode: str = "exec", feature_version: tuple[int, int] | None = None) -> Any:
+    """`ast.parse`, one thread at a time: Python 3.11 raises a SystemError where several are in it."""
+    with _parsing:
+        return ast.parse(source, mode=mode, feature_version=feature_version)
 
 
 _making: dict[tuple[int, Hashable], Any] = {}  # a lock for each table and key that is being filled

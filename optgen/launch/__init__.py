@@ -186,10 +186,13 @@ class Launcher:
         self._backends(work)
         states = [self.compiler.specialised(w.facts).states for w in work]
         survey = Survey.of([*fixed, *free])
+        # Few tensors are asked what they look like only when each is checked: a nested one cannot say it.
+        copied = survey is None and check_all(work, states, groups, None, ())
         looks = looks_of(work, survey)
         kinds: dict[Any, int] = {}  # of parts that have the same facts and look
         alike = [kinds.setdefault((w.facts, look), len(kinds)) for w, look in zip(work, looks, strict=True)]
-        copied = check_all(work, states, groups, survey, alike)
+        if survey is not None:
+            copied = check_all(work, states, groups, survey, alike)
         plans, moves = self._admit(work, states, alike, mode)
         if copied or moves:
             fixed, free, survey = fixed_of(work), free_of(work), None

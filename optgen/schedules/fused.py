@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 
-from optgen import compose, library
+from optgen import compose, library, locks
 from optgen.declarations import RESERVED
 from optgen.errors import RuleError, Source
 from optgen.ir import Hyper, Program
@@ -87,12 +87,12 @@ def _one(path: str, given: object, hypers: Mapping[str, Hyper]) -> str:
             f"'{path}' has no schedule {given!r}", None, "give a text, a named schedule or a number"
         )
     expression(Source(text, f"<{path}>"), path, hypers)
-    return ast.unparse(ast.parse(text, mode="eval")) if "\n" in text or "#" in text else text
+    return ast.unparse(locks.parse(text, mode="eval")) if "\n" in text or "#" in text else text
 
 
 def _transform(texts: Mapping[str, str], hypers: Mapping[str, Hyper]) -> Program:
     """The rule text that assigns these hyperparameters, all of them at once, as a program."""
-    names = {n.id for text in texts.values() for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)}
+    names = {n.id for text in texts.values() for n in ast.walk(locks.parse(text)) if isinstance(n, ast.Name)}
     declared = [h for h in hypers.values() if h.name in names or h.name in texts]
     lines = [
         f'"""Schedule of {", ".join(texts)}."""',
