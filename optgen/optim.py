@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache, partial
+from functools import cache
 from typing import Any, ClassVar, NoReturn, cast
 
 import torch
@@ -185,9 +185,10 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         launcher, key = self._launcher, (self._settings["capturable"],)
         with launcher.lock:  # two steps at once would fill the same tables
-            if inputs or not (undisturbed() and self._again(launcher, key)):
+            quiet = undisturbed()
+            if inputs or not (quiet and self._again(launcher, key)):
                 with Uninterrupted():  # so that no handler changes what has been checked, or cuts an import
-                    if inputs or not self._again(launcher, key):
+                    if inputs or quiet or not self._again(launcher, key):
                         self._step(inputs, loss)
         return loss
 
@@ -278,9 +279,10 @@ class Optimizer(torch.optim.Optimizer):
 
         `place` is where it was; nothing is done for one that is in no group any more.
         """
-        if not (undisturbed() and self._step_alone_again(p, place, launcher)):
+        quiet = undisturbed()
+        if not (quiet and self._step_alone_again(p, place, launcher)):
             with Uninterrupted():
-                if not self._step_alone_again(p, place, launcher):
+                if quiet or not self._step_alone_again(p, place, launcher):
                     self._step_alone(p, place, launcher)
 
     def _step_alone_again(self, p: Tensor, place: Place, launcher: Launcher) -> bool:
@@ -469,21 +471,12 @@ class Optimizer(torch.optim.Optimizer):
         return made
 
     def _makers(self, wanted: Iterable[State], options: Mapping[str, Any]) -> Makers | None:
-        """How to make the states of a plain parameter, if each has a value for each element, all the same."""
-        found: Makers = []
-        how = {"dtype": self._settings["state_dtype"], "memory_format": torch.preserve_format}
-        for state in wanted:
-            if state.extent is not Extent.ELEMENT or state.init.op is Op.LOAD:
-                return None
-            value = self._launcher.number(state.init, options)
-            zeros = str(value) == "0.0"  # and not -0.0
-            make = (
-                partial(torch.zeros_like, **how)
-                if zeros
-                else partial(torch.full_like, fill_value=value, **how)
-            )
-            found.append((state.name, state.key, make))
-        return found
+        """How to make the states of a plain parameter; None if one of them is a copy of it."""
+        wanted = [state for state in wanted if state.extent is not Extent.ALL]
+        if any(state.init.op is Op.LOAD for state in wanted):  # whose memory must be looked at first
+            return None
+        dtype = self._settings["state_dtype"]
+        return [(x.name, x.key, self._launcher.maker(x, options, dtype)) for x in wanted]
 
     def _materialise(self) -> None:
         """Create the state of every parameter that has a gradient; nothing moves and no step is counted."""

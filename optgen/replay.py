@@ -23,9 +23,8 @@ from torch import Tensor
 from optgen.facts import Facts, path_of
 from optgen.ir import Extent
 from optgen.launch import CODEC_OF, Launcher, Moment, Ready, Work, local
-from optgen.launch.door import fixed_of
+from optgen.launch.door import fixed_of, places_of
 from optgen.launch.guards import PLAIN
-from optgen.launch.recording import places_of
 from optgen.watching import picker, watch
 
 Groups = Sequence[Mapping[str, Any]]
@@ -200,7 +199,7 @@ class Replay:
         Of one parameter alone, the gradient is freed.
         """
         one = self.recording.one
-        if one is None or not self.plain:
+        if one is None or one.count is None or not self.plain:
             return False
         for group in groups:
             if not group.get("train_mode", True):

@@ -228,4 +228,5 @@ def test_refuses_what_torch_refuses(name, options):
 @pytest.mark.parametrize(("name", "options"), ALLOWED, ids=label)
 def test_allows_what_torch_allows(name, options):
     for kind in (getattr(torch.optim, name), getattr(optgen, name)):
-        kind([torch.zeros(3, requires_grad=True)], **options)
+        (group,) = kind([torch.zeros(3, requires_grad=True)], **options).param_groups
+        assert {key: group[key] for key in options} == options

@@ -8,8 +8,9 @@ or truth value changes; a moved address only rewrites the address columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from optgen.backends import Layout, View, registry
 from optgen.compiler import Compiler
 from optgen.ir import Extent, Node, Op, Program, State
 from optgen.launch.buckets import Bucket
-from optgen.launch.door import Move, check_all, fitted, fixed_of, free_of
+from optgen.launch.door import Move, check_all, fitted, fixed_of, free_of, places_of
 from optgen.launch.geometry import Geometry, geometry, slice_shape
 from optgen.launch.guards import Survey, guard
 from optgen.launch.overlap import check_memory
@@ -33,7 +34,6 @@ from optgen.launch.recording import (
     increment_versions,
     looks_of,
     part_of,
-    places_of,
     sources_of,
 )
 from optgen.launch.runners import Launch, Moment
@@ -102,23 +102,31 @@ class Launcher:
         self, state: State, param: Tensor, options: Mapping[str, Any], dtype: torch.dtype | None
     ) -> Tensor:
         """A state's first value: laid out like the parameter, with sizes of 1 where it is sliced, or 0-d."""
-        value = state.init
+        return self.maker(state, options, dtype)(param)
+
+    def maker(
+        self, state: State, options: Mapping[str, Any], dtype: torch.dtype | None
+    ) -> Callable[[Tensor], Tensor]:
+        """What makes a state's first value for a parameter, the same for all with these options."""
+        like: dict[str, Any] = {"dtype": dtype, "memory_format": torch.preserve_format}
+        if state.init.op is Op.LOAD and state.extent is Extent.ELEMENT:
+            return lambda param: torch.empty_like(param, **like).copy_(param.detach())
+        value = self.number(state.init, options)
         if state.extent is Extent.ELEMENT:
-            kind = dtype or param.dtype
-            if value.op is Op.LOAD:
-                like = torch.empty_like(param, dtype=kind, memory_format=torch.preserve_format)
-                return like.copy_(param.detach())
-            return torch.full_like(
-                param, self.number(value, options), dtype=kind, memory_format=torch.preserve_format
+            zeros = str(value) == "0.0"  # and not -0.0; a third faster
+            return (
+                partial(torch.zeros_like, **like)
+                if zeros
+                else partial(torch.full_like, fill_value=value, **like)
             )
-        if state.extent.sliced:
-            kind = torch.float64 if param.dtype is torch.float64 else torch.float32
-            return torch.full(
-                slice_shape(param, state.extent), self.number(value, options), dtype=kind, device=param.device
-            )
-        host = state.extent is Extent.STEP
-        kind = torch.float64 if host or param.dtype is torch.float64 else torch.float32
-        return torch.full((), self.number(value, options), dtype=kind, device="cpu" if host else param.device)
+        host, sliced = state.extent is Extent.STEP, state.extent.sliced
+
+        def make(param: Tensor) -> Tensor:
+            kind = torch.float64 if host or param.dtype is torch.float64 else torch.float32
+            shape = slice_shape(param, state.extent) if sliced else ()
+            return torch.full(shape, value, dtype=kind, device="cpu" if host else param.device)
+
+        return make
 
     @staticmethod
     def number(value: Node, options: Mapping[str, Any]) -> float:
@@ -188,7 +196,8 @@ class Launcher:
         survey = Survey.of([*fixed, *free])
         # Few tensors are asked what they look like only when each is checked: a nested one cannot say it.
         copied = survey is None and check_all(work, states, groups, None, ())
-        looks = looks_of(work, survey)
+        places = places_of(work)
+        looks = looks_of(work, places, survey)
         kinds: dict[Any, int] = {}  # of parts that have the same facts and look
         alike = [kinds.setdefault((w.facts, look), len(kinds)) for w, look in zip(work, looks, strict=True)]
         if survey is not None:
@@ -196,14 +205,14 @@ class Launcher:
         plans, moves = self._admit(work, states, alike, mode)
         if copied or moves:
             fixed, free, survey = fixed_of(work), free_of(work), None
-            looks = looks_of(work, survey)
+            looks = looks_of(work, places, survey)
         even = [made is not None and self._even(w, made) for w, made in zip(work, plans, strict=True)]
         signature = list(zip(looks, even, strict=True))
         if known is not None and (known.parts, known.signature) == (parts, signature):
             buckets = known.buckets
         else:
             buckets = self._make_buckets(work, plans, signature)
-        places, found = places_of(work), guard(fixed, free, survey=survey)
+        found = guard(fixed, free, survey=survey)
         for bucket in buckets:
             bucket.sources = sources_of(bucket, work, places)
             if bucket.counted:

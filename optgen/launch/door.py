@@ -11,6 +11,7 @@ tensor by tensor when a step is recorded, `guards` compares in bulk when it is r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -25,6 +26,7 @@ from optgen.launch.work import CODEC_OF, SUPPORTED, Work
 
 Groups = Sequence[Mapping[str, Any]]
 Where = tuple[np.ndarray, np.ndarray]  # addresses and bytes, int64
+Places = tuple[list[int], list[int]]  # see `places_of`
 
 
 class Move(NamedTuple):
@@ -61,20 +63,15 @@ def check_all(
         for w, declared in zip(work, states, strict=True):
             check(w, declared, groups)
         return separate(work, states, groups, _spans(fixed_of(work)), _spans(free_of(work)))
-    border = sum((1 + len(w.states)) * w.launched + (w.counter is not None) for w in work)
-    plain = survey.plain().tolist()
+    places, later = places_of(work)
+    plain, border = survey.plain().tolist(), later[0]
     fitting: dict[int, bool] = {}
-    whole, at, later = all(plain), 0, border
-    for w, declared, kind in zip(work, states, alike, strict=True):
+    mine = zip(pairwise([*places, border]), pairwise([*later, len(plain)]), strict=True)
+    for w, declared, kind, ((a, b), (c, d)) in zip(work, states, alike, mine, strict=True):
         fits = fitting.get(kind)
         if fits is None:
             fits = fitting[kind] = _fits(w, declared)
-        if not whole:
-            count = (1 + len(w.states)) * w.launched + (w.counter is not None)
-            handed = ((w.grad is not None) + len(w.inputs)) * w.launched
-            fits = fits and all(plain[at : at + count]) and all(plain[later : later + handed])
-            at, later = at + count, later + handed
-        if not fits:
+        if not (fits and all(plain[a:b]) and all(plain[c:d])):
             check(w, declared, groups)
     starts, spans = survey.starts, survey.spans
     fixed, free = (starts[:border], spans[:border]), (starts[border:], spans[border:])
@@ -97,6 +94,15 @@ def free_of(work: Sequence[Work]) -> list[Tensor]:
         if w.launched:
             found += [*([] if w.grad is None else [w.grad]), *w.inputs.values()]
     return found
+
+
+def places_of(work: Sequence[Work]) -> Places:
+    """Where each part's tensors begin among all: those of `fixed_of`, then those of `free_of`."""
+    fixed = [(1 + len(w.states)) * w.launched + (w.counter is not None) for w in work]
+    free = [((w.grad is not None) + len(w.inputs)) * w.launched for w in work]
+    *starts, end = accumulate(fixed, initial=0)
+    *later, _ = accumulate(free, initial=end)
+    return starts, later
 
 
 def _fits(w: Work, states: Mapping[str, State]) -> bool:

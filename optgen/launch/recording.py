@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,12 @@ from optgen.facts import lookup
 from optgen.ir import Node, Op, toposort
 from optgen.launch.buckets import Bucket
 from optgen.launch.cells import StepCounters
-from optgen.launch.door import Move, fixed_of
+from optgen.launch.door import Move, Places, fixed_of
 from optgen.launch.guards import Guard, Survey, guard
 from optgen.launch.onecall import OneCall
 from optgen.launch.runners import Launch, Moment, advance
 from optgen.launch.work import Work
 
-Places = tuple[list[int], list[int]]  # see `places_of`
 WIDEST = 16  # bytes of a GPU's widest access, and elements that lines of tiles are multiples of
 
 
@@ -160,26 +159,15 @@ def signature_of(w: Work) -> tuple[Any, ...]:
     return w.param.shape, w.param.device, counter, *((t.stride(), t.dtype) for t in tensors)
 
 
-def looks_of(work: Sequence[Work], survey: Survey | None) -> list[Any]:
+def looks_of(work: Sequence[Work], places: Places, survey: Survey | None) -> list[Any]:
     """What buckets and tables depend on of each part's tensors, but for addresses.
 
     Those of one process compare equal where that is the same; a survey is of all of `fixed_of`, `free_of`.
     """
     if survey is None:
         return [signature_of(w) for w in work]
-    starts, later = places_of(work)
-    count = len(survey.rows)
-    kinds = survey.kinds([*starts[1:], *later[:1], *later[1:], count] if work else [])
+    kinds = survey.kinds([*chain(*places), len(survey.rows)][1:])
     return list(zip(kinds[: len(work)], kinds[len(work) :], strict=True))
-
-
-def places_of(work: Sequence[Work]) -> tuple[list[int], list[int]]:
-    """Where each part's tensors begin among all: those of `fixed_of`, then those of `free_of`."""
-    fixed = [(1 + len(w.states)) * w.launched + (w.counter is not None) for w in work]
-    free = [((w.grad is not None) + len(w.inputs)) * w.launched for w in work]
-    *starts, end = accumulate(fixed, initial=0)
-    *later, _ = accumulate(free, initial=end)
-    return starts, later
 
 
 def sources_of(bucket: Bucket, work: Sequence[Work], places: Places) -> dict[str, np.ndarray]:

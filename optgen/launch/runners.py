@@ -65,7 +65,7 @@ class Launch:
             for name in states
         }
         # A table of scalars in the host's memory, and the same as C numbers: filled at once, with no warning.
-        self.scalars: tuple[np.ndarray, ctypes.Array[Any]] | None = None
+        self.in_place: tuple[np.ndarray, ctypes.Array[Any]] | None = None
         self._forget()
 
     # Before the first launch
@@ -157,7 +157,7 @@ class Launch:
         return moved
 
     def _send(self, values: list[list[float]]) -> None:
-        tables, known = self.bucket.tables, self.scalars
+        tables, known = self.bucket.tables, self.in_place
         count = len(values) * len(self.plan.scalars)
         if known is not None and known[0] is tables.scalars and len(known[1]) == count:
             known[1][:] = values[0] if len(values) == 1 else [*chain.from_iterable(values)]
@@ -168,7 +168,7 @@ class Launch:
         tables.scalars = self.bucket.put(made)
         if self.bucket.numpy_tables:
             cell = ctypes.c_double if self.plan.real == "fp64" else ctypes.c_float
-            self.scalars = tables.scalars, (cell * count).from_buffer(tables.scalars)
+            self.in_place = tables.scalars, (cell * count).from_buffer(tables.scalars)
 
     def _random(self, moment: Moment) -> bool:
         """Say what random numbers follow from; whether it has changed."""
