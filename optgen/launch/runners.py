@@ -131,7 +131,7 @@ class Launch:
             each = zip(self.known, counts[self.firsts].tolist(), strict=True)
             wanted = [(groups[g], step, known) for (g, known), step in each]
         rows = bucket.scalars.rows(wanted)
-        if bucket.numpy_tables or moved or list(map(str, rows)) != list(map(str, self.sent)):  # -0.0 too
+        if bucket.numpy_tables or moved or rows != self.sent or str(rows) != str(self.sent):  # -0.0 too
             self.sent = rows
             self._send(rows)
         return moved
