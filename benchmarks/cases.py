@@ -102,7 +102,7 @@ def contest(make: Callable[..., Contest], *given: Any, **more: Any) -> Callable[
 
 
 def same(mine: Sequence[Any], theirs: Sequence[Any]) -> None:
-    """Both have come to the same parameters, but for the roundings of some hundred steps of numbers near 1."""
+    """Both have come to the same parameters, but for the roundings of some hundred steps."""
     a, b = (torch.cat([p.detach().flatten() for p in params]) for params in (mine, theirs))
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 

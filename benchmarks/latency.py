@@ -115,7 +115,7 @@ def measure_optgen(count: int, lazy: bool) -> dict[str, float]:
     marks.append(time.perf_counter())
     parsed, made, stepped = (b - a for a, b in pairwise(marks))
 
-    from optgen import cache
+    from optgen.backends import cache
 
     built = cache.built
     gc.freeze()  # a collection of what torch and numba hold takes 0.15 s, and would fall into some step
@@ -177,7 +177,7 @@ def finish_imports() -> float:
     """Import what torch, numba and optgen import at first use. Returns the seconds that this took."""
     start = time.perf_counter()
     import_module("torch._dynamo")
-    import_module("optgen.optim")
+    import_module("optgen.optim.optimizer")
     from numba.core.registry import cpu_target
 
     cpu_target.typing_context.refresh()

@@ -95,7 +95,7 @@ def in_children(names: list[str]) -> list[dict[str, Any]]:
 def measure(name: str) -> dict[str, Any]:
     """The peak of one rule, in bytes and as a share of the largest parameter, and its spills."""
     from optgen import library, optimizer
-    from optgen.settings import runnable
+    from optgen.library import runnable
     from roof import plans
     from shapes import tensors
 
@@ -112,7 +112,7 @@ def inputs(opt: Any, params: list[Any]) -> dict[str, Any]:
     """What a rule is handed besides gradients: ones."""
     import torch
 
-    from optgen.ir import Extent
+    from optgen.ir.node import Extent
 
     return {
         name: 1.0 if made.extent is Extent.ALL else [torch.ones_like(p) for p in params]

@@ -22,12 +22,14 @@ from functools import reduce
 import numpy as np
 import torch
 
-from optgen import cache
-from optgen.backends import Kernel, Layout, Tables
-from optgen.ir import Extent, Node, Op, node
-from optgen.launch import CODEC_OF, Launcher
-from optgen.optim import Optimizer
-from optgen.plan import Buffer, Plan, Reduction, Step, element_stores
+from optgen.backends import cache
+from optgen.backends.layout import Kernel, Layout, Tables
+from optgen.ir.node import Extent, Node, Op, node
+from optgen.launch.launcher import Launcher
+from optgen.launch.work import CODEC_OF
+from optgen.optim.optimizer import Optimizer
+from optgen.plan.phases import element_stores
+from optgen.plan.plan import Buffer, Plan, Reduction, Step
 
 DTYPE_OF = {codec: dtype for dtype, codec in CODEC_OF.items()}
 

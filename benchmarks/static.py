@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from machine import cores
-from optgen import cache, library
+from optgen import library
+from optgen.backends import cache
 from optgen.compiler import planned
-from optgen.plan import Plan
-from optgen.settings import runnable
+from optgen.library import runnable
+from optgen.plan.plan import Plan
 from report import Row
 
 PATH = Path(__file__).resolve().parent / "results" / "static.json"
@@ -89,8 +90,8 @@ def digest(rule: str, storage: str) -> str:
 
 def compiled(key: tuple[str, str, str]) -> Record:
     """Compile the kernels of one rule for one storage and target."""
-    from optgen.backends import Layout
-    from optgen.backends.ahead import compile_ahead
+    from optgen.backends.layout import Layout
+    from optgen.backends.triton.ahead_of_time import compile_ahead
 
     rule, storage, target = key
     plan = plan_of(rule, storage)

@@ -19,10 +19,10 @@ import formulas
 import trajectories
 
 from optgen import library
-from optgen.compiler import planned
-from optgen.ir import Extent, Node, Op, Program, toposort
-from optgen.plan import Plan, Step
-from optgen.settings import CLASSES, class_of, costs, runnable
+from optgen.compiler import costs, planned
+from optgen.ir.node import Extent, Node, Op, Program, toposort
+from optgen.library import CLASSES, class_of, runnable
+from optgen.plan.plan import Plan, Step
 
 ORACLES = Path(__file__).resolve().parent.parent / "rules" / "ORACLES.md"
 HEADINGS = {

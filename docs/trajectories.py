@@ -20,8 +20,8 @@ import torch
 from matplotlib.figure import Figure
 
 import optgen
-from optgen.ir import Extent, Program
-from optgen.settings import class_of
+from optgen.ir.node import Extent, Program
+from optgen.library import class_of
 
 STEPS = 150
 DOTS = 10  # steps from one dot on a path to the next

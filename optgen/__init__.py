@@ -12,12 +12,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from optgen import locks as _locks  # noqa: F401 - from now on a fork waits for what another thread imports
-
-__version__ = "0.1.0"
+from optgen.__version__ import __version__ as __version__
 
 _HOME = {
-    "Optimizer": "optgen.optim",
-    "optimizer": "optgen.optim",
+    "Optimizer": "optgen.optim.optimizer",
+    "optimizer": "optgen.optim.optimizer",
     "RuleError": "optgen.errors",
     "chain": "optgen.library",
     "rule": "optgen.library",
@@ -40,7 +39,7 @@ def __getattr__(name: str) -> Any:
         library = import_module("optgen.library")
         own = library.classes().get(name)
         if own and library.rule(own).kind == "rule":
-            globals()[name] = made = import_module("optgen.optim").optimizer(own, name)
+            globals()[name] = made = import_module("optgen.optim.optimizer").optimizer(own, name)
             return made
         if find_spec(f"optgen.{name}") is None:  # an import of a module asks here first
             hint = library.suggestion(name, (*_HOME, *_MODULES))

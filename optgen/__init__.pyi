@@ -15,8 +15,8 @@ from optgen import tree as tree
 from optgen.errors import RuleError as RuleError
 from optgen.library import chain as chain
 from optgen.library import rule as rule
-from optgen.optim import Optimizer as Optimizer
-from optgen.optim import optimizer as optimizer
+from optgen.optim.optimizer import Optimizer as Optimizer
+from optgen.optim.optimizer import optimizer as optimizer
 
 __version__: str
 _HOME: dict[str, str]

@@ -2,7 +2,7 @@
 
 import sys
 
-from optgen.cli import main
+from optgen.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,10 +16,14 @@ from functools import cached_property
 from typing import Any
 from weakref import WeakValueDictionary
 
-from optgen.facts import Facts, holds, lookup
-from optgen.ir import REDUCTIONS, Extent, Op, Program, toposort
-from optgen.passes import lower, shaped
-from optgen.plan import Plan, element_stores, plan
+from optgen import library
+from optgen.ir.facts import Facts, holds, lookup
+from optgen.ir.node import REDUCTIONS, Extent, Op, Program, toposort
+from optgen.library import runnable
+from optgen.passes.pipeline import lower, shaped
+from optgen.plan.codecs import CODECS
+from optgen.plan.phases import element_stores, plan
+from optgen.plan.plan import Plan
 
 NDIM = 2  # dimensions of the tensors that a plan is shown for, where the rule asks
 
@@ -135,3 +139,21 @@ def planned(program: Program, dtype: str = "fp32", state_dtype: str | None = Non
     lowered = compiler.specialised(facts)
     kept = state_dtype or ("fp64" if dtype == "fp64" else "fp32")
     return compiler.planned(facts, [kept if s in lowered.states else dtype for s in compiler.stores(facts)])
+
+
+def costs(program: Program) -> dict[str, int]:
+    """What one step takes: `phases`, `bytes` moved and `state_bytes` kept, per parameter in fp32.
+
+    Of a transform: what it adds to the rule that `runnable` chains it with. State of a tensor or of its
+    slices counts as nothing, for it is small beside the elements.
+    """
+    whole, partner = runnable([program])
+    plans = [planned(whole)] + ([planned(library.rule(partner))] if partner else [])
+    numbers = [(len(p.sweeps), p.bytes, kept_bytes(p)) for p in plans]
+    difference = (a - sum(rest) for a, *rest in zip(*numbers, strict=True))
+    return dict(zip(("phases", "bytes", "state_bytes"), difference, strict=True))
+
+
+def kept_bytes(made: Plan) -> int:
+    """Bytes of element state per parameter; what a step is handed is no state."""
+    return sum(CODECS[codec].bytes for store, codec in made.codecs.items() if store in made.states)

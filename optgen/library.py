@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
 
-from optgen import compose
 from optgen.errors import RuleError, Source
-from optgen.ir import Program, Value
-from optgen.syntax import decode, parse
+from optgen.ir.node import REDUCTIONS, Extent, Op, Program, Value, load, toposort
+from optgen.language.grammar import decode
+from optgen.language.statements import parse
+from optgen.passes.chain import chain as joined
+from optgen.passes.chain import complete, example, with_defaults
 
 Rule = str | os.PathLike[str] | Source | Program
 
@@ -52,7 +54,7 @@ def suggestion(name: str, others: Iterable[str]) -> str:
     """What to say after a name that no class has: what it is, or the nearest of the classes and others."""
     if name in classes():
         own = classes()[name]
-        return f": {own} is a transform; chain it with a rule: {compose.example(rule(own).kind, own)}"
+        return f": {own} is a transform; chain it with a rule: {example(rule(own).kind, own)}"
     known = {known.lower(): known for known in (*optimizers(), *others)}
     known |= {own: title for title, own in optimizers().items()}
     close = get_close_matches(name.lower(), known, 1)
@@ -115,7 +117,7 @@ def rule(source: Rule, **defaults: Value | tuple[Value, ...]) -> Program:
         close = get_close_matches(source, names(), 1)
         help = f"did you mean '{close[0]}'?" if close else f"shipped rules: {', '.join(names())}"
         raise RuleError(f"there is no rule '{source}'", None, help)
-    return compose.with_defaults(program, **defaults) if defaults else program
+    return with_defaults(program, **defaults) if defaults else program
 
 
 def chain(*sources: Rule) -> Program:
@@ -127,10 +129,57 @@ def chain(*sources: Rule) -> Program:
 
     Returns:
         The program, for `optimizer` or another chain. A hyperparameter or state whose name is taken has
-        the name of its part in front; see `optgen.compose.chain`.
+        the name of its part in front; see `optgen.passes.chain.chain`.
 
     Raises:
         RuleError: there is no such rule, a text is wrong, the order makes no sense, or a transform needs
             an update that the rule does not have.
     """
-    return compose.chain(*(rule(source) for source in sources))
+    return joined(*(rule(source) for source in sources))
+
+
+CLASSES = ("element-wise", "per-tensor", "slices", "copies", "global", "noise", "inputs")
+
+
+def runnable(programs: Sequence[Program]) -> tuple[Program, str | None]:
+    """One program that can be trained with, and the name of the shipped rule that it needed for that.
+
+    Transforms without a rule get sgd, or adamw where one of them comes after a rule.
+
+    Raises:
+        RuleError: the programs make no chain.
+    """
+    parts, partner = list(programs), None
+    if all(part.kind != "rule" or load("u") in toposort(part.assigns.values()) for part in parts):
+        after = [i for i, part in enumerate(parts) if part.kind != "before"]
+        partner = "adamw" if after else "sgd"
+        parts.insert(min(after, default=len(parts)), rule(partner))
+    return complete(joined(*parts)), partner
+
+
+def class_of(program: Program) -> str:
+    """The class of a rule, one of `CLASSES`: by the most that it needs beyond its own element.
+
+    Where several hold, the one that comes last here wins. What changes how an optimizer is used comes
+    after what changes how it is computed, and a coupling of all tensors after one of a tensor's elements.
+
+    element-wise: each element by itself; a number per tensor that no element enters is no exception.
+    per-tensor: a reduction to one value a tensor.
+    slices: values per row, column, matrix, unit, dimension or block, as states or reductions.
+    copies: `train()` and `eval()`, or a state that starts as the parameter.
+    global: one value for the whole optimizer, as a state or a reduction over all tensors.
+    noise: random numbers.
+    inputs: `step` is handed more than gradients.
+    """
+    nodes = toposort(program.roots())
+    extents = {n.extent for n in nodes if n.op in REDUCTIONS}
+    kept = {s.extent for s in program.states.values()}
+    holds_for = {
+        "per-tensor": Extent.TENSOR in extents,
+        "slices": any(e.sliced for e in extents | kept),
+        "copies": bool(program.modes) or any(s.init is load("p") for s in program.states.values()),
+        "global": Extent.ALL in extents | kept,
+        "noise": any(n.op in (Op.NORMAL, Op.UNIFORM) for n in nodes),
+        "inputs": bool(program.inputs),
+    }
+    return next((name for name in reversed(CLASSES) if holds_for.get(name)), "element-wise")

@@ -18,11 +18,11 @@ from weakref import WeakSet, finalize, ref
 
 from torch import Tensor
 
-from optgen.ir import REDUCTIONS, Extent, Program, toposort
-from optgen.launch import Launcher
+from optgen.ir.node import REDUCTIONS, Extent, Program, toposort
+from optgen.launch.launcher import Launcher
+from optgen.launch.replay import Place
 from optgen.locks import lock
-from optgen.optim import Optimizer
-from optgen.replay import Place
+from optgen.optim.optimizer import Optimizer
 
 _released: WeakSet[Optimizer] = WeakSet()
 

@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_value_
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, StepLR
 
 from optgen import library
-from optgen.optim import Optimizer, optimizer
+from optgen.optim.optimizer import Optimizer, optimizer
 
 __all__ = [
     "CosineAnnealingLR",

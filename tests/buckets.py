@@ -12,15 +12,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from optgen import cache, library
-from optgen.backends import Layout, Tables
-from optgen.backends import numpy as reference
+from optgen import library
+from optgen.backends import cache
+from optgen.backends import reference as reference
+from optgen.backends.layout import Layout, Tables
 from optgen.compiler import Compiler
-from optgen.facts import lookup
-from optgen.ir import DType, Extent, Op, Program, toposort
-from optgen.passes import lower
-from optgen.plan import Plan, element_stores, plan
-from optgen.semantics import evaluate
+from optgen.ir.facts import lookup
+from optgen.ir.node import DType, Extent, Op, Program, toposort
+from optgen.ir.semantics import evaluate
+from optgen.passes.pipeline import lower
+from optgen.plan.phases import element_stores, plan
+from optgen.plan.plan import Plan
 from strategies import array
 
 RAW = reference.RAW

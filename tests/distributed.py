@@ -22,9 +22,9 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 import optgen
 from optgen import library
-from optgen.ir import Extent
-from optgen.replay import Replay
-from optgen.settings import runnable
+from optgen.ir.node import Extent
+from optgen.launch.replay import Replay
+from optgen.library import runnable
 
 warnings.filterwarnings("ignore", message=".*safe_globals|.*TypedStorage")
 

@@ -35,11 +35,11 @@ from torch import Tensor, nn
 import optgen
 from changes import EDITS, GO, STOP, WEIGHTS, Inapplicable, need, readable, usual
 from judge import GOOD, Picture, judged, tensors_of
-from optgen.ir import Extent
+from optgen.ir.node import Extent
+from optgen.library import CLASSES, class_of
 from optgen.release import attach
-from optgen.settings import CLASSES, class_of
 from optgen.training import accumulated
-from optgen.trial import TOLERANCE
+from optgen.verify.differential import TOLERANCE
 
 SHAPES = [(), (0,), (2, 3), (4, 1, 5), (7,), (1025,), (3, 1), (2, 3, 2, 2)]
 LONG = 60  # seconds for one case, and ten times that on the simulated GPU

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lines import PACKAGE, Event, Lines, Place, chosen
 from optgen import locks
-from optgen.launch import Launcher
+from optgen.launch.launcher import Launcher
 
 RAISING = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit, signal.SIGALRM: TimeoutError}
 Look = dict[str, dict[str, Any]]  # by unit and item, what compares equal if it is the same
@@ -234,7 +234,7 @@ def _settled() -> Iterator[dict[int, Any]]:
 
     before = {number: signal.getsignal(number) for number in RAISING}
     with contextlib.ExitStack() as stack:
-        for module in ("optgen.optim", "optgen.tree.states"):
+        for module in ("optgen.optim.optimizer", "optgen.tree.states"):
             stack.enter_context(mock.patch(f"{module}.Launcher", launcher))
         for number in RAISING:
             signal.signal(number, _raise)

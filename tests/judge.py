@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 import optgen
 from changes import Inapplicable, readable
-from optgen.ir import Extent
-from optgen.launch import Launcher
-from optgen.trial import FEEDBACK, TOLERANCE, allowed, difference, largest
+from optgen.ir.node import Extent
+from optgen.launch.launcher import Launcher
+from optgen.verify.differential import FEEDBACK, TOLERANCE, allowed, difference, largest
 
 GOOD = ("right", "torch", "refused")
 

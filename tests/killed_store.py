@@ -14,7 +14,10 @@ from itertools import count
 
 import torch
 
-from optgen.store import ADAM, FileParameterStore, TorchParameterStore, init_optimizer
+from optgen.store.configurations import ADAM
+from optgen.store.files import FileParameterStore
+from optgen.store.memory import TorchParameterStore
+from optgen.store.updates import init_optimizer
 
 SHAPES = {("net", "bias"): (), ("net", "weight"): (300, 40), ("head", "scale"): (7,)}
 CONF = ADAM(0.01, 0.9, 0.999, 1e-8, backend="numpy")

@@ -20,12 +20,15 @@ PACKAGE = str(Path(optgen.__file__).parent) + "/"
 # Where a step begins to do what cannot be taken back, and where all is done, by file and function.
 BEGIN, END = (("launch/uninterrupted.py", name) for name in ("__enter__", "__exit__"))
 BEGINS = {
-    ("optim.py", "_enter"),
+    ("optim/optimizer.py", "_enter"),
     ("launch/recording.py", "launch"),
-    ("backends/cpu/__init__.py", "run"),
-    ("backends/numpy.py", "run"),
+    ("backends/cpu/kernel.py", "run"),
+    ("backends/reference.py", "run"),
 }
-ONE_CALL = ("launch/onecall.py", "make")  # which is begun and done at once, but where signals wait for an end
+ONE_CALL = (
+    "launch/one_call.py",
+    "make",
+)  # which is begun and done at once, but where signals wait for an end
 # After these the interpreter looks whether a signal has come.
 LOOKS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"}
 

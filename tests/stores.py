@@ -7,7 +7,9 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from optgen.store import FileParameterStore, TorchParameterStore, register_update
+from optgen.store.files import FileParameterStore
+from optgen.store.memory import TorchParameterStore
+from optgen.store.updates import register_update
 
 NUMPY = {"backend": "numpy"}
 A, B, C, THETA = ("foo", "a"), ("foo", "b"), ("foo", "c"), ("bar", "theta")

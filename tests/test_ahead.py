@@ -5,11 +5,13 @@ import re
 import pytest
 
 from buckets import planned
-from optgen import cache, library, settings
-from optgen.backends import Layout
-from optgen.backends.ahead import compile_ahead, gpu_target
-from optgen.backends.triton import interpreting, prologue
-from optgen.passes import spelled_out
+from optgen import library
+from optgen.backends import cache
+from optgen.backends.layout import Layout
+from optgen.backends.triton import step_scalars
+from optgen.backends.triton.ahead_of_time import compile_ahead, gpu_target
+from optgen.backends.triton.kernels import interpreting
+from optgen.passes.pipeline import spelled_out
 from sliced import FACTORED
 from test_backends import COMMON, DEVICE_STATE, MIXED, RULES, variants
 
@@ -59,7 +61,7 @@ SLICED = [n if n in ("came", "sm3") else pytest.param(n, marks=pytest.mark.full)
 @pytest.mark.parametrize("name", SLICED)
 def test_rules_with_slices_compile(name, ndim, target):
     """Nothing spilled, in sweeps and in what sums and stores the slices; sweeps move what the plan says."""
-    made = settings.planned(library.rule(FACTORED[name]), ndim=ndim)
+    made = planned(library.rule(FACTORED[name]), ndim=ndim)
     module = cache.load(cache.emit(made, "triton"), made.name, "triton")
     found = compile_ahead(Layout(made), module, target)
     assert [(r.kernel, r.spilled) for r in found if r.spilled] == []
@@ -73,7 +75,7 @@ def test_rules_with_slices_compile(name, ndim, target):
 @pytest.mark.parametrize("rule", OTHERS)
 def test_all_other_rules_compile(rule, codecs, target):
     """Rules with slices, totals, noise, inputs or expansions, and transforms beside a rule."""
-    made, found = reports(settings.runnable([library.rule(rule)])[0], codecs, target)
+    made, found = reports(library.runnable([library.rule(rule)])[0], codecs, target)
     assert all(r.spilled == 0 for r in found)
     sweeps = [r for r in found if r.planned is not None]
     assert [r.found for r in sweeps] == [phase.bytes for phase in made.sweeps]
@@ -132,8 +134,8 @@ def instructions(rule, math_mode, target="sm_90"):
     import triton
     from triton.compiler import ASTSource
 
-    from optgen.backends.ahead import gpu_target
-    from optgen.backends.triton import BLOCK, BLOCKS, THREADS
+    from optgen.backends.triton.ahead_of_time import gpu_target
+    from optgen.backends.triton.printer import BLOCK, BLOCKS, THREADS
 
     made = planned(rule)
     module = cache.load(cache.emit(made, "triton", math_mode), made.name, "triton")
@@ -193,12 +195,12 @@ def test_values_per_step_compile(rule, target):
     import triton.language as tl
     from triton.compiler import ASTSource
 
-    made = settings.planned(settings.runnable([library.rule(rule)])[0])
+    made = planned(library.runnable([library.rule(rule)])[0])
     roots = [*made.scalars, *made.onces]
-    source = prologue.emit(prologue.Values(tuple(spelled_out(roots)), {}), "tl.float32")
+    source = step_scalars.emit(step_scalars.Values(tuple(spelled_out(roots)), {}), "tl.float32")
     kernel = cache.load(source, "prologue", "triton").prologue
     tables = dict(zip(("values", "counters", "states", "stop", "rows", "out"), KINDS, strict=True))
-    constants = {"BLOCK": prologue.BLOCK, "COUNTER": tl.float32}
+    constants = {"BLOCK": step_scalars.BLOCK, "COUNTER": tl.float32}
     ast = ASTSource(kernel, signature=tables | dict.fromkeys(constants, "constexpr"), constexprs=constants)
     options = {"enable_fp_fusion": False}
     built = triton.compile(ast, target=gpu_target(target), options=options)

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from buckets import flat
-from optgen.algebra import Equality, Undecided, derive, equal, latex, simplify
+from optgen.algebra import latex
+from optgen.algebra.equality import Equality, Undecided, equal
+from optgen.algebra.proof import derive, simplify
 from optgen.errors import RuleError
-from optgen.facts import holds
-from optgen.ir import Extent, Node, Op, Program, const, load, node
-from optgen.passes import hoist, specialise
-from optgen.semantics import evaluate
-from optgen.syntax import parse
+from optgen.ir.facts import holds
+from optgen.ir.node import Extent, Node, Op, Program, const, load, node
+from optgen.ir.semantics import evaluate
+from optgen.language.statements import parse
+from optgen.passes.pipeline import hoist, specialise
 
 RULES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "rules").glob("*.rule"))}
 # Values of slices or of all tensors, random numbers and further inputs are not compared.

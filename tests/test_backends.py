@@ -20,13 +20,15 @@ from hypothesis import strategies as st
 
 import optgen
 from buckets import Bucket, flat, planned, raw, same, scalars, settings
-from optgen import cache, library
-from optgen.backends import Layout, cpu
+from optgen import library
+from optgen.backends import cache
+from optgen.backends.cpu import kernel as cpu
 from optgen.backends.emit import PYTHON, Names, identifier
+from optgen.backends.layout import Layout
 from optgen.backends.registry import BACKENDS
-from optgen.ir import DType, Extent, Op
-from optgen.launch import resolve
-from optgen.plan import Buffer
+from optgen.ir.node import DType, Extent, Op
+from optgen.launch.launcher import resolve
+from optgen.plan.plan import Buffer
 from strategies import SPECIAL, array, examples
 
 # test_slices and `optgen check --all` have those with slices, totals, random numbers and further inputs.

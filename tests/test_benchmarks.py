@@ -19,7 +19,7 @@ import torch
 
 import optgen
 from optgen import library
-from optgen.ir import Op, toposort
+from optgen.ir.node import Op, toposort
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 NAMES = (

@@ -18,7 +18,9 @@ from torch import nn
 
 import optgen
 from fresh import run
-from optgen import cache, disk, locks, tree
+from optgen import locks, tree
+from optgen.backends import cache, disk
+from optgen.backends.cpu import machine_code
 
 pytest.importorskip("numba")
 needs_root = pytest.mark.skipif(
@@ -30,12 +32,11 @@ NOBODY = 65534
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
     """A cache folder that nothing is in yet, as a process finds it that has compiled nothing."""
-    from optgen.backends.cpu import stored
 
     folder = tmp_path / "cache"
     monkeypatch.setenv("OPTGEN_CACHE_DIR", str(folder))
     for module, name in (
-        *((cache, "_kernels"), (cache, "_modules"), (disk, "_folders"), (stored, "_c_functions")),
+        *((cache, "_kernels"), (cache, "_modules"), (disk, "_folders"), (machine_code, "_c_functions")),
     ):
         monkeypatch.setattr(module, name, {})
     monkeypatch.setattr(disk, "_said", set())
@@ -44,9 +45,9 @@ def empty(tmp_path, monkeypatch):
 
 def forget():
     """Be the next process."""
-    from optgen.backends.cpu import stored
+    from optgen.backends.cpu import machine_code
 
-    for table in (cache._kernels, cache._modules, disk._folders, stored._c_functions, disk._said):
+    for table in (cache._kernels, cache._modules, disk._folders, machine_code._c_functions, disk._said):
         table.clear()
 
 
@@ -175,7 +176,9 @@ def test_an_owner_is_registered_by_one_thread():
 
 def test_one_optimizer_of_a_store_in_many_threads():
     """Updates from several threads are all counted, whoever looks at the optimizer meanwhile."""
-    from optgen.store import FixedStepGradientDescent, TorchParameterStore, init_optimizer
+    from optgen.store.configurations import FixedStepGradientDescent
+    from optgen.store.memory import TorchParameterStore
+    from optgen.store.updates import init_optimizer
 
     place = TorchParameterStore()
     place.init_parameter(("owner", "p"), torch.zeros(3))
@@ -514,9 +517,9 @@ def test_without_owners_forks_or_openmp(tmp_path):
             del sys.modules[name]
         for name in ("fork", "getuid", "geteuid", "register_at_fork", "fchmod", "O_NOFOLLOW", "O_NONBLOCK"):
             delattr(os, name)
-        import optgen, optgen.optim
+        import optgen, optgen.optim.optimizer
         from importlib import import_module
-        team = import_module("optgen.backends.cpu.team")
+        team = import_module("optgen.backends.cpu.openmp")
         team.Team = lambda library: library.no_such_function
         warnings.simplefilter("error")
         found = moved(optgen.AdamW, wide)

@@ -1,13 +1,15 @@
-"""`optgen.check`, its trials and its settings: what they cover, what they allow, and what they see."""
+"""`optgen check`, its trials and its settings: what they cover, what they allow, and what they see."""
 
 import math
 
 import pytest
 import torch
 
-from optgen import cache, check, library, trial
+from optgen import library
+from optgen.backends import cache
 from optgen.errors import RuleError, Source
-from optgen.optim import optimizer
+from optgen.optim.optimizer import optimizer
+from optgen.verify import check, differential
 
 
 def program(text, name="own.rule"):
@@ -15,7 +17,7 @@ def program(text, name="own.rule"):
 
 
 def case(backend, dtype="fp32", options=None, thorough=True, steps=3):
-    return trial.Case(backend, dtype, None, options or {}, thorough, steps)
+    return differential.Case(backend, dtype, None, options or {}, thorough, steps)
 
 
 # Differences
@@ -39,13 +41,13 @@ def case(backend, dtype="fp32", options=None, thorough=True, steps=3):
     ],
 )
 def test_difference(a, b, expected):
-    assert trial.difference(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected, rel=1e-6)
+    assert differential.difference(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_bit_of_bfloat16_is_a_difference():
     a = torch.tensor([1.0, 3.0], dtype=torch.bfloat16)
     b = torch.tensor([1.0, 3.015625], dtype=torch.bfloat16)
-    assert 0 < trial.difference(a, b) < 0.01
+    assert 0 < differential.difference(a, b) < 0.01
 
 
 # What is allowed
@@ -66,26 +68,26 @@ def test_one_bit_of_bfloat16_is_a_difference():
     ],
 )
 def test_bits_must_be_equal_unless_a_sum_or_a_transcendental_function_varies(statement, exact):
-    found = trial.allowed(program(statement), {}, [torch.float32], [1])
+    found = differential.allowed(program(statement), {}, [torch.float32], [1])
     assert (found == 0) is exact
     assert found in (0, 1e-6)
 
 
 def test_the_coarsest_storage_sets_the_tolerance():
     lamb = library.rule("lamb")
-    assert trial.allowed(lamb, {}, [torch.float64], [2]) == 1e-13
-    assert trial.allowed(lamb, {}, [torch.float32, torch.bfloat16], [2]) == 2**-6
+    assert differential.allowed(lamb, {}, [torch.float64], [2]) == 1e-13
+    assert differential.allowed(lamb, {}, [torch.float32, torch.bfloat16], [2]) == 2**-6
 
 
 def test_an_option_decides_what_is_allowed():
     text = "hyper(lr=0.1, scaled=False)\nif scaled:\n    g = g / norm(g)\np = p - lr*g"
-    assert trial.allowed(program(text), {}, [torch.float32], [1]) == 0
-    assert trial.allowed(program(text), {"scaled": True}, [torch.float32], [1]) == 1e-6
+    assert differential.allowed(program(text), {}, [torch.float32], [1]) == 0
+    assert differential.allowed(program(text), {"scaled": True}, [torch.float32], [1]) == 1e-6
 
 
 def test_a_mode_counts_too():
     text = "state(z=p)\nz = z - g\np = 0.5*p + 0.5*z\ndef eval():\n    p = p*norm(z)"
-    assert trial.allowed(program(text), {}, [torch.float32], [1]) == 1e-6
+    assert differential.allowed(program(text), {}, [torch.float32], [1]) == 1e-6
 
 
 # Settings
@@ -166,7 +168,7 @@ def test_defaults_that_violate_a_requirement_are_a_mistake_in_the_rule():
 
 
 def test_the_samples_are_what_their_names_say():
-    by_name = {s.name: s for s in trial.samples(False)}
+    by_name = {s.name: s for s in differential.samples(False)}
     views = {name: s.view(torch.zeros(s.memory)) for name, s in by_name.items()}
     assert views["0-d"].shape == ()
     assert views["empty"].numel() == 0
@@ -183,16 +185,16 @@ def test_the_samples_are_what_their_names_say():
 
 
 def test_gradients_have_zeros_and_decades_and_are_the_same_every_time():
-    chosen = trial.samples(False)
-    first, again, other = (list(trial._gradients(chosen, step)) for step in (2, 2, 3))
+    chosen = differential.samples(False)
+    first, again, other = (list(differential._gradients(chosen, step)) for step in (2, 2, 3))
     large = first[4].abs()
     assert 0.05 < (large == 0).double().mean() < 0.15
     assert large[large > 0].min() < 1e-4
     assert large.max() > 5
     assert torch.equal(first[4], again[4])
     assert not torch.equal(first[4], other[4])
-    assert next(iter(trial._gradients(chosen, 1))) is not None
-    assert list(trial._gradients(chosen, 1))[trial.ABSENT] is None
+    assert next(iter(differential._gradients(chosen, 1))) is not None
+    assert list(differential._gradients(chosen, 1))[differential.ABSENT] is None
 
 
 # Trials
@@ -201,7 +203,7 @@ def test_gradients_have_zeros_and_decades_and_are_the_same_every_time():
 @pytest.mark.parametrize("dtype", ["fp32", "fp64", "bf16", "fp16"])
 def test_the_cpu_back_end_gives_the_bits_of_the_reference(dtype):
     pytest.importorskip("numba")
-    outcome = trial.run(library.rule("lion"), case("cpu", dtype))
+    outcome = differential.run(library.rule("lion"), case("cpu", dtype))
     assert outcome.failure is None
     assert outcome.worst == outcome.allowed == 0
     assert (outcome.error == 0) is (dtype == "fp64")
@@ -210,7 +212,7 @@ def test_the_cpu_back_end_gives_the_bits_of_the_reference(dtype):
 
 def test_sums_may_differ_a_little():
     pytest.importorskip("numba")
-    outcome = trial.run(library.rule("lamb"), case("cpu", "fp64", thorough=False, steps=5))
+    outcome = differential.run(library.rule("lamb"), case("cpu", "fp64", thorough=False, steps=5))
     assert outcome.failure is None
     assert 0 <= outcome.worst <= outcome.allowed == 1e-13
 
@@ -240,7 +242,7 @@ def spoil(monkeypatch, old, new):
 def test_a_broken_kernel_is_seen(monkeypatch, old, new):
     pytest.importorskip("numba")
     spoil(monkeypatch, old, new)
-    outcome = trial.run(library.rule("adamw"), case("cpu", thorough=False))
+    outcome = differential.run(library.rule("adamw"), case("cpu", thorough=False))
     assert outcome.failure is not None
     assert outcome.failure.startswith("with the defaults, step ")
 
@@ -263,38 +265,43 @@ def test_a_back_end_that_raises_has_failed(monkeypatch):
 
     monkeypatch.setattr(cache, "_kernels", {})
     monkeypatch.setattr(cache, "emit", refuse)
-    outcome = trial.run(library.rule("lion"), case("cpu", options={"weight_decay": 0.5}))
+    outcome = differential.run(library.rule("lion"), case("cpu", options={"weight_decay": 0.5}))
     assert outcome.failure == "with weight_decay=0.5, RuntimeError: no kernel today"
 
 
 def test_a_step_that_writes_elsewhere_is_seen():
     kind = optimizer("lion")
-    chosen = trial.samples(False)
+    chosen = differential.samples(False)
     one, two = (
-        trial.Trainee(kind, chosen, {}, torch.float32, torch.float32, backend="numpy") for _ in range(2)
+        differential.Trainee(kind, chosen, {}, torch.float32, torch.float32, backend="numpy")
+        for _ in range(2)
     )
     slice_ = next(i for i, s in enumerate(chosen) if s.name == "slice")
-    assert trial._compare(one, two, 0.0) == (0.0, None)
+    assert differential._compare(one, two, 0.0) == (0.0, None)
     one.memory[slice_][1, 1] += 1  # a row that the slice leaves out
-    assert "p of 'slice' is " in trial._compare(one, two, 0.0)[1]
+    assert "p of 'slice' is " in differential._compare(one, two, 0.0)[1]
 
 
 def test_an_accumulator_is_compared_by_the_largest_that_it_held():
     scales = {}
     one, two = (
-        trial.Trainee(optimizer("descent"), trial.samples(False), {}, torch.float64, torch.float64)
+        differential.Trainee(
+            optimizer("descent"), differential.samples(False), {}, torch.float64, torch.float64
+        )
         for _ in range(2)
     )
-    assert trial._compare(one, two, 1e-13, scales) == (0.0, None)
+    assert differential._compare(one, two, 1e-13, scales) == (0.0, None)
     for trainee, value in ((one, 1e-9), (two, 1e-9 + 1e-14)):
         trainee.memory[1].fill_(value)  # it had a value about 1 before
-    assert trial._compare(one, two, 1e-13, scales)[1] is None
-    assert "p of 'one element'" in trial._compare(one, two, 1e-13)[1]
+    assert differential._compare(one, two, 1e-13, scales)[1] is None
+    assert "p of 'one element'" in differential._compare(one, two, 1e-13)[1]
 
 
 def test_a_step_that_writes_into_a_gradient_is_seen(monkeypatch):
     kind = optimizer("sgd")
-    trainee = trial.Trainee(kind, trial.samples(False), {}, torch.float32, torch.float32, backend="numpy")
+    trainee = differential.Trainee(
+        kind, differential.samples(False), {}, torch.float32, torch.float32, backend="numpy"
+    )
     step = trainee.optimizer.step
 
     def scribble():
@@ -307,7 +314,7 @@ def test_a_step_that_writes_into_a_gradient_is_seen(monkeypatch):
 
 
 def test_modes_are_compared_after_the_steps():
-    names = [when for when, _ in trial._acts(2, modes=True)]
+    names = [when for when, _ in differential._acts(2, modes=True)]
     assert names == ["step 1", "step 2", "eval()", "train()"]
 
 
@@ -316,12 +323,12 @@ def test_modes_are_compared_after_the_steps():
 
 def test_a_row_gathers_its_cases():
     row = check.Row("cpu", "CPU", "fp32", "fp32", 50)
-    row.add(trial.Outcome(11, 1e-8, 1e-6, 2e-7, None, 1.0))
-    row.add(trial.Outcome(3, 0.0, 1e-6, math.inf, None, 0.5))
+    row.add(differential.Outcome(11, 1e-8, 1e-6, 2e-7, None, 1.0))
+    row.add(differential.Outcome(3, 0.0, 1e-6, math.inf, None, 0.5))
     assert (row.settings, row.tensors, row.worst, row.seconds) == (2, 11, 1e-8, 1.5)
     assert row.verdict == "within 1.0e-08"
     assert row.record()["error"] == "inf"
-    row.add(trial.Outcome(3, 0.1, 1e-6, 0.0, "with x=1, step 3: …", 0.5))
+    row.add(differential.Outcome(3, 0.1, 1e-6, 0.0, "with x=1, step 3: …", 0.5))
     assert not row.passed
 
 

@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
-from optgen import __version__, cache, cli, library, settings
+from optgen import __version__, library
+from optgen.backends import cache
+from optgen.cli import main
+from optgen.compiler import planned
 
 MINE = '''\
 """Mine: momentum with a bounded step."""
@@ -28,7 +31,7 @@ def optgen(capsys):
 
     def run(*words):
         try:
-            code = cli.main(list(words))
+            code = main.main(list(words))
         except SystemExit as stop:  # argparse
             code = stop.code
         out, err = capsys.readouterr()
@@ -67,7 +70,7 @@ def test_version(optgen):
 def test_no_command_shows_the_commands(optgen):
     code, out, _ = optgen()
     assert code == 2
-    for command in cli.COMMANDS:
+    for command in main.COMMANDS:
         assert f"\n    {command} " in out
 
 
@@ -121,7 +124,7 @@ def test_a_closed_pipe_is_no_error():
 
 
 def test_the_list_needs_no_torch():
-    script = "import sys; from optgen.cli import main; main(['list']); print('torch' in sys.modules)"
+    script = "import sys; from optgen.cli.main import main; main(['list']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
@@ -232,7 +235,7 @@ def test_list_as_json(optgen):
     assert records["cautious"]["kind"] == "after"
     assert records["cautious"]["phases"] == 1
     assert all(r["source"] for r in records.values())
-    assert {r["class"] for r in records.values()} <= set(settings.CLASSES)
+    assert {r["class"] for r in records.values()} <= set(library.CLASSES)
     assert records["clip_global_norm"]["class"] == "global"
     assert records["schedulefree_sgd"]["class"] == records["lookahead"]["class"] == "copies"
 
@@ -319,7 +322,7 @@ def test_emit_prints_the_source_and_nothing_else(optgen, backend):
         pytest.importorskip("numba")
     code, out, err = optgen("emit", "adamw", "--backend", backend, "--dtype", "bf16")
     assert (code, err) == (0, "")
-    assert out == cache.emit(settings.planned(library.rule("adamw"), "bf16"), backend)
+    assert out == cache.emit(planned(library.rule("adamw"), "bf16"), backend)
     if backend != "numpy":
         compile(out, "emitted", "exec")
 
@@ -448,10 +451,11 @@ def test_check_sees_a_broken_triton_kernel():
     pytest.importorskip("triton")
     script = """
 import sys
-from optgen import cache, cli
+from optgen.backends import cache
+from optgen.cli import main
 emit = cache.emit
 cache.emit = lambda *a: emit(*a).replace("s1*m + s2*g", "s1*m - s2*g")
-sys.exit(cli.main("check lion --backend triton --dtype fp32 --steps 1 --settings 1".split()))
+sys.exit(main.main("check lion --backend triton --dtype fp32 --steps 1 --settings 1".split()))
 """
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
@@ -525,10 +529,10 @@ def test_compile_every_phase_in_bf16(optgen, wide):
 
 def test_compile_ends_with_1_on_spills(optgen, monkeypatch, wide):
     needs_compiler()
-    from optgen.backends import ahead
+    from optgen.backends.triton import ahead_of_time
 
-    spilled = ahead.Report("sweep0", "sm_90", 255, 16, (128,), (128,), 8, 8.0, 0.1)
-    monkeypatch.setattr(ahead, "compile_ahead", lambda *arguments: [spilled])
+    spilled = ahead_of_time.Report("sweep0", "sm_90", 255, 16, (128,), (128,), 8, 8.0, 0.1)
+    monkeypatch.setattr(ahead_of_time, "compile_ahead", lambda *arguments: [spilled])
     code, out, _ = optgen("compile", "lion")
     assert code == 1
     assert "255" in out
@@ -544,12 +548,13 @@ def test_compile_says_what_to_do_about_the_interpreter(optgen, monkeypatch):
 
 def test_compile_reports_what_triton_cannot(optgen, monkeypatch):
     needs_compiler()
-    from optgen.backends import ahead
 
     def refuse(*arguments):
         raise RuntimeError("PassManager::run failed")
 
-    monkeypatch.setattr(ahead, "compile_ahead", refuse)
+    from optgen.backends.triton import ahead_of_time
+
+    monkeypatch.setattr(ahead_of_time, "compile_ahead", refuse)
     code, _, err = optgen("compile", "lion", "--target", "sm_80")
     assert code == 2
     assert err == "optgen: cannot compile for sm_80: RuntimeError: PassManager::run failed\n"

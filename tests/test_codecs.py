@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from buckets import Bucket, planned, same
-from optgen.codecs import CODECS, working
-from optgen.ir import DType, load
-from optgen.semantics import evaluate
+from optgen.ir.node import DType, load
+from optgen.ir.semantics import evaluate
+from optgen.plan.codecs import CODECS, working
 
 TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
 QUIET = {"bf16": 0x7FC0, "fp16": 0x7E00}

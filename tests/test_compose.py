@@ -8,11 +8,12 @@ import torch
 
 import optgen
 from buckets import direct, settings, truths
-from optgen import library, passes
-from optgen.compose import as_transform, chain, complete, with_defaults, with_maximize
+from optgen import library
 from optgen.errors import RuleError
-from optgen.ir import Op, load, toposort
-from optgen.syntax import parse
+from optgen.ir.node import Op, load, toposort
+from optgen.language.statements import parse
+from optgen.passes import pipeline
+from optgen.passes.chain import as_transform, chain, complete, with_defaults, with_maximize
 from strategies import Case
 
 P = np.array([1.0, -2.0, 0.5])
@@ -34,7 +35,7 @@ def result(program, stores=None, **options):
     options = settings(program, **options)
     case = Case("", options)
     stores = {"p": P, "g": G} | {s: np.zeros(3) for s in program.states} | (stores or {})
-    decided = passes.specialise(program, truths(program, options))
+    decided = pipeline.specialise(program, truths(program, options))
     return direct(decided, case, stores, {}, np.float64)
 
 
@@ -286,7 +287,7 @@ def test_shipped_rules_and_transforms_chain():
             program = library.chain(*before, name, *after)
             assert program.kind == "rule"
             held = truths(program, settings(program))
-            lowered = passes.lower(program, held)
+            lowered = pipeline.lower(program, held)
             assert "p" in lowered.assigns
 
 

@@ -15,9 +15,11 @@ from torch import nn
 
 import optgen
 from optgen import config
-from optgen.config import ConfigError, OptimScheduler, OptimSchedulerDict, build_optim_sches
+from optgen.config.build import OptimSchedulerDict, build_optim_sches
+from optgen.config.scheduler import OptimScheduler
+from optgen.config.settings import ConfigError
 from optgen.config.types import TYPES, scheduler_class
-from optgen.schedules import NAMED
+from optgen.schedules.named import NAMED
 
 YAML = """
 optim_sches:

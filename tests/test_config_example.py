@@ -9,7 +9,9 @@ import torch
 from sklearn import datasets
 from torch import nn
 
-from optgen.config import ConfigError, build_optim_sches, opening
+from optgen.config.build import build_optim_sches
+from optgen.config.report import opening
+from optgen.config.settings import ConfigError
 from optgen.config.types import TYPES
 
 DOCS = Path(__file__).parent.parent / "docs"

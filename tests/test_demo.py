@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from optgen import cache, cli, demo, library, settings
-from optgen.optim import optimizer
+from optgen import library
+from optgen.backends import cache
+from optgen.cli import demo, main
+from optgen.compiler import planned
+from optgen.optim.optimizer import optimizer
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -17,13 +20,13 @@ pytest.importorskip("numba")
 def test_the_rule_is_short_and_no_shipped_one():
     assert len(demo.RULE.strip().splitlines()) <= 10
     assert "CautiousBelief" not in library.classes()
-    made = settings.planned(library.rule(demo.RULE))
+    made = planned(library.rule(demo.RULE))
     assert len(made.sweeps) == 1
     assert made.bytes == 28
 
 
 def test_the_excerpt_holds_the_arithmetic_and_the_unmasked_path():
-    source = cache.emit(settings.planned(library.rule(demo.RULE)), "triton")
+    source = cache.emit(planned(library.rule(demo.RULE)), "triton")
     text = demo.excerpt(source)
     assert "def update0(p, g, m, v, " in text
     assert "def sweep0(" in text
@@ -49,7 +52,7 @@ def test_the_trainings_start_alike_and_learn():
 def test_the_demo_draws_and_the_curves_coincide(tmp_path, capsys):
     picture = tmp_path / "out.png"
     threads = torch.get_num_threads()
-    code = cli.main(["demo", "--epochs", "2", "--skip-check", "--output", str(picture)])
+    code = main.main(["demo", "--epochs", "2", "--skip-check", "--output", str(picture)])
     out, err = capsys.readouterr()
     assert (code, err) == (0, "")
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -62,13 +65,13 @@ def test_the_demo_draws_and_the_curves_coincide(tmp_path, capsys):
 
 def test_curves_that_differ_end_with_1(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "CLOSE", -1.0)
-    assert cli.main(["demo", "--epochs", "1", "--skip-check", "--output", str(tmp_path / "a.png")]) == 1
+    assert main.main(["demo", "--epochs", "1", "--skip-check", "--output", str(tmp_path / "a.png")]) == 1
     assert "DIFFER" in capsys.readouterr().out
 
 
 def test_a_back_end_that_disagrees_ends_with_1(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "_check", lambda console, program: False)
-    assert cli.main(["demo", "--epochs", "1", "--output", str(tmp_path / "a.png")]) == 1
+    assert main.main(["demo", "--epochs", "1", "--output", str(tmp_path / "a.png")]) == 1
     capsys.readouterr()
 
 
@@ -80,13 +83,13 @@ def test_differences_are_relative():
 def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else find(name))
-    assert cli.main(["demo", "--output", str(tmp_path / "a.png")]) == 2
+    assert main.main(["demo", "--output", str(tmp_path / "a.png")]) == 2
     err = capsys.readouterr().err
     assert err == "optgen: this needs sklearn\n = help: pip install 'optgen[demo,cpu]'\n"
 
 
 def test_a_picture_that_cannot_be_written_is_found_out_first(tmp_path, capsys):
-    assert cli.main(["demo", "--output", str(tmp_path / "no" / "a.png")]) == 2
+    assert main.main(["demo", "--output", str(tmp_path / "no" / "a.png")]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("optgen: [Errno 2] No such file or directory")

@@ -9,7 +9,7 @@ import torch
 
 import distributed as do
 from optgen import library
-from optgen.backends.triton import interpreting
+from optgen.backends.triton.kernels import interpreting
 from processes import Processes
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="runs other back ends")

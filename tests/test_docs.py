@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 from optgen import library
-from optgen.settings import CLASSES, class_of, costs, runnable
+from optgen.compiler import costs
+from optgen.library import CLASSES, class_of, runnable
 
 pytest.importorskip("latex2mathml")
 pytest.importorskip("matplotlib")

@@ -13,7 +13,7 @@ import edits
 from changes import GO, STOP
 from edits import Case, outcomes, report, rules
 from judge import GOOD, Picture, judged
-from optgen.settings import CLASSES, class_of
+from optgen.library import CLASSES, class_of
 
 GUARD = sys.platform == "linux" and shutil.which("cc") is not None
 SEEDS = {"cpu": range(300), "numpy": range(1000, 1300)}  # of 300 edits and more

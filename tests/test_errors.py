@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optgen.errors import RuleError, Source, Span
-from optgen.ir import Program
-from optgen.syntax import decode, parse
+from optgen.ir.node import Program
+from optgen.language.grammar import decode
+from optgen.language.statements import parse
 
 Golden = Callable[[str, str], None]
 ERRORS = Path(__file__).parent / "golden" / "errors"

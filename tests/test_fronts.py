@@ -6,7 +6,7 @@ from torch import nn
 
 import optgen
 from optgen import schedules, store, tree
-from optgen.config import build_optim_sches
+from optgen.config.build import build_optim_sches
 
 STEPS = 50
 SHAPES = {"weight": (5, 7), "bias": (7,)}

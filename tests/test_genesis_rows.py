@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 import optgen
-from optgen import cache, training
+from optgen import training
+from optgen.backends import cache
 
 PAGE = Path(__file__).parent.parent / "docs" / "genesis.md"
 START = [1.0, -2.0, 0.5]

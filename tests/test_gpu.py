@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import optgen
-from optgen import cache, library
-from optgen.backends.triton import interpreting
-from optgen.ir import Extent
+from optgen import library
+from optgen.backends import cache
+from optgen.backends.triton.kernels import interpreting
+from optgen.ir.node import Extent
 
 INTERPRETED = interpreting()
 DEVICE, BACKEND = ("cpu", "triton") if INTERPRETED else ("cuda", "auto")
@@ -79,7 +80,7 @@ def inputs(optimizer, params, k):
 
 def exact(make):
     """Whether the rule has neither a reduction nor a transcendental function per element."""
-    from optgen.ir import REDUCTIONS, Op, toposort
+    from optgen.ir.node import REDUCTIONS, Op, toposort
 
     free = {Op.EXP, Op.LOG, Op.TANH, Op.ATAN2, Op.POW}
     nodes = toposort(make.program.assigns.values())

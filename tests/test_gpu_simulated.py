@@ -16,9 +16,9 @@ from torch import nn
 import edits
 import optgen
 from optgen import library
-from optgen.passes import shaped
-from optgen.settings import CLASSES, class_of, runnable
-from optgen.trial import Case, run
+from optgen.library import CLASSES, class_of, runnable
+from optgen.passes.pipeline import shaped
+from optgen.verify.differential import Case, run
 from test_tiles import forgotten
 from virtual_gpu import device
 

@@ -1,160 +1,59 @@
-"""Imports go one way, and each outside package has its place.
+"""Imports go one way between the rooms of docs/architecture.md, and each outside package has its place.
 
-The order of `MODULES` is the order of the compiler: a module imports only from those above it. The
-imports are read from the source with `ast`, those inside functions and under TYPE_CHECKING too.
+The imports are read from the source with `ast`, those inside functions and under TYPE_CHECKING too.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "optgen"
+import optgen
 
-MODULES = [
-    "locks",
-    "errors",
-    "ir",
-    "semantics",
-    "functions",
-    "grammar",
-    "scope",
-    "expressions",
-    "declarations",
-    "stepwise",
-    "syntax",
-    "algebra.bounds",
-    "algebra.proof",
-    "algebra.latex",
-    "algebra",
-    "compose",
-    "philox",
-    "facts",
-    "passes",
-    "scaling",
-    "codecs",
-    "plan.steps",
-    "plan.cut",
-    "plan.graph",
-    "plan.candidates",
-    "plan",
-    "backends",
-    "backends.emit",
-    "backends.numpy",
-    "backends.registry",
-    "disk",
-    "backends.cpu.runtime",
-    "backends.cpu.stored",
-    "backends.cpu.objects",
-    "backends.cpu.spelling",
-    "backends.cpu.sweeps",
-    "backends.cpu.rounds",
-    "backends.cpu.team",
-    "backends.cpu",
-    "backends.triton.spelling",
-    "backends.triton.specs",
-    "backends.triton.sweeps",
-    "backends.triton.tiles",
-    "backends.triton.rounds",
-    "backends.triton.prologue",
-    "backends.triton",
-    "backends.ahead",
-    "cache",
-    "library",
-    "compiler",
-    "settings",
-    "launch.geometry",
-    "launch.tiles",
-    "launch.overlap",
-    "launch.uninterrupted",
-    "launch.guards",
-    "launch.cells",
-    "launch.sharding",
-    "launch.work",
-    "launch.uploads",
-    "launch.door",
-    "launch.clock",
-    "launch.buckets",
-    "launch.runners",
-    "launch.onecall",
-    "launch.recording",
-    "launch",
-    "counting",
-    "watching",
-    "freezing",
-    "handing",
-    "replay",
-    "options",
-    "saved",
-    "loading",
-    "interface",
-    "opaque",
-    "optim",
-    "release",
-    "stubs",
-    "training",
-    "tree.nodes",
-    "tree.rules",
-    "tree.states",
-    "tree.steps",
-    "tree.flat",
-    "tree",
-    "store.base",
-    "store.memory",
-    "store.folder",
-    "store.snapshot",
-    "store.files",
-    "store.context",
-    "store.configurations",
-    "store.updates",
-    "store.released",
-    "store.gradients",
-    "store",
-    "schedules.values",
-    "schedules.named",
-    "schedules.fused",
-    "schedules.groups",
-    "schedules.schedulers",
-    "schedules",
-    "config.settings",
-    "config.reading",
-    "config.optimizers",
-    "config.scheduler",
-    "config.types",
-    "config.build",
-    "config.report",
-    "config",
-    "trial",
-    "check",
-    "tables",
-    "demo",
-    "arguments",
-    "cli",
-    "__main__",
-]
-
-# Who may import a package; None is anybody. What is not here is not a dependency.
-AFTER_LAUNCH = set(MODULES[MODULES.index("launch.geometry") :])
-OUTSIDE = {
-    "numpy": None,
-    "torch": AFTER_LAUNCH | {"backends.cpu", "backends.cpu.team"},  # which use torch's threads
-    "numba": AFTER_LAUNCH
-    | {
-        "backends.cpu",
-        "backends.cpu.runtime",
-        "backends.cpu.stored",
-        "backends.cpu.objects",
+PACKAGE = Path(optgen.__file__).parent
+PAGE = PACKAGE.parent / "docs" / "architecture.md"
+# What is imported within a function or a class, by module: what it needs may not be installed, or is slow
+# to import and not always needed.
+LATE = {
+    "cli.main": {
+        "algebra.latex",
+        "backends.triton.ahead_of_time",
+        "backends.triton.kernels",
+        "cli.demo",
+        "cli.stubs",
+        "verify.check",
     },
-    "llvmlite": {"backends.cpu", "backends.cpu.runtime", "backends.cpu.stored"},
-    "triton": AFTER_LAUNCH | {"backends.triton", "backends.triton.prologue", "backends.ahead"},
-    "sympy": {"algebra.proof"},
-    "mpmath": {"algebra.proof"},  # sympy's own arithmetic
-    "rich": {"demo", "tables", "cli"},
-    "matplotlib": {"demo"},
-    "sklearn": {"demo"},
+    "cli.render": {"backends.triton.ahead_of_time", "verify.check"},
+    "launch.buckets": {"launch.device_scalars"},
+    "launch.guards": {"backends.cpu.kernel"},
+    "launch.launcher": {"backends.triton.kernels"},
+    "optim": {"optim.optimizer"},  # old pickles name a function of the package
+    "schedules": {"schedules.schedulers"},
+    "tree": {"library"},
+    "verify.check": {"backends.triton.kernels"},
+    "verify.differential": {"backends.triton.kernels"},
+}
+PACKAGES, ENTRIES = 14, 20  # at most, at the top of optgen/
+
+# Who may import an outside package; None is anybody. What is not here is not a dependency.
+TRAINING = {"launch", "optim", "tree", "store", "training", "release", "schedules", "config", "verify", "cli"}
+OUTSIDE: dict[str, set[str] | None] = {
+    "numpy": None,
+    "torch": TRAINING | {"backends.cpu.kernel", "backends.cpu.openmp"},  # which use torch's threads
+    "numba": TRAINING
+    | {f"backends.cpu.{name}" for name in ("kernel", "intrinsics", "machine_code", "pyobjects")},
+    "llvmlite": {"backends.cpu.kernel", "backends.cpu.intrinsics", "backends.cpu.machine_code"},
+    "triton": TRAINING | {f"backends.triton.{name}" for name in ("kernels", "step_scalars", "ahead_of_time")},
+    "sympy": {"algebra.proof", "algebra.scalars"},
+    "mpmath": {"algebra.proof", "algebra.scalars"},  # sympy's own arithmetic
+    "rich": {"cli"},
+    "matplotlib": {"cli.demo"},
+    "sklearn": {"cli.demo"},
     "fsspec": {"store.folder"},
     "safetensors": {"store.snapshot"},
     "pydantic": {"config.settings"},
@@ -163,7 +62,7 @@ OUTSIDE = {
 
 
 def name_of(path: Path) -> str:
-    """`backends.cpu` for optgen/backends/cpu.py, and the empty name for optgen/__init__.py."""
+    """`backends.cache` for optgen/backends/cache.py, and the empty name for optgen/__init__.py."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -171,66 +70,103 @@ def name_of(path: Path) -> str:
 FILES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imports(path: Path) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    """The line, the module and the names of every import in a file."""
-    for found in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imports(path: Path) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
+    """Whether it is late, the module and the names of every import in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for found in ast.walk(tree):
+        late = found not in tree.body
         if isinstance(found, ast.Import):
             for alias in found.names:
-                yield found.lineno, alias.name, ()
+                yield late, alias.name, ()
         elif isinstance(found, ast.ImportFrom):
             assert found.level == 0, f"{path}:{found.lineno} imports relatively: write the whole name"
-            yield found.lineno, found.module or "", tuple(alias.name for alias in found.names)
+            yield late, found.module or "", tuple(alias.name for alias in found.names)
 
 
-def targets(module: str, names: tuple[str, ...]) -> list[str]:
-    """The optgen modules that an import of `optgen…` reaches; `from optgen import ir` reaches `ir`."""
-    inside = module.removeprefix("optgen").lstrip(".")
-    reached = [f"{inside}.{name}".lstrip(".") for name in names]
-    return [r for r in reached if r in FILES] or [inside]
+def reached(name: str) -> set[tuple[bool, str]]:
+    """The modules of optgen that one imports; `from optgen import library` reaches `library`."""
+    found = set()
+    for late, module, names in imports(FILES[name]):
+        if module.split(".")[0] == "optgen":
+            inside = module.removeprefix("optgen").lstrip(".")
+            inner = [f"{inside}.{each}".lstrip(".") for each in names]
+            found |= {(late, each) for each in [e for e in inner if e in FILES] or [inside]}
+    return found
 
 
-def test_every_module_has_its_place():
-    assert sorted(set(FILES) - {""} - set(MODULES)) == [], "give these a place in MODULES"
+def rooms() -> dict[str, set[str]]:
+    """What each room may import, as the page's table says, from the bottom up."""
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|$", PAGE.read_text(encoding="utf-8"), re.M)
+    return {room: set(re.findall(r"`(\w+)`", below)) for room, below in rows}
 
 
-@pytest.mark.parametrize("name", FILES)
+ROOMS = rooms()
+
+
+def room_of(name: str) -> str:
+    return name.split(".")[0]
+
+
+def test_the_table_goes_one_way():
+    above: set[str] = set()
+    for room, below in ROOMS.items():
+        assert below <= above, f"{room} imports {sorted(below - above)}, which stands below it"
+        above.add(room)
+
+
+def test_every_entry_is_a_room_and_there_are_few():
+    entries = {
+        path.stem: path.is_dir() for path in PACKAGE.iterdir() if not re.match(r"__|py\.typed", path.name)
+    }
+    assert set(ROOMS) == set(entries)
+    assert sum(entries.values()) <= PACKAGES
+    assert len(entries) <= ENTRIES
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("__")])
 def test_imports_go_one_way(name):
-    allowed = set(MODULES[: MODULES.index(name)]) if name else set(MODULES)
-    wrong = [
-        f"{FILES[name].name}:{line} imports optgen.{target}, which comes after it"
-        for line, module, names in imports(FILES[name])
-        if module.split(".")[0] == "optgen"
-        for target in targets(module, names)
-        if target and target not in allowed  # the package itself holds only __version__
-    ]
-    assert wrong == []
+    room = room_of(name)
+    allowed = {room, "", "__version__"} | (ROOMS[room] if name else {"locks"})
+    wrong = sorted(target for _, target in reached(name) if room_of(target) not in allowed)
+    assert wrong == [], f"optgen.{name} may import {sorted(allowed)}"
+
+
+def test_no_two_modules_need_each_other():
+    graph = {name: {t for _, t in reached(name)} - LATE.get(name, set()) for name in FILES}
+    assert list(TopologicalSorter(graph).static_order())  # raises a CycleError
+
+
+def test_late_imports_are_counted():
+    late = {name: {target for is_late, target in reached(name) if is_late} for name in FILES}
+    assert {name: found for name, found in late.items() if found} == LATE
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_outside_packages_stay_in_their_place(name):
     wrong = []
-    for line, module, _ in imports(FILES[name]):
+    for _, module, _ in imports(FILES[name]):
         top = module.split(".")[0]
         if top == "optgen" or top in sys.stdlib_module_names:
             continue
         places = OUTSIDE.get(top, set())
-        if places is not None and name not in places:
-            wrong.append(f"{FILES[name].name}:{line} imports {module}, which belongs in {sorted(places)}")
+        if places is not None and not places & {name, room_of(name)}:
+            wrong.append(f"{module}, which belongs in {sorted(places)}")
     assert wrong == []
 
 
 LIGHT = [
     "optgen",
     "optgen.errors",
-    "optgen.syntax",
-    "optgen.compose",
-    "optgen.passes",
-    "optgen.plan",
+    "optgen.language.statements",
+    "optgen.passes.chain",
+    "optgen.passes.pipeline",
+    "optgen.plan.phases",
     "optgen.backends.emit",
-    "optgen.backends.numpy",
+    "optgen.backends.reference",
     "optgen.library",
+    "optgen.compiler",
     "optgen.schedules",
-    "optgen.cli",
+    "optgen.cli.main",
 ]
 
 
@@ -238,9 +174,9 @@ LIGHT = [
     ("module", "absent"),
     [
         *((light, ("torch", "numba", "triton", "sympy")) for light in LIGHT),
-        ("optgen.algebra", ("torch", "numba", "triton")),
-        ("optgen.backends.triton", ("torch", "numba")),
-        ("optgen.optim", ("numba", "triton", "matplotlib")),
+        ("optgen.algebra.equality", ("torch", "numba", "triton")),
+        ("optgen.backends.triton.kernels", ("torch", "numba")),
+        ("optgen.optim.optimizer", ("numba", "triton", "matplotlib")),
         ("optgen.store", ("numba", "triton", "fsspec", "safetensors")),
     ],
 )

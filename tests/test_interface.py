@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 import optgen
-from optgen import interface, library
-from optgen.ir import Extent
+from optgen import library
+from optgen.ir.node import Extent
+from optgen.optim import signature
 
 CLASSES = sorted(library.optimizers())
 NUMBER = float | Tensor
@@ -67,7 +68,7 @@ def test_words_are_literal_where_the_rule_restricts_them():
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_default_is_of_its_type(name):
     for parameter in inspect.signature(getattr(optgen, name)).parameters.values():
-        default, text = parameter.default, interface.spelled(parameter.annotation)
+        default, text = parameter.default, signature.spelled(parameter.annotation)
         if isinstance(default, tuple):
             assert text.startswith("tuple[")
             assert len(default) == len(parameter.annotation.__args__)
@@ -102,7 +103,7 @@ def test_docstring_says_everything(name):
     for place in re.findall(r"arXiv:\S+\d|[A-Z]\w+ \w* ?\d+, \d{4}", program.doc.partition("\n\n")[0]):
         assert place in sections["Reference"]
     assert re.search(r"\b(1[5-9]|20)\d\d\b", sections["Reference"])
-    for line in interface.statements(program.sources[0]):
+    for line in signature.statements(program.sources[0]):
         assert line in program.sources[0].text
         assert line in sections["Formula"]
     assert f"optgen.{name}(model.parameters()" in sections["Example"]
@@ -138,7 +139,7 @@ def test_formula_is_the_text_without_declarations():
     ],
 )
 def test_statements_of_odd_texts(text, kept):
-    assert interface.statements(library.Source(text)) == kept
+    assert signature.statements(library.Source(text)) == kept
 
 
 def test_docstring_of_a_rule_without_one():
@@ -159,7 +160,7 @@ def test_docstring_of_a_chain_names_its_parts():
 def test_help_shows_the_docstring():
     shown = pydoc.plain(pydoc.render_doc(optgen.Sophia))
     for line in (
-        "class Sophia(optgen.optim.Optimizer)",
+        "class Sophia(optgen.Optimizer)",
         "optimizer.step(hess=hess)",
         "hessian: h, a value per",
     ):

@@ -9,7 +9,7 @@ import test_backends as backends
 import test_codecs as codecs
 import test_philox as philox
 from buckets import Bucket, bucket, planned, raw
-from optgen.backends.triton import TritonKernel, interpreting
+from optgen.backends.triton.kernels import TritonKernel, interpreting
 from strategies import CODEC_LISTS, cases, compiled, staged
 from test_backends import MIXED
 

@@ -10,13 +10,13 @@ from torch import nn
 
 import optgen
 from optgen import library
-from optgen.backends.triton import interpreting
-from optgen.launch import Launcher, Work
-from optgen.launch.clock import Clock
-from optgen.launch.work import step_leaf
-from optgen.options import complete_group
-from optgen.semantics import evaluate
-from optgen.settings import runnable
+from optgen.backends.triton.kernels import interpreting
+from optgen.ir.semantics import evaluate
+from optgen.launch.device_scalars import Clock
+from optgen.launch.launcher import Launcher
+from optgen.launch.work import Work, step_leaf
+from optgen.library import runnable
+from optgen.optim.hyperparameters import complete_group
 from test_rules import inputs
 
 pytestmark = pytest.mark.skipif(not interpreting(), reason="needs TRITON_INTERPRET=1")

@@ -3,10 +3,10 @@
 import pytest
 
 from optgen import library
-from optgen.backends.triton import interpreting
-from optgen.passes import shaped
-from optgen.settings import runnable
-from optgen.trial import Case, run
+from optgen.backends.triton.kernels import interpreting
+from optgen.library import runnable
+from optgen.passes.pipeline import shaped
+from optgen.verify.differential import Case, run
 
 pytestmark = pytest.mark.skipif(not interpreting(), reason="needs TRITON_INTERPRET=1")
 

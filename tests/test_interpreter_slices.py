@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from optgen.backends.triton import interpreting
+from optgen.backends.triton.kernels import interpreting
 from sliced import FACTORED, RULES, SHAPES, SMALL, check, stored, train
 
 pytestmark = pytest.mark.skipif(not interpreting(), reason="needs TRITON_INTERPRET=1")

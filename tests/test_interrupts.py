@@ -19,9 +19,11 @@ from torch import Tensor, nn
 import optgen
 from interrupts import Case, Look, Stopped, bits, judge
 from lines import Event, chosen
-from optgen import library, optim, replay, store, tree
-from optgen.ir import Extent
-from optgen.launch import Uninterrupted, undisturbed
+from optgen import library, store, tree
+from optgen.ir.node import Extent
+from optgen.launch import replay
+from optgen.launch.uninterrupted import Uninterrupted, undisturbed
+from optgen.optim import optimizer
 from optgen.training import accumulated
 from optgen.tree.states import leaves
 
@@ -134,7 +136,7 @@ class InOneCall:
     held = True
 
     def step(self) -> None:
-        always = mock.patch.object(optim, "undisturbed", return_value=not self.held)
+        always = mock.patch.object(optimizer, "undisturbed", return_value=not self.held)
         with mock.patch.object(replay, "WARM", 0), always:
             super().step()  # type: ignore[misc]
 
@@ -515,7 +517,7 @@ def test_the_test_finds_states_that_are_created_before_the_launch(monkeypatch):
                 self.state[p]["exp_avg"] = torch.zeros_like(p)
         return original(self, *args, **more)
 
-    monkeypatch.setattr(optgen.optim.Optimizer, "_prepare", prepare)
+    monkeypatch.setattr(optgen.Optimizer, "_prepare", prepare)
     case = next(case for case in CASES if case.name == "element-wise: first, cpu")
     choose = partial(outside, partial(chosen, early=20))
     report = judge(case, partial(fail, MemoryError), (MemoryError,), choose)

@@ -7,11 +7,15 @@ from torch import nn
 
 import optgen
 from optgen import library
-from optgen.backends.cpu import CHUNK, CpuKernel
-from optgen.compose import with_maximize
-from optgen.ir import Extent, State, const
-from optgen.launch import Launcher, Work, geometry, guards
+from optgen.backends.cpu.kernel import CpuKernel
+from optgen.backends.cpu.printer import CHUNK
+from optgen.ir.node import Extent, State, const
+from optgen.launch import guards
 from optgen.launch.door import fitted
+from optgen.launch.launcher import Launcher
+from optgen.launch.strides import geometry
+from optgen.launch.work import Work
+from optgen.passes.chain import with_maximize
 
 
 def spy(monkeypatch):
@@ -268,9 +272,11 @@ def test_offsets_are_64_bit():
     launcher = Launcher(program, "cpu")
     options = {n: h.default for n, h in program.hypers.items()}
     plan = launcher.compiler.planned(launcher.compiler.facts(options), ("fp32", "fp32"))
-    from optgen import cache
-    from optgen.backends import Layout
-    from optgen.launch import Bucket, Geometry, Work
+    from optgen.backends import cache
+    from optgen.backends.layout import Layout
+    from optgen.launch.buckets import Bucket
+    from optgen.launch.strides import Geometry
+    from optgen.launch.work import Work
 
     class Huge:
         shape = torch.Size([3, 2**31])

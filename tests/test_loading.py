@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import optgen
-from optgen.loading import LoadReport
+from optgen.optim.loading import LoadReport
 
 SHAPES = {"body.weight": (3, 4), "body.bias": (3,), "head.weight": (2, 3), "head.bias": (2,)}
 NOTHING = LoadReport([], [], {}, [])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import optgen
-from optgen.launch import check_memory
+from optgen.launch.overlap import check_memory
 
 
 def views(*tensors):

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import optgen
-from optgen import release, replay
-from optgen.backends.triton import interpreting
-from optgen.launch.onecall import OneCall
+from optgen import release
+from optgen.backends.triton.kernels import interpreting
+from optgen.launch import replay
+from optgen.launch.one_call import OneCall
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="runs other back ends")
 
@@ -176,8 +177,8 @@ def test_a_released_parameter_of_a_subclass_has_no_such_call(made):
 
 SCRIPT = """
 import os, signal, torch, optgen
-from optgen import replay
-from optgen.backends.cpu.stored import Stored
+from optgen.launch import replay
+from optgen.backends.cpu.machine_code import Stored
 replay.WARM, original = 0, Stored.load_overload
 
 def load(self, *args):

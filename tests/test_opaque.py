@@ -1,4 +1,4 @@
-"""torch.compile calls a step and does not trace into it; see optgen/opaque.py."""
+"""torch.compile calls a step and does not trace into it; see optgen/optim/untraced.py."""
 
 import subprocess
 import sys

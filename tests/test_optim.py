@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import optgen
-from optgen import cache
+from optgen.backends import cache
 
 EMA = """
 "Heavy ball with an averaged copy"
@@ -84,7 +84,7 @@ def test_groups_share_one_launch(monkeypatch):
     groups = [{"params": params[i::4], "lr": 0.1 * (i + 1)} for i in range(4)]
     optimizer = optgen.AdamW(groups, backend="cpu")
     train(optimizer, params, 1)
-    from optgen.backends.cpu import CpuKernel
+    from optgen.backends.cpu.kernel import CpuKernel
 
     launches = []
     run = CpuKernel.run
@@ -476,7 +476,7 @@ def test_overlapping_memory_is_refused_and_counts_nothing():
 
 
 def test_triton_without_a_gpu_says_how():
-    from optgen.backends.triton import interpreting
+    from optgen.backends.triton.kernels import interpreting
 
     if interpreting():
         pytest.skip("the interpreter is on in this process")

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from buckets import direct, flat, planned, same, settings, truths
-from optgen import library, passes
+from optgen import library
 from optgen.errors import RuleError
-from optgen.facts import holds
-from optgen.ir import REDUCTIONS, Extent, Fact, Op, load, toposort
-from optgen.passes import expand, fold, hoist, lower, recur, specialise, trace
-from optgen.syntax import parse
+from optgen.ir.facts import holds
+from optgen.ir.node import REDUCTIONS, Extent, Fact, Op, load, toposort
+from optgen.language.statements import parse
+from optgen.passes import pipeline
+from optgen.passes.pipeline import expand, fold, hoist, lower, recur, specialise, trace
 from strategies import Case
 
 RULES = [name for name in library.names() if library.rule(name).kind == "rule" and flat(name)]
@@ -293,10 +294,10 @@ def test_lower_is_the_passes_in_order():
     program = library.rule("nadam")
     held = truths(program, settings(program))
     step = specialise(recur(program), held)
-    for change in passes.PASSES:
+    for change in pipeline.PASSES:
         step = change(step)
     assert step.assigns == lower(program, held).assigns
-    assert [p.__name__ for p in passes.PASSES] == ["expand", "fold", "hoist"]
+    assert [p.__name__ for p in pipeline.PASSES] == ["expand", "fold", "hoist"]
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -10,11 +10,14 @@ from scipy import special, stats
 from torch import nn
 
 import optgen
-from optgen import philox
-from optgen.compose import complete, with_maximize
-from optgen.ir import DType, const
-from optgen.launch import Launcher, Shard, Work, sharding
-from optgen.semantics import evaluate
+from optgen.ir.node import DType, const
+from optgen.ir.semantics import evaluate
+from optgen.launch import dtensor
+from optgen.launch.dtensor import Shard
+from optgen.launch.launcher import Launcher
+from optgen.launch.work import Work
+from optgen.passes import philox
+from optgen.passes.chain import complete, with_maximize
 
 BACKENDS = ["numpy", "cpu"]
 
@@ -177,7 +180,7 @@ PARTS = [((6, 5), (2, 0)), ((6, 2), (0, 3)), ((2, 3), (4, 1))]  # sizes and offs
 
 def check_parts(monkeypatch, backend, text="p = uniform()", shape=(6, 5), parts=PARTS):
     """A part of a larger tensor draws the numbers that the whole draws there; sums are of zeros."""
-    monkeypatch.setattr(sharding, "_reduce", lambda values, op, group: None)
+    monkeypatch.setattr(dtensor, "_reduce", lambda values, op, group: None)
     mesh = Mock()
     program = optgen.rule(text)
     launcher = Launcher(with_maximize(complete(program)), backend)

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from buckets import Bucket, direct, element_states, planned, raw, same, settings, truths
 from optgen import library
-from optgen.backends import Layout
-from optgen.codecs import CODECS, working
+from optgen.backends.layout import Layout
 from optgen.compiler import planned as planned_program
-from optgen.ir import REDUCTIONS, DType, Extent, Op, load, toposort
-from optgen.passes import lower
-from optgen.plan import element_stores, plan
+from optgen.ir.node import REDUCTIONS, DType, Extent, Op, load, toposort
+from optgen.ir.semantics import evaluate
+from optgen.library import runnable
+from optgen.passes.pipeline import lower
+from optgen.plan.codecs import CODECS, working
 from optgen.plan.graph import Graph
-from optgen.semantics import evaluate
-from optgen.settings import runnable
+from optgen.plan.phases import element_stores, plan
 from strategies import array, examples, staged
 
 

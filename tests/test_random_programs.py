@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buckets import bucket, direct, raw, same, stores_of, tensor_values, truths
-from optgen import passes
-from optgen.backends.numpy import REAL
-from optgen.codecs import CODECS
-from optgen.semantics import evaluate
+from optgen.backends.reference import REAL
+from optgen.ir.semantics import evaluate
+from optgen.passes import pipeline
+from optgen.plan.codecs import CODECS
 from strategies import CODEC_LISTS, cases, compiled, examples, staged
 
 ANY = cases(reductions=True, tensor_states=True)
@@ -24,11 +24,11 @@ ANY = cases(reductions=True, tensor_states=True)
 def test_every_pass_keeps_every_value(case, seed, wild, real):
     real = REAL[real]
     held = truths(case.program, case.options)
-    program = passes.specialise(passes.recur(case.program), held)
+    program = pipeline.specialise(pipeline.recur(case.program), held)
     stores = stores_of(program, seed, wild, real)
     numbers = tensor_values(program, seed)
     before = direct(program, case, stores, numbers, real)
-    for change in passes.PASSES:
+    for change in pipeline.PASSES:
         program = change(program)
         after = direct(program, case, stores, numbers, real)
         for name in before:
@@ -42,8 +42,8 @@ def test_recur_and_specialise_keep_every_value(case, seed, wild):
     held = truths(case.program, case.options)
     stores = stores_of(case.program, seed, wild, np.float64)
     numbers = tensor_values(case.program, seed)
-    decided = passes.specialise(case.program, held)
-    moved = passes.specialise(passes.recur(case.program), held)
+    decided = pipeline.specialise(case.program, held)
+    moved = pipeline.specialise(pipeline.recur(case.program), held)
     before, after = (direct(p, case, stores, numbers, np.float64) for p in (decided, moved))
     assert before.keys() == after.keys()
     for name in before:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import optgen
-from optgen import cache, settings
-from optgen.functions import ELEMENT_FUNCTIONS, REDUCTION_FUNCTIONS, STEP_FUNCTIONS
+from optgen.backends import cache
+from optgen.compiler import planned
+from optgen.ir.functions import ELEMENT_FUNCTIONS, REDUCTION_FUNCTIONS, STEP_FUNCTIONS
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)
@@ -71,7 +72,7 @@ def test_python_runs(folder):
 
 def test_triton_is_what_is_emitted(folder):
     (shown,) = blocks("triton")
-    emitted = iter(cache.emit(settings.planned(optgen.rule("my_adamw.rule")), "triton").splitlines())
+    emitted = iter(cache.emit(planned(optgen.rule("my_adamw.rule")), "triton").splitlines())
     for line in shown.splitlines():
         assert line.strip() == "..." or line in emitted, line
 

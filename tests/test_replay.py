@@ -10,15 +10,16 @@ import torch
 from torch import nn
 
 import optgen
-from optgen import library, release, replay, watching
-from optgen.backends.triton import interpreting
-from optgen.ir import Extent
-from optgen.launch import Launch, guards
-from optgen.launch.cells import Cells, StepCounters
+from optgen import library, release
+from optgen.backends.triton.kernels import interpreting
+from optgen.ir.node import Extent
+from optgen.launch import guards, object_guards, replay
 from optgen.launch.guards import MANY, CompiledGuard, guard
-from optgen.launch.onecall import OneCall
-from optgen.passes import recur
-from optgen.replay import WARM, Replay
+from optgen.launch.one_call import OneCall
+from optgen.launch.replay import WARM, Replay
+from optgen.launch.run import Launch
+from optgen.launch.step_counters import Cells, StepCounters
+from optgen.passes.pipeline import recur
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="runs other back ends")
 
@@ -457,9 +458,9 @@ def watched(many):
     state = {p: {"step": torch.tensor(1.0), "exp_avg": torch.randn(5)} for p in params}
     groups = [{"params": params[:2]}, {"params": params[2:]}]
     wanted = [x for p in params for x in (p, *state[p].values())]
-    found = watching.watch(lists_of(groups), state, wanted)
+    found = object_guards.watch(lists_of(groups), state, wanted)
     assert list(map(id, found.find(lists_of(groups), state))) == list(map(id, wanted))
-    assert isinstance(found, watching.CompiledWatch) == many
+    assert isinstance(found, object_guards.CompiledWatch) == many
     return groups, state, found
 
 

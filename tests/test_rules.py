@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 import optgen
-from optgen import cache, library
-from optgen.ir import Extent, Op, toposort
-from optgen.passes import shaped
-from optgen.trial import Case, run
+from optgen import library
+from optgen.backends import cache
+from optgen.ir.node import Extent, Op, toposort
+from optgen.passes.pipeline import shaped
+from optgen.verify.differential import Case, run
 from oracles import every
 
 SHAPES = ((7,), (4, 5), (), (33, 3))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import optgen
-from optgen.backends.triton import interpreting
+from optgen.backends.triton.kernels import interpreting
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="runs other back ends")
 CHAIN = optgen.optimizer(optgen.chain("clip_global_norm", "adamw"))

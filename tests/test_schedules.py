@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import optgen
-from optgen import cache, library, schedules
+from optgen import library, schedules
+from optgen.backends import cache
 from optgen.errors import RuleError
 
 TORCH = torch.optim.lr_scheduler
@@ -452,7 +453,7 @@ def test_chains_with_names_of_their_parts_unpickle():
 
 
 def test_optgen_show(tmp_path, capsys):
-    from optgen.cli import main
+    from optgen.cli.main import main
 
     path = tmp_path / "warm.rule"
     path.write_text("hyper(lr=1e-3, warmup=100)\nlr = lr*minimum(t/warmup, 1)\n")

@@ -11,13 +11,13 @@ from torch import nn
 
 import optgen
 from optgen import library
-from optgen.backends import View, across, slice_of
-from optgen.backends.cpu import CpuKernel
+from optgen.backends.cpu.kernel import CpuKernel
+from optgen.backends.layout import View, across, slice_of
 from optgen.compiler import planned
 from optgen.errors import RuleError
-from optgen.ir import Extent, fits, join
-from optgen.passes import canonical
-from optgen.plan import element_stores
+from optgen.ir.node import Extent, fits, join
+from optgen.passes.pipeline import canonical
+from optgen.plan.phases import element_stores
 from sliced import LARGE, RULES, SHAPES, check, train
 
 BACKENDS = ["numpy", "cpu"]
@@ -208,7 +208,7 @@ def test_the_fewest_sweeps(rules, moved):
 @pytest.mark.parametrize("name", library.names())
 def test_a_sweep_writes_elements_only(name, ndim):
     """What is coarser than an element is written after every sweep that may read it."""
-    from optgen.settings import runnable
+    from optgen.library import runnable
 
     made = planned(runnable([library.rule(name)])[0], ndim=ndim)
     coarse = {s for s, state in made.states.items() if state.extent is not Extent.ELEMENT}
@@ -397,7 +397,7 @@ def test_stores_are_in_one_order():
 
 
 def test_the_dimensions_need_no_new_kernel_where_they_are_alike(monkeypatch):
-    from optgen import cache
+    from optgen.backends import cache
 
     train(RULES["factored"], "cpu", SHAPES)
     built = cache.built

@@ -14,19 +14,13 @@ import torch
 
 import optgen
 from optgen import store as stores
-from optgen.store import (
-    ADAM,
-    PARAMETER_STORE_KEY,
-    FileParameterStore,
-    FixedStepGradientDescent,
-    ParamUpdate,
-    TorchParameterStore,
-    accumulate_param_gradients,
-    get_parameters,
-    get_store,
-    init_optimizer,
-    register_parameters,
-)
+from optgen.store.configurations import ADAM, FixedStepGradientDescent
+from optgen.store.context import PARAMETER_STORE_KEY, get_parameters, get_store, register_parameters
+from optgen.store.files import FileParameterStore
+from optgen.store.gradients import accumulate_param_gradients
+from optgen.store.memory import TorchParameterStore
+from optgen.store.released import ParamUpdate
+from optgen.store.updates import init_optimizer
 from stores import KINDS, NUMPY, THETA, A, B, again, double, empty, gradient, near, value
 
 

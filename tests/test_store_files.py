@@ -20,17 +20,12 @@ import torch
 from safetensors.torch import load_file
 
 import killed_store
-from optgen.store import (
-    FileParameterStore,
-    FixedStepGradientDescent,
-    RuleConf,
-    TorchOptimConf,
-    TorchParameterStore,
-    init_optimizer,
-)
-from optgen.store.files import MOST_PARTS
+from optgen.store.configurations import FixedStepGradientDescent, RuleConf, TorchOptimConf
+from optgen.store.files import MOST_PARTS, FileParameterStore
 from optgen.store.folder import Folder, LocalFolder
+from optgen.store.memory import TorchParameterStore
 from optgen.store.snapshot import NAMES
+from optgen.store.updates import init_optimizer
 
 A, B = ("f", "a"), ("f", "b")
 CONF = RuleConf("adam", lr=0.1, backend="numpy")

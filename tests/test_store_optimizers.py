@@ -15,20 +15,18 @@ import pytest
 import torch
 
 import optgen
-from optgen.store import (
+from optgen.store.base import ParameterStore
+from optgen.store.configurations import (
     ADAM,
-    PARAMETER_STORE_KEY,
     DecayStepGradientDescent,
     FixedStepGradientDescent,
     GradientDescent,
-    ParameterStore,
     RuleConf,
-    TorchParameterStore,
-    accumulate_param_gradients,
-    apply_update,
-    init_optimizer,
-    register_parameters,
 )
+from optgen.store.context import PARAMETER_STORE_KEY, register_parameters
+from optgen.store.gradients import accumulate_param_gradients
+from optgen.store.memory import TorchParameterStore
+from optgen.store.updates import apply_update, init_optimizer
 from stores import KINDS, NUMPY, THETA, A, B, C, SignAscent, again, double, empty, fill, gradient, near, value
 
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from optgen import store as stores
-from optgen.store import (
+from optgen.store.configurations import (
     ADAM,
     FixedStepGradientDescent,
     GradientDescent,
-    ParamUpdate,
     RuleConf,
     TorchOptimConf,
-    TorchParameterStore,
-    accumulate_param_gradients,
-    init_optimizer,
 )
+from optgen.store.gradients import accumulate_param_gradients
+from optgen.store.memory import TorchParameterStore
+from optgen.store.released import ParamUpdate
+from optgen.store.updates import init_optimizer
 from stores import KINDS, NUMPY, THETA, A, B, C, SignAscent, again, double, empty, fill, gradient, near, value
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import optgen
-from optgen import cli, library, stubs
-from optgen.interface import FLAGS
+from optgen import library
+from optgen.cli import main, stubs
+from optgen.optim.signature import FLAGS
 
 CHECKOUT = Path(__file__).parent.parent
 PATH = CHECKOUT / "optgen" / "__init__.pyi"
@@ -52,7 +53,7 @@ def test_is_what_the_rules_make(request):
 
 
 def test_command_prints_it(capsys):
-    assert cli.main(["stubs"]) == 0
+    assert main.main(["stubs"]) == 0
     assert capsys.readouterr().out == stubs.stub()
 
 

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from buckets import flat
 from optgen.errors import RuleError, Source
-from optgen.ir import Extent, Fact, Node, Op, Program, load, node, toposort
-from optgen.semantics import evaluate
-from optgen.syntax import decode, parse
+from optgen.ir.node import Extent, Fact, Node, Op, Program, load, node, toposort
+from optgen.ir.semantics import evaluate
+from optgen.language.grammar import decode
+from optgen.language.statements import parse
 
 RULES = sorted((Path(__file__).parent.parent / "rules").glob("*.rule"))
 P, G = np.array([1.0, -2.0, 0.5, 0.0]), np.array([0.1, -0.3, 0.0, 2.0])

@@ -11,15 +11,15 @@ import torch
 
 import optgen
 from optgen import library
-from optgen.backends import Layout, View
-from optgen.backends.cpu import CpuKernel
-from optgen.backends.triton import TritonKernel, block_of
+from optgen.backends.cpu.kernel import CpuKernel
+from optgen.backends.layout import Layout, View
+from optgen.backends.triton.kernels import TritonKernel, block_of
 from optgen.compiler import Compiler, planned
-from optgen.ir import Op
+from optgen.ir.node import Op
 from optgen.launch.buckets import Bucket
-from optgen.launch.geometry import Geometry
-from optgen.plan import element_stores
-from optgen.settings import runnable
+from optgen.launch.strides import Geometry
+from optgen.library import runnable
+from optgen.plan.phases import element_stores
 
 MILLION = 1_000_000
 LARGE = [(1024, 1024), (4096, 1000), (100, 20_000), (MILLION + 1,), (2, MILLION), (MILLION, 1), (4, 4096, 64)]

@@ -27,13 +27,14 @@ from torch import nn
 
 import optgen
 from fresh import run
-from optgen import cache, library, schedules
-from optgen.backends import Layout
+from optgen import library, schedules
+from optgen.backends import cache
+from optgen.backends.layout import Layout
 from optgen.backends.registry import BACKENDS, Backend
 from optgen.compiler import planned
-from optgen.launch import resolve
-from optgen.launch.runners import Launch
-from optgen.plan import Step
+from optgen.launch.launcher import resolve
+from optgen.launch.run import Launch
+from optgen.plan.plan import Step
 from test_backends import check_far
 
 SIZES = (1, 7, 1025, 40_001)  # below and above every vector, block and chunk
@@ -431,7 +432,7 @@ def test_trap_memory_02_states_of_slices_and_tensors_have_the_dtype_of_the_kerne
     code = """
         import copy
         from optgen import library
-        from optgen.ir import Extent
+        from optgen.ir.node import Extent
         kinds = {}
         for name in sorted(library.classes()):
             kind = getattr(optgen, name, None)
@@ -649,7 +650,7 @@ def test_trap_memory_03_a_saved_state_without_memory(damage, key):
 
 def test_trap_memory_05_the_interpreter_refuses_a_gpu(monkeypatch):
     """It would follow a GPU's addresses on the host."""
-    monkeypatch.setattr("optgen.backends.triton.interpreting", lambda: True)
+    monkeypatch.setattr("optgen.backends.triton.kernels.interpreting", lambda: True)
     with pytest.raises(
         ValueError, match=r"TRITON_INTERPRET=1 runs kernels on the CPU, and .* is on cuda:0: unset"
     ):
@@ -684,7 +685,7 @@ def test_trap_memory_07_threads_that_ask_together_get_one_thing(tmp_path):
     """The first step of a rule in two threads, and classes by name and by program in eight."""
     run(
         """
-        from optgen.ir import Extent
+        from optgen.ir.node import Extent
         sys.setswitchinterval(1e-5)  # at the default, threads seldom meet in so short a time
         kinds = together(*[lambda: optgen.AdamW] * 8)
         assert all(kind is kinds[0] for kind in kinds)

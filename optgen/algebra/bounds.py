@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from optgen.ir import DType, Extent, Node, Op, Program, Value, load
-from optgen.semantics import constant, evaluate
+from optgen.ir.node import DType, Extent, Node, Op, Program, Value, load
+from optgen.ir.semantics import constant, evaluate
 
 Values = dict[Node, Any]
 Bounds = tuple[float, float]

@@ -9,8 +9,8 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 
-from optgen import functions as fn
-from optgen.ir import REDUCTIONS, DType, Extent, Node, Op, Program, const, toposort
+from optgen.ir import functions as fn
+from optgen.ir.node import REDUCTIONS, DType, Extent, Node, Op, Program, const, toposort
 
 GREEK = (
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu",

@@ -18,10 +18,21 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
-from optgen import functions as fn
 from optgen.algebra.bounds import Bounds, Limits, Values, bounds_of, paths, values_of
-from optgen.ir import COMPARISONS, REDUCTIONS, DType, Extent, Node, Op, Program, const, node, toposort
-from optgen.semantics import MEANING, constant
+from optgen.ir import functions as fn
+from optgen.ir.node import (
+    COMPARISONS,
+    REDUCTIONS,
+    DType,
+    Extent,
+    Node,
+    Op,
+    Program,
+    const,
+    node,
+    toposort,
+)
+from optgen.ir.semantics import MEANING, constant
 
 SYMPY: dict[Op, Callable[..., Any]] = {
     Op.ADD: operator.add, Op.SUB: operator.sub, Op.MUL: operator.mul, Op.DIV: operator.truediv,

@@ -11,9 +11,21 @@ import keyword
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from optgen.backends import Layout
-from optgen.ir import ATOM, INFIX, LEAVES, DType, Extent, Node, Op, Spelling, infix, name_nodes, toposort
-from optgen.plan import Plan, Step, reduction_text
+from optgen.backends.layout import Layout
+from optgen.ir.node import (
+    ATOM,
+    INFIX,
+    LEAVES,
+    DType,
+    Extent,
+    Node,
+    Op,
+    Spelling,
+    infix,
+    name_nodes,
+    toposort,
+)
+from optgen.plan.plan import Plan, Step, reduction_text
 
 Spell = Callable[[Node, Sequence[Spelling]], Spelling]
 PYTHON = frozenset({*keyword.kwlist, *keyword.softkwlist, *dir(builtins)})

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from optgen import __version__
-from optgen.backends import Kernel, Layout
+from optgen.__version__ import __version__
+from optgen.backends.layout import Kernel, Layout
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Backend:
     """One back end: the package that compiles for it, and the types of torch devices that it runs on."""
 
     name: str
+    module: str  # in this package: what has `emit` and `load`
     package: str
     devices: tuple[str, ...]
     missing: str  # what to do where there is no such package
@@ -60,26 +61,33 @@ class Backend:
     def version(self) -> str:
         """What compiled code depends on besides its text: what it calls, and what compiles it and how."""
         home = Path(__file__).parent
-        files = sorted(home.glob(f"{self.name}/**/*.py")) or [home / f"{self.name}.py"]
+        files = sorted(home.glob(f"{self.name}/**/*.py")) or [home / f"{self.module}.py"]
         texts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
         return f"{__version__} {self.require().__version__} {sys.version_info[:2]} {texts}"
 
     @property
     def _module(self) -> Any:
-        return import_module(f"optgen.backends.{self.name}")
+        return import_module(f"optgen.backends.{self.module}")
 
 
 # `auto` takes the first of them that runs on a device.
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("triton", "triton", ("cuda",), "the Triton back end needs triton: pip install triton"),
+        Backend(
+            "triton",
+            "triton.kernels",
+            "triton",
+            ("cuda",),
+            "the Triton back end needs triton: pip install triton",
+        ),
         Backend(
             "cpu",
+            "cpu.kernel",
             "numba",
             ("cpu",),
             "the CPU back end needs numba: pip install 'optgen[cpu]', or pass backend='numpy'",
         ),
-        Backend("numpy", "numpy", ("cpu",), "the reference needs numpy: pip install numpy"),
+        Backend("numpy", "reference", "numpy", ("cpu",), "the reference needs numpy: pip install numpy"),
     )
 }

@@ -18,7 +18,7 @@ import torch
 from optgen import library
 from optgen.config.settings import ConfigError, unknown
 from optgen.errors import RuleError
-from optgen.optim import Optimizer, optimizer
+from optgen.optim.optimizer import Optimizer, optimizer
 from optgen.schedules.groups import GroupSchedule
 
 

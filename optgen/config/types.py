@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from optgen import schedules
 from optgen.config.scheduler import OptimScheduler
 from optgen.config.settings import ConfigError
-from optgen.schedules import NAMED, Schedule
+from optgen.schedules.named import NAMED, Schedule
 
 Class = TypeVar("Class", bound=type[OptimScheduler])
 

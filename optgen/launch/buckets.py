@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.backends import LOWEST, PLACE, SLICES, Kernel, Layout, Tables, View
-from optgen.ir import Op
-from optgen.launch.geometry import Geometry
-from optgen.launch.sharding import EVERY, Shard, Share
+from optgen.backends.layout import LOWEST, PLACE, SLICES, Kernel, Layout, Tables, View
+from optgen.ir.node import Op
+from optgen.launch.dtensor import EVERY, Shard, Share
+from optgen.launch.strides import Geometry
 from optgen.launch.tiles import Tiling
 from optgen.launch.uploads import Moving, upload
 from optgen.launch.work import Scalars, Work, shape_fact
-from optgen.plan import Plan
+from optgen.plan.plan import Plan
 
 if TYPE_CHECKING:
-    from optgen.launch.clock import Clock  # needs Triton
+    from optgen.launch.device_scalars import Clock  # needs Triton
 
 SPILL = 64  # elements that members' spills begin at multiples of
 NOWHERE = (EVERY, 0, EVERY, 0, 0)  # the place of a tensor that is no part of another
@@ -230,7 +230,7 @@ class Bucket:
     def set_clock(self, counters: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]) -> None:
         """Have the device compute what follows from these counters and states, which lie there."""
         if self.clock is None:
-            from optgen.launch.clock import Clock
+            from optgen.launch.device_scalars import Clock
 
             scalars, host = self.plan.scalars, self.plan.host.items()
             roots = {k: n if n.op is Op.CONST else scalars[int(n.value or 0)] for k, n in host}
@@ -263,7 +263,7 @@ class Bucket:
             (row,) = Scalars(onces).rows([(options, steps + 1, ())])
             return {f"@once{i}": x for i, x in enumerate(row)}
         if self.once_clock is None:
-            from optgen.launch.clock import Clock
+            from optgen.launch.device_scalars import Clock
 
             self.once_clock = Clock(onces, {}, "fp64", self.device, self.put)
         self.once_clock.point([steps.to(self.device)], [{}])

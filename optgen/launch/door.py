@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.ir import Extent, State
-from optgen.launch.geometry import geometry, slice_shape
+from optgen.ir.node import Extent, State
 from optgen.launch.guards import Spans, Survey, extent_of
 from optgen.launch.overlap import overlapping
+from optgen.launch.strides import geometry, slice_shape
 from optgen.launch.work import CODEC_OF, SUPPORTED, Work
 
 Groups = Sequence[Mapping[str, Any]]

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.cache import load
+from optgen.backends.cache import load
 
 MANY = 200  # tensors for which it pays to compile, in half a second, once on a machine
 GUARDS: Any = getattr(torch._C._dynamo, "guards", None)  # private to torch, and so perhaps not there
@@ -270,9 +270,9 @@ def compiled() -> ModuleType | None:
     """What looks at many tensors in one call; None without Numba, or a torch that is laid out otherwise."""
     if importlib.util.find_spec("numba") is None or _look() is None:
         return None
-    from optgen.backends import cpu
+    from optgen.backends.cpu import kernel
 
-    source = Path(cpu.__file__).with_name("objects.py").read_text(encoding="utf-8")
+    source = Path(kernel.__file__).with_name("pyobjects.py").read_text(encoding="utf-8")
     return load(source, "objects", "cpu")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from optgen.launch.geometry import geometry
+from optgen.launch.strides import geometry
 
 _PLAIN = (Tensor, nn.Parameter)
 

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.facts import lookup
-from optgen.ir import Node, Op, toposort
+from optgen.ir.facts import lookup
+from optgen.ir.node import Node, Op, toposort
 from optgen.launch.buckets import Bucket
-from optgen.launch.cells import StepCounters
 from optgen.launch.door import Move, Places, fixed_of
 from optgen.launch.guards import Guard, Survey, guard
-from optgen.launch.onecall import OneCall
-from optgen.launch.runners import Launch, Moment, advance
+from optgen.launch.one_call import OneCall
+from optgen.launch.run import Launch, Moment, advance
+from optgen.launch.step_counters import StepCounters
 from optgen.launch.work import Work
 
 WIDEST = 16  # bytes of a GPU's widest access, and elements that lines of tiles are multiples of

@@ -20,9 +20,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from optgen.backends import Kernel, Layout, View, across
-from optgen.ir import Extent, Op
-from optgen.plan import Reduction
+from optgen.backends.layout import Kernel, Layout, View, across
+from optgen.ir.node import Extent, Op
+from optgen.plan.plan import Reduction
 
 NUMBER = 8  # bytes of a place
 

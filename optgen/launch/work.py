@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.facts import Facts, lookup, path_of
-from optgen.ir import Node, Op, toposort
-from optgen.launch.sharding import Shard
-from optgen.semantics import MEANING, literal
+from optgen.ir.facts import Facts, lookup, path_of
+from optgen.ir.node import Node, Op, toposort
+from optgen.ir.semantics import MEANING, literal
+from optgen.launch.dtensor import Shard
 
 CODEC_OF = {
     torch.float64: "fp64",

@@ -8,18 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 
-from optgen.codecs import CODECS, working
-from optgen.ir import (
-    REDUCTIONS,
-    Extent,
-    Node,
-    Op,
-    Program,
-    node,
-    rebuild,
-    toposort,
-)
-from optgen.plan.steps import Reduction, Step, buffer_of
+from optgen.ir.node import REDUCTIONS, Extent, Node, Op, Program, node, rebuild, toposort
+from optgen.plan.codecs import CODECS, working
+from optgen.plan.plan import Reduction, Step, buffer_of
 
 MAX_PLACEMENTS = 64  # beyond these only the earliest and the latest places are tried
 Item = str | int  # a store, or the slot of a reduction

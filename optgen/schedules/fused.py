@@ -10,12 +10,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 
-from optgen import compose, library, locks
-from optgen.declarations import RESERVED
+from optgen import library, locks
 from optgen.errors import RuleError, Source
-from optgen.ir import Hyper, Program
+from optgen.ir.node import Hyper, Program
+from optgen.language.declarations import RESERVED
+from optgen.language.schedule_expressions import expression
+from optgen.passes.chain import places, with_schedules
 from optgen.schedules.named import Schedule
-from optgen.stepwise import expression
 
 Given = Schedule | str | float
 NAME = "scheduled"  # of the part of the chain that has the schedules
@@ -40,7 +41,7 @@ def scheduled(source: library.Rule, **schedules: Given | tuple[Given | None, ...
         RuleError: there is no such hyperparameter, it is no number, or a text is wrong; with its place.
     """
     program = library.rule(source)
-    homes = {name: place for name, place in compose.places(program).items() if name not in RESERVED}
+    homes = {name: place for name, place in places(program).items() if name not in RESERVED}
     parts = program.parts or (program,)
     texts: dict[int, dict[str, str]] = {}
     for name, given in schedules.items():
@@ -50,7 +51,7 @@ def scheduled(source: library.Rule, **schedules: Given | tuple[Given | None, ...
             raise RuleError(f"'{program.name}' has no {what} '{name}'", None, f"it has: {known}")
         i, own = homes[name]
         texts.setdefault(i, {})[own] = _text(own, given, _hypers(parts[i]))
-    return compose.scheduled(program, {i: _transform(found, _hypers(parts[i])) for i, found in texts.items()})
+    return with_schedules(program, {i: _transform(found, _hypers(parts[i])) for i, found in texts.items()})
 
 
 def _hypers(part: Program) -> dict[str, Hyper]:

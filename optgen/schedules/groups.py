@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from optgen.errors import Source
-from optgen.facts import lookup
-from optgen.ir import Hyper
+from optgen.ir.facts import lookup
+from optgen.ir.node import Hyper
+from optgen.language.schedule_expressions import Expression, expression
 from optgen.schedules.values import value
-from optgen.stepwise import Expression, expression
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from optgen.errors import Source
-from optgen.ir import Hyper
+from optgen.ir.node import Hyper
+from optgen.language.schedule_expressions import Expression, expression
 from optgen.schedules.values import value
-from optgen.stepwise import Expression, expression
 
 
 @dataclass(frozen=True)

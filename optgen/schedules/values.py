@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from optgen.facts import holds, lookup
-from optgen.ir import Node, Op
-from optgen.semantics import evaluate
-from optgen.stepwise import Expression
+from optgen.ir.facts import holds, lookup
+from optgen.ir.node import Node, Op
+from optgen.ir.semantics import evaluate
+from optgen.language.schedule_expressions import Expression
 
 
 def value(schedule: Expression, t: float, options: Mapping[str, Any]) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optgen import library
-from optgen.optim import optimizer
+from optgen.optim.optimizer import optimizer
 
 
 class Configuration(ABC):

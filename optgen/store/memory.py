@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.launch import Uninterrupted
+from optgen.launch.uninterrupted import Uninterrupted
 from optgen.locks import section
 from optgen.store.base import (
     ParameterID,

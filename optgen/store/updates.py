@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from optgen.launch import Uninterrupted
+from optgen.launch.uninterrupted import Uninterrupted
 from optgen.locks import section
 from optgen.store.base import ParameterID, ParameterStore, checked_ids, label, owner_text
 from optgen.store.configurations import Configuration

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from optgen.launch import CODEC_OF, SUPPORTED
+from optgen.launch.work import CODEC_OF, SUPPORTED
 
 Path = tuple[Hashable, ...]
 Array = Tensor | np.ndarray

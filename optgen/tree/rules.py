@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from optgen import compose, library
-from optgen.ir import Program
+from optgen import library
+from optgen.ir.node import Program
 from optgen.locks import once
-from optgen.options import check, checked
-from optgen.saved import as_tuple, from_texts, rule_text
+from optgen.optim.checkpoint import as_tuple, from_texts, rule_text
+from optgen.optim.hyperparameters import check, checked
+from optgen.passes.chain import as_transform, complete, places
 
 ALIASES = {"centered": "centred", "lambda_": "lambda", "ε": "epsilon", "η": "eta", "λ": "lambda", "ρ": "rho"}
 ADAM = {"eta": "lr", "beta": "betas", "epsilon": "eps"}
@@ -258,17 +259,17 @@ def _sequence(kinds: tuple[Kind, ...]) -> tuple[Program, list[dict[str, str]]]:
         else:
             units.append([kind.program])
     inner = [library.chain(*unit) for unit in units]
-    whole = [compose.as_transform(program) for program in inner[:-1]]
+    whole = [as_transform(program) for program in inner[:-1]]
     whole += [replace(program, parts=()) for program in inner[-1:]]
     if not whole or whole[-1].kind == "before":
         whole.append(library.rule(IDENTITY))
-    program = compose.complete(library.chain(*whole))
-    outer = compose.places(program)
+    program = complete(library.chain(*whole))
+    outer = places(program)
     names = []
     for i, unit in enumerate(units):
         there = {h: name for name, (place, h) in outer.items() if place == i}
         for j in range(len(unit)):
-            within = compose.places(inner[i]).items()
+            within = places(inner[i]).items()
             names.append({h: there[name] for name, (place, h) in within if place == j})
     return program, names
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optgen.ir import Extent
-from optgen.launch import Launcher
-from optgen.saved import counter_dtype
+from optgen.ir.node import Extent
+from optgen.launch.launcher import Launcher
+from optgen.optim.checkpoint import counter_dtype
 from optgen.tree.nodes import (
     Path,
     check_storage,

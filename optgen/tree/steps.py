@@ -2,7 +2,7 @@
 
 In: a state tree, a model, and gradients of the model's nesting. Out: the state tree and the model after one
 step. The gradients of tied arrays are summed, and all arrays of one step go through the launcher together,
-as in `optgen.optim`.
+as in `optgen.optim.optimizer`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from optgen.ir import Extent
-from optgen.launch import Ready, Uninterrupted, Work
+from optgen.ir.node import Extent
 from optgen.launch.door import resolved
+from optgen.launch.recording import Ready
+from optgen.launch.uninterrupted import Uninterrupted
+from optgen.launch.work import Work
 from optgen.locks import holding
 from optgen.tree.nodes import (
     Array,

@@ -161,7 +161,7 @@ class Device:
     def _patches(self) -> Iterator[Any]:
         from triton.compiler.compiler import CompiledKernel
 
-        import optgen.optim  # noqa: F401 - what is patched must be there
+        import optgen.optim.optimizer  # noqa: F401 - what is patched must be there
 
         original = CompiledKernel._init_handles
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from optgen.backends import SLICES, Block, Layout
 from optgen.backends.emit import (
     finishes,
     indent,
 )
-from optgen.backends.triton.spelling import BLOCK, BLOCKS, COMBINE_BLOCK, DEPTH, WIDTH
-from optgen.ir import Extent
+from optgen.backends.layout import SLICES, Block, Layout
+from optgen.backends.triton.printer import BLOCK, BLOCKS, COMBINE_BLOCK, DEPTH, WIDTH
+from optgen.ir.node import Extent
 from optgen.locks import section
-from optgen.plan import Step
+from optgen.plan.plan import Step
 
 # Triton's interpreter has one grid for the whole process, and a first launch compiles: one thread at a time.
 ALONE = section()

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from optgen.backends import Layout, across
 from optgen.backends.emit import Names, leaves
-from optgen.backends.triton.spelling import (
+from optgen.backends.layout import Layout, across
+from optgen.backends.triton.printer import (
     TYPES,
     accumulate,
     entry_of,
@@ -24,9 +24,9 @@ from optgen.backends.triton.spelling import (
     reading,
     reduce_axis,
 )
-from optgen.backends.triton.sweeps import loads, places, sizes, strided, updated
-from optgen.ir import Extent, Node, Op
-from optgen.plan import Reduction, Step
+from optgen.backends.triton.sweep import loads, places, sizes, strided, updated
+from optgen.ir.node import Extent, Node, Op
+from optgen.plan.plan import Reduction, Step
 
 # Numbers as integers in the same order, which a GPU compares and replaces at once; NaN is above all.
 KEYS = """\

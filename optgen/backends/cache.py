@@ -1,0 +1,106 @@
+"""Compiled kernels, in memory and on disk.
+
+In: a plan, a layout's dimensions, a back end, a math mode. Out: a `Kernel`, built once per process, whichever
+thread asks first. A module is known by the hash of all that machine code depends on: its text without the
+docstring, every file of the back end, the versions of the compilers. So rules that differ in what the host
+computes, as a sweep over schedules does, share one. It is run from memory, and never from a file; the text
+lies in the cache folder (`backends.disk`) for whoever wants to read it, and Numba's functions for the next
+process (`backends.cpu.machine_code`). Triton keeps its own in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import linecache
+import os
+import sys
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from optgen.backends import disk
+from optgen.backends.disk import folder
+from optgen.backends.emit import identifier
+from optgen.backends.layout import Block, Kernel, Layout
+from optgen.backends.registry import BACKENDS
+from optgen.locks import lock, once, parse, uncut
+from optgen.plan.plan import Plan
+
+compiling = uncut  # `with compiling():` a fork waits; any number of threads compile at once
+
+_kernels: dict[tuple[Any, ...], Kernel] = {}
+_modules: dict[str, ModuleType] = {}
+_counting = lock()
+built = 0  # kernels built by this process; a step that compiles nothing leaves it as it is
+
+
+def emit(
+    plan: Plan,
+    backend: str,
+    math_mode: str = "exact",
+    dims: int = 0,
+    sharded: bool = False,
+    block: Block | None = None,
+) -> str:
+    """The source that a back end compiles for a plan."""
+    return BACKENDS[backend].emit(Layout(plan, dims, sharded, block), math_mode)
+
+
+def kernel(
+    plan: Plan,
+    backend: str,
+    math_mode: str,
+    dims: int = 0,
+    sharded: bool = False,
+    block: Block | None = None,
+) -> Kernel:
+    """The compiled kernel of a plan, from memory, from disk, or made now."""
+    key = (plan.fingerprint(), dims, sharded, block, backend, math_mode)
+    return once(_kernels, key, partial(_build, Layout(plan, dims, sharded, block), backend, math_mode))
+
+
+def _build(layout: Layout, backend: str, math_mode: str) -> Kernel:
+    global built
+    plan = layout.plan
+
+    def module() -> ModuleType:
+        source = emit(plan, backend, math_mode, layout.dims, layout.sharded, layout.block)
+        return load(source, plan.name, backend)
+
+    made = BACKENDS[backend].load(layout, math_mode, module)
+    with _counting:
+        built += 1
+    return made
+
+
+def load(source: str, name: str, backend: str) -> ModuleType:
+    """The module of an emitted source: one for all sources that differ in their docstrings only.
+
+    Args:
+        source: its text.
+        name: what it is of, for whoever looks into the cache folder.
+        backend: what compiles it, `cpu` or `triton`.
+    """
+    tree = parse(source)
+    if ast.get_docstring(tree, clean=False) is not None:
+        lines = source.splitlines(keepends=True)
+        source = "".join(lines[tree.body[0].end_lineno :]).lstrip("\n")
+    digest = hashlib.sha256("\0".join((source, BACKENDS[backend].version())).encode()).hexdigest()[:20]
+    known = f"{backend}_{digest}"
+    return once(_modules, known, partial(_execute, source, known, f"{identifier(name)[:80]}_{known}.py"))
+
+
+def _execute(source: str, known: str, file: str) -> ModuleType:
+    """Run a module's text, and show it only then to others."""
+    data, where = source.encode(), folder()
+    if where is not None and disk.read(file) != data:
+        disk.write(file, data)
+    path = os.fspath(where / file) if where is not None else f"<{file}>"
+    # For tracebacks, and for Triton, which reads the text of its functions: no file is looked at then.
+    linecache.cache[path] = len(source), None, source.splitlines(keepends=True), path
+    module = ModuleType(f"optgen_kernel_{known}")
+    module.__file__ = path
+    exec(compile(source, path, "exec"), module.__dict__)
+    sys.modules[module.__name__] = module  # where Numba looks for the module of a function that it reads
+    return module

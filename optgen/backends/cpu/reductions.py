@@ -1,0 +1,140 @@
+"""The functions between phases: sums completed, values of slices and of all tensors, coarse states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optgen.backends.cpu.printer import (
+    accumulate,
+    neutral,
+    reading,
+    slice_at,
+    speller,
+    states_at,
+    table_cell,
+)
+from optgen.backends.emit import (
+    Names,
+    finishes,
+    indent,
+    leaves,
+    write,
+)
+from optgen.backends.layout import Layout
+from optgen.ir.node import Extent, Node
+from optgen.plan.plan import Reduction, Step
+
+
+def between_source(layout: Layout, step: Step, names: Names) -> str:
+    """The function of a step that is no sweep, tensor by tensor, in a fixed order."""
+    body = []
+    if step.kind == "global_reduce":
+        return _function(layout, step.name, _over(layout, step.reductions, names))
+    if step.kind == "finish":
+        body = _finish(layout, step, names)
+    for r in step.reductions:
+        if step.kind == "slice_reduce":
+            body += _small(layout, r, names)
+        else:
+            body += (_lines if r.extent.sliced else _parts)(layout, r)
+    return _function(layout, step.name, _each_tensor(body))
+
+
+def _function(layout: Layout, name: str, lines: Sequence[str]) -> str:
+    return f"@compiled\ndef {name}({', '.join(layout.arguments)}):\n" + indent(lines, 1)
+
+
+def _each_tensor(lines: Sequence[str]) -> list[str]:
+    return ["for tensor in range(len(tensors)):", *("    " + line for line in lines)]
+
+
+def _over(layout: Layout, found: Sequence[Reduction], names: Names) -> list[str]:
+    """What reductions over all tensors find in those of this launch."""
+    plan, body = layout.plan, []
+    for r in found:
+        texts, (result,) = write([r.operand], plan.names, names, speller(plan.real), names.taken)
+        body += [*reading(layout, names, leaves([r.operand], ())), *texts]
+        body.append(f"sum{r.slot} = {accumulate(r.op, f'sum{r.slot}', f'f64({result})')}")
+    numbers = [f"numbers[{plan.numbers[f'@slot{r.slot}']}] = sum{r.slot}" for r in found]
+    return [*(f"sum{r.slot} = {neutral(r.op)}" for r in found), *_each_tensor(body), *numbers]
+
+
+def _parts(layout: Layout, r: Reduction) -> list[str]:
+    """A tensor's sum, from those of its chunks."""
+    return [
+        f"first = {table_cell(layout, '@first')}",
+        f"total = {neutral(r.op)}",
+        f"for c in range(first, first + {table_cell(layout, '@count')}):",
+        f"    total = {accumulate(r.op, 'total', f'partials[c, {layout.partial.index(r.slot)}]')}",
+        f"slots[tensor, {r.slot}] = total",
+    ]
+
+
+def _lines(layout: Layout, r: Reduction) -> list[str]:
+    """The sums of a tensor's slices, from those of its tiles."""
+    count = table_cell(layout, f"@count_{r.extent}")
+    return [
+        f"part, at = {table_cell(layout, f'@parts{r.slot}')}, {table_cell(layout, f'@slot{r.slot}')}",
+        f"count, turns = {count}, {table_cell(layout, f'@turns{r.slot}')}",
+        "for which in range(count):",
+        f"    total = {neutral(r.op)}",
+        "    for turn in range(turns):",
+        f"        total = {accumulate(r.op, 'total', 'lines[part + turn*count + which]')}",
+        "    lines[at + which] = total",
+    ]
+
+
+def _at_slice(layout: Layout, kind: Extent, found: Sequence[Node], names: Names) -> list[str]:
+    """Lines that read what slice `at` of a kind has, of its own or of its matrix."""
+    lines = []
+    for n in found:
+        if n.extent.sliced:
+            at = "at"
+            if n.extent is not kind:
+                at = f"at // (count // {table_cell(layout, f'@count_{n.extent}')})"
+            lines.append(f"{names.leaf(n)} = {slice_at(layout, n, at)}")
+    return lines
+
+
+def _small(layout: Layout, r: Reduction, names: Names) -> list[str]:
+    """A reduction of slices: to one value, or to one for each matrix."""
+    plan, kind = layout.plan, r.operand.extent
+    found = leaves([r.operand], ())
+    texts, (result,) = write([r.operand], plan.names, names, speller(plan.real), names.taken)
+    groups = table_cell(layout, f"@count_{r.extent}") if r.extent.sliced else "1"
+    target = (
+        f"lines[{table_cell(layout, f'@slot{r.slot}')} + which]"
+        if r.extent.sliced
+        else f"slots[tensor, {r.slot}]"
+    )
+    return [
+        f"count, groups = {table_cell(layout, f'@count_{kind}')}, {groups}",
+        "each = count // groups",
+        *reading(layout, names, found),
+        "for which in range(groups):",
+        f"    total = {neutral(r.op)}",
+        "    for at in range(which*each, (which + 1)*each):",
+        *("        " + line for line in (*_at_slice(layout, kind, found, names), *texts)),
+        f"        total = {accumulate(r.op, 'total', f'f64({result})')}",
+        f"    {target} = total",
+    ]
+
+
+def _finish(layout: Layout, step: Step, names: Names) -> list[str]:
+    """The new states of tensors and slices, the finest first."""
+    plan = layout.plan
+    lines = []
+    for kind, states in finishes(plan, step).items():
+        roots = [step.values[s] for s in states]
+        found = leaves(roots, ())
+        body, results = write(roots, plan.names, names, speller(plan.real), names.taken)
+        at = "at" if kind.sliced else "0"
+        body = [*_at_slice(layout, kind, found, names), *body]
+        for s, result in zip(states, results, strict=True):
+            body.append(f"{states_at(layout, s, at, '1')}[0] = {result}")
+        lines += reading(layout, names, found)
+        if kind.sliced:
+            lines += [f"count = {table_cell(layout, f'@count_{kind}')}", "for at in range(count):"]
+            body = ["    " + line for line in body]
+        lines += body
+    return lines

@@ -1,0 +1,333 @@
+"""The function of a sweep over chunks of elements, or over tiles where slices have values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from optgen.backends.cpu.printer import (
+    CHUNK,
+    DIMS,
+    FIRST_TABLE,
+    GLOBALS,
+    LANES,
+    TYPES,
+    accumulate,
+    neutral,
+    reading,
+    slice_at,
+    speller,
+    states_at,
+    table_cell,
+)
+from optgen.backends.emit import (
+    Names,
+    function,
+    indent,
+    leaves,
+    part_of,
+)
+from optgen.backends.layout import PLACE, Layout, across
+from optgen.ir.node import DType, Extent, Node, Op, node, rebuild, toposort
+from optgen.plan.codecs import CODECS
+from optgen.plan.plan import Plan, Reduction, Step
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a sweep has of columns and nothing finer, by the stores that hold it while a tile is walked.
+
+    It is computed once for each column of a tile, and not again on every line.
+    """
+
+    values: dict[str, Node]
+    step: Step  # what is left for each element, which loads those stores
+    rule_names: dict[Node, str]
+
+    @staticmethod
+    def of(step: Step, plan: Plan) -> Columns:
+        """The values of columns in a sweep."""
+        order = toposort(step.roots())
+        used = [a for n in order if not across(n.extent) for a in n.args]
+        ours = [a for a in dict.fromkeys(used) if across(a.extent) and a.args and a.dtype is DType.REAL]
+        stores = {n: f"@column{i}" for i, n in enumerate(ours)}
+        done: dict[Node, Node] = {}
+        for n in order:
+            if n in stores:
+                done[n] = node(Op.LOAD, value=stores[n], dtype=n.dtype, extent=n.extent)
+            else:
+                done[n] = rebuild(n, tuple(done[a] for a in n.args))
+        reductions = tuple(replace(r, operand=done[r.operand]) for r in step.reductions)
+        left = replace(step, values={s: done[n] for s, n in step.values.items()}, reductions=reductions)
+        named = {done.get(n, n): name for n, name in plan.names.items() if n not in stores}
+        return Columns({s: n for n, s in stores.items()}, left, named)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as it is written: which leaves it reads, and which stores it loads or writes."""
+
+    layout: Layout
+    step: Step
+    names: Names
+    found: Sequence[Node]
+    touched: Sequence[str]
+
+
+def sweep_source(layout: Layout, step: Step, names: Names) -> str:
+    """`update`, the arithmetic, and a sweep over a range of chunks that calls it on elements."""
+    plan, spell = layout.plan, speller(layout.plan.real)
+    columns = Columns.of(step, plan)
+    for i, store in enumerate(columns.values):
+        names.add(store, f"column{i}")
+    parts = []
+    if columns.values:
+        wanted = list(columns.values.values())
+        parts.append(function(part_of(step, "columns"), wanted, (), plan.names, names, spell, GLOBALS))
+    step, rule_names = columns.step, columns.rule_names
+    roots = step.roots()
+    parts.append(function(part_of(step, "update"), roots, step.loads, rule_names, names, spell, GLOBALS))
+    found = leaves(roots, step.loads)
+    touched = list(dict.fromkeys([*step.loads, *step.values]))
+    sweep = Sweep(layout, step, names, found, touched)
+    body = _tile(sweep, columns) if layout.tiled else _chunk(sweep)
+    inner = "".join(f"@inline\n{part}\n\n" for part in parts)
+    head = f"""\
+@compiled
+def {step.name}(begin, end, {", ".join(layout.arguments)}):
+    widest()
+    for c in range(begin, end):
+"""
+    return inner + head + indent(body, 2) + "\n\n" + _part(layout, step)
+
+
+def _part(layout: Layout, step: Step) -> str:
+    """A thread's share of the chunks: a C function, whose argument says where the tables lie."""
+    tables, word = [], FIRST_TABLE
+    for name in layout.arguments:
+        dims = DIMS.get(name, 2)
+        sizes = [f"words[{word + 1 + d}]" for d in range(dims)]
+        shape = sizes[0] if dims == 1 else f"({', '.join(sizes)})"
+        kind = "np.int64" if name in ("tensors", "chunks") else "f64"
+        kind = TYPES[layout.plan.real] if name == "scalars" else kind
+        tables.append(f"    {name} = carray(pointer(words[{word}]), {shape}, {kind})\n")
+        word += 1 + dims
+    head = f"""\
+def {part_of(step, "part")}(data):
+    widest()
+    words = carray(data, {word}, np.int64)
+    thread, threads = ask(words[0]), ask(words[1])
+    begin, end = words[2]*thread // threads, words[2]*(thread + 1) // threads
+"""
+    return head + "".join(tables) + f"    {step.name}(begin, end, {', '.join(layout.arguments)})\n"
+
+
+def _arrays(layout: Layout, names: Names, touched: Sequence[str], start: str) -> list[str]:
+    """An array on the elements of each store from some on; the whole of it where there are strides."""
+    plan, lines = layout.plan, []
+    for s in touched:
+        codec = plan.codecs.get(s, plan.real)
+        if layout.dims and s in plan.codecs:
+            place, size = table_cell(layout, s), "1 << 62"
+        else:
+            place, size = f"{table_cell(layout, s)} + {start}*{CODECS[codec].bytes}", "count"
+        lines.append(f"{names.stores[s]} = carray(pointer({place}), {size}, {TYPES[codec]})")
+    return lines
+
+
+def _strides(layout: Layout, names: Names, touched: Sequence[str]) -> list[str]:
+    """Lines that read sizes and strides."""
+    lines = []
+    for d in range(layout.dims):
+        lines.append(f"size{d} = {table_cell(layout, f'@size{d}')}")
+        strided = [s for s in touched if s in layout.plan.codecs]
+        lines += [f"{names.stores[s]}_stride{d} = {table_cell(layout, f'@stride_{s}{d}')}" for s in strided]
+    return lines
+
+
+def _places(layout: Layout) -> list[str]:
+    """Lines that read where a part of a larger tensor lies in it."""
+    return [f"{name} = {table_cell(layout, f'@{name}')}" for name in (PLACE if layout.sharded else ())]
+
+
+def _loop(step: Step, one: Sequence[str]) -> list[str]:
+    """The loop over `count` elements; whole rows of lanes first where something is reduced."""
+    if any(not across(r.extent) for r in step.reductions):
+        return [
+            f"whole = count // {LANES}*{LANES}",
+            f"for first in range(0, whole, {LANES}):",
+            f"    for lane in range({LANES}):",
+            *("        " + line for line in ("i = first + lane", *one)),
+            "for i in range(whole, count):",
+            *("    " + line for line in ("lane = i - whole", *one)),
+        ]
+    return ["for i in range(count):", *("    " + line for line in one)]
+
+
+def _whole(r: Reduction) -> str:
+    """All lanes together; the largest carries a NaN through."""
+    return f"sum{r.slot}.{'sum' if r.op is Op.SUM else 'max'}()"
+
+
+def _chunk(sweep: Sweep) -> list[str]:
+    """A chunk of one tensor, element by element."""
+    layout, step, names, touched = sweep.layout, sweep.step, sweep.names, sweep.touched
+    return [
+        "tensor, start = chunks[c, 0], chunks[c, 1]",
+        f"count = min({CHUNK}, {table_cell(layout, '@numel')} - start)",
+        *reading(layout, names, sweep.found),
+        *_arrays(layout, names, touched, "start"),
+        *_strides(layout, names, touched),
+        *_places(layout),
+        *(f"sum{r.slot} = np.full({LANES}, {neutral(r.op)})" for r in step.reductions),
+        *_loop(step, _element(sweep, "start")),
+        *(f"partials[c, {layout.partial.index(r.slot)}] = {_whole(r)}" for r in step.reductions),
+    ]
+
+
+def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
+    """A tile of one tensor, matrix by matrix and line by line: what slices have is read once for each."""
+    layout, step, names, touched = sweep.layout, sweep.step, sweep.names, sweep.touched
+    plan = layout.plan
+    inner = leaves(list(hoisted.values.values()), ())
+    read = [n for n in dict.fromkeys([*sweep.found, *inner]) if n.value not in hoisted.values]
+    block = any(e.name.startswith("BLOCK") for e in plan.slices)
+    over = [n for n in read if n.extent.sliced and across(n.extent)]
+    by_line = [r for r in step.reductions if r.extent.sliced and not across(r.extent)]
+    by_column = [r for r in step.reductions if across(r.extent)]
+    by_tensor = [r for r in step.reductions if not r.extent.sliced]
+    lines = [
+        "tensor, corner, left = chunks[c, 0], chunks[c, 1], chunks[c, 2]",
+        "last, side, stack = chunks[c, 3], chunks[c, 4], chunks[c, 6]",
+        f"columns, rows = {table_cell(layout, '@columns')}, {table_cell(layout, '@rows')}",
+        f"many, right = {table_cell(layout, '@lines')}, min(left + {table_cell(layout, '@width')}, columns)",
+        *reading(layout, names, read),
+        *_strides(layout, names, touched),
+        *_places(layout),
+        *(f"part{r.slot} = {table_cell(layout, f'@parts{r.slot}')}" for r in (*by_line, *by_column)),
+        *(line for r in by_line if layout.several(r.extent) for line in _own_parts(layout, r)),
+        *(f"{names.stores[s]}_across = np.empty(right - left, {TYPES[plan.real]})" for s in hoisted.values),
+        *(f"sum{r.slot} = np.full({LANES}, {neutral(r.op)})" for r in (*by_tensor, *by_line)),
+        *(f"sum{r.slot} = np.empty(right - left)" for r in by_column),
+    ]
+    matrix = ["bottom = min(last, (top // rows + 1)*rows)"]
+    matrix += _columns(sweep, hoisted, inner, over)
+    matrix += [f"sum{r.slot}[:] = {neutral(r.op)}" for r in by_column]
+    body = ["base = line*columns + left", "count = right - left"]
+    if block:
+        body[1] = f"count = min(right - left, {table_cell(layout, '@numel')} - base)"
+    body += _arrays(layout, names, touched, "base")
+    for n in _down(sweep.found):
+        body += _line_value(layout, names, n, "line")
+    body += [f"sum{r.slot}[:] = {neutral(r.op)}" for r in by_line]
+    body += _loop(step, _element(sweep, "base"))
+    for r in by_line:
+        place = f"part{r.slot} + side*many + line"
+        if layout.several(r.extent):
+            place, value = f"part{r.slot} + {_line_of(layout, r.extent, 'line')}", _whole(r)
+            body += [f"at = {place}", f"lines[at] = {accumulate(r.op, 'lines[at]', value)}"]
+        else:
+            body.append(f"lines[{place}] = {_whole(r)}")
+    matrix += ["for line in range(top, bottom):", *("    " + line for line in body)]
+    if by_column:
+        matrix.append("at = (stack + (top - corner) // rows)*columns + left")
+    for r in by_column:
+        place = f"part{r.slot} + at"
+        matrix.append(f"lines[{place}:{place} + right - left] = sum{r.slot}")
+    lines += ["for top in range(corner, last, rows):", *("    " + line for line in matrix)]
+    lines += [f"partials[c, {layout.partial.index(r.slot)}] = {_whole(r)}" for r in by_tensor]
+    return lines
+
+
+def _columns(sweep: Sweep, hoisted: Columns, inner: Sequence[Node], over: Sequence[Node]) -> list[str]:
+    """Lines that read what the columns of a matrix have, and compute what varies by column alone."""
+    layout, names, matrix = sweep.layout, sweep.names, []
+    for n in over:
+        matrix.append(f"at = top // {table_cell(layout, f'@inner_{n.extent}')}*columns + left")
+        if n.op is Op.SLOT:
+            offset = table_cell(layout, f"@slot{n.value}")
+            array = f"lines[{offset} + at:{offset} + at + right - left]"
+        else:
+            array = states_at(layout, n.value or "", "at", "right - left")
+        matrix.append(f"{names.leaf(n)}_across = {array}")
+    if hoisted.values:
+        made = [f"{names.stores[s]}_across" for s in hoisted.values]
+        given = ", ".join(_argument(layout, names, n, "i") for n in inner)
+        for n in _down(inner):  # of the matrix, of which all these columns are
+            matrix += _line_value(layout, names, n, "top")
+        matrix.append("for i in range(right - left):")
+        filled = ", ".join(f"{array}[i]" for array in made)
+        matrix.append(f"    {filled} = {part_of(sweep.step, 'columns')}({given})")
+    return matrix
+
+
+def _own_parts(layout: Layout, r: Reduction) -> list[str]:
+    """Lines that clear the places that a tile has for slices of several lines."""
+    count = table_cell(layout, f"@count_{r.extent}")
+    return [
+        f"part{r.slot} += (c - {table_cell(layout, '@first')})*{count}",
+        f"lines[part{r.slot}:part{r.slot} + {count}] = {neutral(r.op)}",
+    ]
+
+
+def _down(found: Sequence[Node]) -> list[Node]:
+    """The leaves that lines have values of."""
+    return [n for n in found if n.extent.sliced and not across(n.extent)]
+
+
+def _line_value(layout: Layout, names: Names, n: Node, line: str) -> list[str]:
+    """Lines that read a line's value."""
+    return [f"at = {_line_of(layout, n.extent, line)}", f"{names.leaf(n)} = {slice_at(layout, n, 'at')}"]
+
+
+def _line_of(layout: Layout, kind: Extent, line: str) -> str:
+    """The slice that a line is of."""
+    inner, count = (table_cell(layout, f"@{what}_{kind}") for what in ("inner", "count"))
+    return f"{line} // {inner} % {count}"
+
+
+def _argument(layout: Layout, names: Names, n: Node, at: str) -> str:
+    """The value of a leaf coarser than elements, in the place `at` of a line."""
+    if across(n.extent):
+        return f"{TYPES[layout.plan.real]}({names.leaf(n)}_across[{at}])"
+    return names.leaf(n)
+
+
+def _element(sweep: Sweep, start: str) -> list[str]:
+    """The body of the loop: addresses where there are strides, and the call of `update`."""
+    layout, step, names, touched = sweep.layout, sweep.step, sweep.names, sweep.touched
+    lines = []
+    cell = {s: f"{names.stores[s]}[i]" for s in touched}
+    if layout.dims:
+        strided = [s for s in touched if s in layout.plan.codecs]
+        cell |= {s: f"{names.stores[s]}[{names.stores[s]}_at]" for s in strided}
+        lines.append(f"rest = {start} + i")
+        for d in reversed(range(layout.dims)):
+            lines += [f"at = rest % size{d}", f"rest = rest // size{d}"] if d else ["at = rest"]
+            for s in strided:
+                sign = "=" if d == layout.dims - 1 else "+="
+                lines.append(f"{names.stores[s]}_at {sign} at*{names.stores[s]}_stride{d}")
+    arguments, place = [], f"({start} + i)"
+    if layout.sharded:
+        lines += [f"place = {start} + i", "place += place // every0*skip0"]
+        lines += ["place += place // every1*skip1 + offset"]
+        place = "place"
+    for n in sweep.found:
+        if n.op is Op.INDEX:
+            value = f"u32({place})" if n.value == "low" else f"u32({place} >> 32)"
+        elif n.extent is Extent.ELEMENT:
+            value = cell[n.value or ""]
+            value = f"u32({value})" if n.dtype is DType.U32 else value
+        else:
+            value = _argument(layout, names, n, "i")
+        arguments.append(value)
+    results = [cell[s] for s in step.values] + [f"r{r.slot}" for r in step.reductions]
+    lines.append(f"{', '.join(results)} = {part_of(step, 'update')}({', '.join(arguments)})")
+    for r in step.reductions:
+        lane = f"sum{r.slot}[{'i' if across(r.extent) else 'lane'}]"
+        lines.append(
+            f"{lane} = {accumulate(r.op, lane, f'f64(r{r.slot})')}"
+            if r.op is Op.AMAX
+            else f"{lane} += r{r.slot}"
+        )
+    return lines

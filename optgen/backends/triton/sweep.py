@@ -1,0 +1,129 @@
+"""The kernel of a phase: a sweep over chunks of elements; `tiles` has the other one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from optgen.backends.emit import (
+    Names,
+    leaves,
+    part_of,
+)
+from optgen.backends.layout import PLACE, Layout
+from optgen.backends.triton.printer import (
+    TYPES,
+    accumulate,
+    entry_of,
+    neutral,
+    partial_of,
+    pointers,
+    reading,
+    shifted,
+)
+from optgen.ir.node import DType, Extent, Node, Op
+from optgen.plan.plan import Step
+
+
+def sweep_lines(layout: Layout, step: Step, names: Names) -> list[str]:
+    """One phase over every chunk: addresses, loads, `update`, stores."""
+    plan, columns = layout.plan, layout.columns
+    touched = {s: names.stores[s] for s in dict.fromkeys([*step.loads, *step.values])}
+    found = leaves(step.roots(), step.loads)
+    lines = [
+        "chunk = tl.program_id(0).to(tl.int64)",
+        "tensor = tl.load(chunks + chunk*2)",
+        "start = tl.load(chunks + chunk*2 + 1)",
+        f"entry = tensors + tensor*{layout.width}",
+        f"numel = tl.load({shifted('entry', columns['@numel'])})",
+        *reading(layout, names, found),
+        *places(layout),
+    ]
+    lines += pointers(layout, touched)
+    for r in step.reductions:
+        lines.append(f"sum{r.slot} = tl.full([BLOCK], {neutral(r.op)}, {TYPES[plan.real]})")
+    lines.append("lane = tl.arange(0, BLOCK)")
+    lines += sizes(layout, touched)
+    lines += ["for block in range(BLOCKS):", "    base = start + block*BLOCK"]
+    if layout.dims:
+        body = [*strided(layout, touched), *_block(layout, step, found, names, ", mask")]
+        lines += ["    " + line for line in body]
+    else:
+        whole = [
+            f"{n}_at = tl.multiple_of({n}_ptr, 16) + tl.multiple_of(base, BLOCK) + lane"
+            for n in touched.values()
+        ]
+        tail = ["mask = base + lane < numel", *(f"{n}_at = {n}_ptr + base + lane" for n in touched.values())]
+        lines.append("    if base + BLOCK <= numel:")
+        lines += ["        " + line for line in (*whole, *_block(layout, step, found, names, ""))]
+        lines.append("    else:")
+        lines += ["        " + line for line in (*tail, *_block(layout, step, found, names, ", mask"))]
+    for r in step.reductions:
+        total = f"tl.sum(sum{r.slot})" if r.op is Op.SUM else f"tl.reduce(sum{r.slot}, 0, maximum)"
+        lines.append(f"tl.store({partial_of(layout, r.slot)}, {total}.to(tl.float64))")
+    return lines
+
+
+def sizes(layout: Layout, touched: Mapping[str, str]) -> list[str]:
+    """Lines that read sizes and strides, where there are any."""
+    lines = []
+    for d in range(layout.dims):
+        lines.append(f"size{d} = {entry_of(layout, f'@size{d}')}")
+        for s, name in touched.items():
+            if s in layout.plan.codecs:
+                lines.append(f"{name}_stride{d} = {entry_of(layout, f'@stride_{s}{d}')}")
+    return lines
+
+
+def places(layout: Layout) -> list[str]:
+    """Lines that read where a part of a larger tensor lies in it."""
+    return [f"{name} = {entry_of(layout, f'@{name}')}" for name in (PLACE if layout.sharded else ())]
+
+
+def strided(layout: Layout, touched: Mapping[str, str]) -> list[str]:
+    """Addresses from the logical index, last dimension first."""
+    lines = ["mask = base + lane < numel", "rest = base + lane"]
+    lines += [f"{name}_at = {name}_ptr + rest" for s, name in touched.items() if s not in layout.plan.codecs]
+    for d in reversed(range(layout.dims)):
+        lines += [f"index = rest % size{d}", f"rest = rest // size{d}"] if d else ["index = rest"]
+        for s, name in touched.items():
+            if s in layout.plan.codecs:
+                before = f"{name}_ptr" if d == layout.dims - 1 else f"{name}_at"
+                lines.append(f"{name}_at = {before} + index*{name}_stride{d}")
+    return lines
+
+
+def loads(layout: Layout, found: Sequence[Node], names: Names, mask: str, place: str) -> list[str]:
+    """Lines that read what each element of a block has; `place` is where it stands in its tensor."""
+    lines = []
+    if layout.sharded:
+        lines += [f"place = {place}", "place += place // every0*skip0"]
+        lines += ["place += place // every1*skip1 + offset"]
+        place = "place"
+    for n in found:
+        if n.op is Op.INDEX:
+            shift = " >> 32" if n.value == "high" else ""
+            lines.append(f"{names.leaf(n)} = ({place}{shift}).to(tl.uint32)")
+        elif n.extent is Extent.ELEMENT:
+            value = f"tl.load({names.stores[n.value or '']}_at{mask}{', 0' if mask else ''})"
+            lines.append(f"{names.leaf(n)} = {value}{'.to(tl.uint32)' if n.dtype is DType.U32 else ''}")
+    return lines
+
+
+def updated(layout: Layout, step: Step, found: Sequence[Node], names: Names, mask: str) -> list[str]:
+    """Lines that compute the update of a block, and store it."""
+    results = [f"{names.stores[s]}_new" for s in step.values] + [f"r{r.slot}" for r in step.reductions]
+    lines = [f"{', '.join(results)} = {part_of(step, 'update')}({', '.join(map(names.leaf, found))})"]
+    for s in step.values:
+        name = names.stores[s]
+        lines.append(f"tl.store({name}_at, {name}_new{mask})")
+    return lines
+
+
+def _block(layout: Layout, step: Step, found: Sequence[Node], names: Names, mask: str) -> list[str]:
+    """Loads, the update, stores and partial sums of one block; `mask` is `, mask` or empty."""
+    lines = loads(layout, found, names, mask, "(base + lane)")
+    lines += updated(layout, step, found, names, mask)
+    for r in step.reductions:
+        term = f"tl.where(mask, r{r.slot}, {neutral(r.op)})" if mask else f"r{r.slot}"
+        lines.append(f"sum{r.slot} = {accumulate(r.op, f'sum{r.slot}', term)}")
+    return lines

@@ -1,0 +1,137 @@
+"""Values per step where the device alone knows which step it is: in a CUDA graph, or under a gradient scaler.
+
+In: a bucket whose parameters have their counters on the device. Out: its table of scalars, filled there by
+one launch (`backends.triton.prologue`) from counters, states and a table of hyperparameters, which is sent
+only when one has changed. A hyperparameter that is a tensor on the device is read there in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optgen.backends import cache
+from optgen.backends.triton import step_scalars
+from optgen.ir.facts import lookup
+from optgen.ir.node import Node, Op
+from optgen.launch.uploads import refuse_in_capture
+from optgen.passes.pipeline import spelled_out
+
+Put = Callable[[np.ndarray], Tensor]
+Fact = Callable[[int, str], float]  # of a row: a fact about its shape
+
+
+class Clock:
+    """Computes the same values for the same rows in every step."""
+
+    def __init__(
+        self, roots: Sequence[Node], results: Mapping[str, Node], real: str, device: torch.device, put: Put
+    ):
+        done = spelled_out([*roots, *results.values()])
+        self.values = step_scalars.Values(
+            tuple(done[: len(roots)]), dict(zip(results, done[len(roots) :], strict=True))
+        )
+        self.leaves, self.kept = self.values.leaves, self.values.kept
+        source = step_scalars.emit(self.values, f"tl.{'float64' if real == 'fp64' else 'float32'}")
+        self.module: ModuleType = cache.load(source, "prologue", "triton")
+        self.real = torch.float64 if real == "fp64" else torch.float32
+        self.device, self.put = device, put
+        self.sent: dict[str, tuple[np.ndarray, Tensor]] = {}
+        self.facts: dict[str, np.ndarray] = {}
+        self.compiled: set[bool] = set()  # for which widths of counters
+
+    def point(self, counters: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Say where counters and states lie.
+
+        Args:
+            counters: of each row how many steps it has made, 0-d, all float32 or all float64, on the device.
+            states: of each row its states, 0-d, float64, on the device.
+        """
+        self.count, self.wide = len(counters), counters[0].dtype is torch.float64
+        places = np.array([c.data_ptr() for c in counters], np.int64)
+        kept = np.array([[s[name].data_ptr() for name in self.kept] for s in states], np.int64)
+        self.places = (
+            self._table("counters", places),
+            self._table("states", kept.reshape(self.count, -1)),
+            self._table("rows", np.array([self.count], np.int64)),
+        )
+
+    def set(self, groups: Sequence[Mapping[str, Any]], rows: np.ndarray, fact: Fact) -> None:
+        """Send the options that `run` reads, and compile what it launches.
+
+        Args:
+            groups: hyperparameters.
+            rows: of each row its group.
+            fact: what a fact about a row's shape is; asked for once.
+
+        Raises:
+            ValueError: a hyperparameter is None that the rule needs.
+        """
+        self.values_sent = self._given(groups, rows, fact)
+        if self.wide not in self.compiled:
+            self._launch(torch.zeros((), dtype=torch.float64, device=self.device), step_scalars.prepare)
+            self.compiled.add(self.wide)
+
+    def run(self, stop: Tensor) -> Tensor:
+        """The values of every row, `real` [rows, roots]; states are updated if `stop`, 0-d float64, is 0."""
+        return self._launch(stop, step_scalars.run)
+
+    def empty(self) -> Tensor:
+        """A table for the values of every row."""
+        return torch.empty(self.count, max(1, len(self.values.roots)), dtype=self.real, device=self.device)
+
+    def _launch(self, stop: Tensor, how: Callable[..., None]) -> Tensor:
+        counters, states, rows = self.places
+        out = self.empty()
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            how(self.module, (self.values_sent, counters, states, stop, rows, out), self.count, self.wide)
+        return out
+
+    def _given(self, groups: Sequence[Mapping[str, Any]], rows: np.ndarray, fact: Fact) -> Tensor:
+        """The table of hyperparameters and facts; what lies on the device is copied there."""
+        table = np.zeros((len(rows), max(1, len(self.leaves))))
+        live: list[tuple[int, int, Tensor]] = []
+        for column, n in enumerate(self.leaves):
+            path = n.value or ""
+            if n.op is Op.SHAPE:
+                if path not in self.facts:
+                    self.facts[path] = np.array([fact(row, path) for row in range(len(rows))])
+                table[:, column] = self.facts[path]
+                continue
+            for group in np.unique(rows):
+                value = lookup(groups[group], path)
+                if value is None:
+                    raise ValueError(f"hyperparameter '{path}' is None, but the rule needs a number here")
+                if isinstance(value, Tensor):
+                    live.append((column, int(group), value))
+                else:
+                    table[rows == group, column] = float(value)
+        sent = self._values(table)
+        for column, group, value in live:
+            where = self._table(f"rows of {group}", np.flatnonzero(rows == group))
+            sent[where, column] = value.to(self.device, torch.float64)
+        return sent
+
+    def _table(self, name: str, table: np.ndarray) -> Tensor:
+        """A table on the device, sent if it is not the one that lies there."""
+        known = self.sent.get(name)
+        if known is None or not np.array_equal(known[0], table):
+            known = self.sent[name] = (table, self.put(table.copy() if table.size else np.zeros(1, np.int64)))
+        return known[1]
+
+    def _values(self, table: np.ndarray) -> Tensor:
+        """The table of hyperparameters, always in one place, where a CUDA graph sees what becomes of them."""
+        known = self.sent.get("values")
+        if known is None or known[0].shape != table.shape:
+            return self._table("values", table)
+        if not np.array_equal(known[0], table):
+            refuse_in_capture(self.device, "a hyperparameter")
+            known[1].copy_(torch.from_numpy(table), non_blocking=True)
+            self.sent["values"] = table, known[1]
+        return known[1]

@@ -1,0 +1,236 @@
+"""Parts of tensors that several processes hold together (DTensor), and sums over all of their parts.
+
+In: parameters, states and gradients as the optimizer has them. Out: this process's part of each as a plain
+tensor, where that part lies in the whole (`Shard`), and, between phases, sums that every process completes
+alike: one collective for all tensors, and one more where a rule needs both sums and maxima.
+
+A part may be empty. It is launched all the same where its tensor has reductions, because every process must
+come to the same collectives in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from optgen.backends.reference import NEUTRAL
+from optgen.ir.node import Extent, Op
+from optgen.launch.guards import PLAIN
+from optgen.launch.strides import kept_dims
+from optgen.plan.plan import Reduction
+
+EVERY = 1 << 62  # more elements than there are: nothing is skipped
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Where a process's part of a tensor lies.
+
+    `sizes` are those of the part, `offset` the place of its first element, `dims` the tensor's dimension
+    that each mesh dimension divides, or -1. `box` says whether the part is one box of the tensor.
+    """
+
+    shape: tuple[int, ...]
+    sizes: tuple[int, ...]
+    offset: tuple[int, ...]
+    dims: tuple[int, ...]
+    mesh: Any
+    box: bool = True
+
+    @cached_property
+    def place(self) -> tuple[int, ...]:
+        """`every0`, `skip0`, `every1`, `skip1`, `offset`: see `backends.PLACE`.
+
+        Raises:
+            ValueError: the part is no box, or three dimensions are divided.
+        """
+        divided = [d for d in reversed(range(len(self.shape))) if self.sizes[d] != self.shape[d]]
+        if not self.box or len(divided) > 2:
+            raise ValueError(
+                f"random numbers need a parameter of shape {self.shape} to be divided once along each of at "
+                f"most two dimensions, and it is divided over the mesh as {self.dims}"
+            )
+        found = []
+        for d in divided:
+            inner = math.prod(self.shape[d + 1 :])
+            found += [max(1, self.sizes[d] * inner), (self.shape[d] - self.sizes[d]) * inner]
+        found += [EVERY, 0] * (2 - len(divided))
+        strides = [math.prod(self.shape[d + 1 :]) for d in range(len(self.shape))]
+        return (*found, sum(o * s for o, s in zip(self.offset, strides, strict=True)))
+
+    def apart(self, reduction: Reduction) -> tuple[int, ...]:
+        """The mesh dimensions along which processes hold different parts of what is reduced."""
+        before, after = (self._kept(e) for e in (reduction.operand.extent, reduction.extent))
+        return tuple(i for i, d in enumerate(self.dims) if d in before and d not in after)
+
+    def _kept(self, kind: Extent) -> Collection[int]:
+        ndim = len(self.shape)
+        if kind.sliced:
+            return kept_dims(ndim, kind)
+        return range(ndim) if kind is Extent.ELEMENT else ()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, in the same memory; a plain tensor as it is."""
+    if not _distributed(tensor):
+        return tensor
+    with torch.no_grad():
+        part: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    wait: Callable[[], Tensor] | None = getattr(part, "wait", None)  # of a collective still under way
+    return wait() if wait is not None else part
+
+
+def shard_of(tensor: Tensor) -> Shard | None:
+    """Where this process's part of a tensor lies; None for a plain tensor, or one that all hold whole.
+
+    Raises:
+        ValueError: its processes hold summands of it, and not parts.
+    """
+    if not _distributed(tensor):
+        return None
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    known: tuple[Any, Any, Any, Shard | None] | None = _shards.get(tensor)  # type: ignore[no-untyped-call]
+    if known is None or known[0] is not mesh or known[1:3] != (placements, tensor.shape):
+        known = _shards[tensor] = (mesh, placements, tensor.shape, _locate(tensor, mesh, placements))
+    return known[3]
+
+
+# Where parts lie, found once for a parameter; it is forgotten with the parameter.
+_shards: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _locate(tensor: Tensor, mesh: Any, placements: Sequence[Any]) -> Shard | None:
+    from torch.distributed.tensor import Shard as Divided
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    if any(p.is_partial() for p in placements):
+        raise ValueError(
+            f"a parameter of shape {tuple(tensor.shape)} is a sum over processes: redistribute it"
+        )
+    dims = tuple(
+        p.dim % tensor.dim() if p.is_shard() and mesh.size(i) > 1 else -1 for i, p in enumerate(placements)
+    )
+    if max(dims, default=-1) < 0:
+        return None
+    sizes, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    box = all(type(p) is Divided for p, d in zip(placements, dims, strict=True) if d >= 0)
+    return Shard(tuple(tensor.shape), tuple(sizes), tuple(offset), dims, mesh, box)
+
+
+def like(param: Tensor, state: Tensor, kind: Extent) -> Tensor:
+    """A state made for the local part of a parameter, as the parameter is distributed.
+
+    Raises:
+        ValueError: the state has a value for each block of elements, which parts may cut.
+    """
+    if not _distributed(param) or not (kind.sliced or kind is Extent.ELEMENT):
+        return state
+    from torch.distributed.tensor import DTensor, Replicate
+
+    if kind.name.startswith("BLOCK"):
+        raise ValueError(
+            f"a parameter with a state per={kind.name.lower()} cannot be distributed: parts cut it"
+        )
+    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+    dims = range(param.dim()) if kind is Extent.ELEMENT else kept_dims(param.dim(), kind)
+    size = torch.Size(s if d in dims else 1 for d, s in enumerate(param.shape))
+    stride = param.stride() if kind is Extent.ELEMENT else torch.empty(size, device="meta").stride()
+    kept = [Replicate() if p.is_shard() and p.dim % param.dim() not in dims else p for p in placements]
+    made: Tensor = DTensor.from_local(state, mesh, kept, run_check=False, shape=size, stride=stride)
+    return made
+
+
+def matching(tensor: Tensor, param: Tensor) -> Tensor:
+    """This process's part of a gradient or input, brought to where the parameter's parts are."""
+    if _distributed(param) and _distributed(tensor):
+        if tensor.placements != param.placements:  # type: ignore[attr-defined]
+            tensor = tensor.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
+    elif _distributed(param) or _distributed(tensor):
+        mine, its = ("distributed" if _distributed(t) else "plain" for t in (param, tensor))
+        raise ValueError(
+            f"a parameter of shape {tuple(param.shape)} is {mine}, but its gradient or input is {its}"
+        )
+    return local(tensor)
+
+
+def brought(value: Tensor, home: Tensor, device: torch.device) -> Tensor:
+    """This process's part of a saved value, on a device and distributed as `home` is."""
+    if not _distributed(home):
+        return value.full_tensor() if _distributed(value) else value  # type: ignore[attr-defined]
+    mesh, placements = home.device_mesh, home.placements  # type: ignore[attr-defined]
+    if not _distributed(value):
+        from torch.distributed.tensor import distribute_tensor
+
+        return local(distribute_tensor(value.to(device), mesh, placements, src_data_rank=None))
+    if value.placements != placements or value.device_mesh != mesh:  # type: ignore[attr-defined]
+        value = value.redistribute(mesh, placements)  # type: ignore[attr-defined]
+    return local(value)
+
+
+def _distributed(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor; that module need not be imported for it."""
+    if type(tensor) in PLAIN:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The places of values that other processes hold parts of: of one kernel, for one op and mesh.
+
+    `values` is the flat float64 tensor that the kernel has them in, `at` their places there; `keys` orders
+    them alike on every process. Those of empty parts are in `empty`.
+    """
+
+    values: Tensor
+    at: Tensor
+    keys: np.ndarray  # int64 [values, 3]: parameter, slot, place in its slices
+    empty: np.ndarray  # bool [values]
+    op: Op
+    mesh: Any
+    dims: tuple[int, ...]
+
+
+def complete(shares: Sequence[Share]) -> None:
+    """Add up, or take the largest of, what all processes have: in place, one collective for each op."""
+    groups: dict[tuple[Any, ...], list[Share]] = {}
+    for share in shares:
+        groups.setdefault((share.op.value, share.dims, share.mesh), []).append(share)
+    for _, found in sorted(groups.items(), key=lambda item: item[0][:2]):
+        keys = np.concatenate([share.keys for share in found])
+        order = np.lexsort(keys.T[::-1])
+        empty = np.concatenate([share.empty for share in found])
+        parts = torch.cat([share.values[share.at].to(found[0].values.device) for share in found])
+        device = parts.device
+        parts[torch.from_numpy(empty).to(device)] = NEUTRAL[found[0].op]
+        where = torch.from_numpy(order).to(device)
+        sent = parts[where]
+        for dim in found[0].dims:
+            _reduce(sent, found[0].op, found[0].mesh.get_group(dim))
+        parts[where] = sent
+        sizes = [len(share.at) for share in found]
+        for share, part in zip(found, torch.split(parts, sizes), strict=True):
+            share.values[share.at] = part.to(share.values.device)
+
+
+def _reduce(values: Tensor, op: Op, group: Any) -> None:
+    """An all-reduce in place. The largest is found among integers, of which NaN is the largest."""
+    import torch.distributed as dist
+
+    if op is Op.SUM:
+        dist.all_reduce(values, dist.ReduceOp.SUM, group)
+        return
+    bits = torch.where(values.isnan(), torch.nan, values).view(torch.int64)
+    bits = torch.where(bits < 0, bits ^ torch.iinfo(torch.int64).max, bits)
+    dist.all_reduce(bits, dist.ReduceOp.MAX, group)
+    values.copy_(torch.where(bits < 0, bits ^ torch.iinfo(torch.int64).max, bits).view(torch.float64))

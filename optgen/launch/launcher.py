@@ -1,0 +1,310 @@
+"""From parameters to launches: buckets, tables and the scalars that the host computes.
+
+In: one `Work` for each parameter that moves, and the options of the parameter groups. Tensors that
+share a device, storage and specialisation form a bucket. For each phase, each bucket is one launch,
+whatever the number of tensors and groups in it. Buckets are rebuilt when a shape, stride, dtype, device
+or truth value changes; a moved address only rewrites the address columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optgen.backends import cache, registry
+from optgen.backends.layout import Layout, View
+from optgen.compiler import Compiler
+from optgen.ir.node import Extent, Node, Op, Program, State
+from optgen.ir.semantics import evaluate
+from optgen.launch.buckets import Bucket
+from optgen.launch.door import Move, check_all, fitted, fixed_of, free_of, places_of
+from optgen.launch.guards import Survey, guard
+from optgen.launch.recording import (
+    WIDEST,
+    Ready,
+    Recording,
+    counters_of,
+    increment_versions,
+    looks_of,
+    part_of,
+    sources_of,
+)
+from optgen.launch.run import Launch, Moment
+from optgen.launch.strides import Geometry, geometry, slice_shape
+from optgen.launch.uninterrupted import Uninterrupted
+from optgen.launch.uploads import Captured, capturing
+from optgen.launch.work import (
+    CODEC_OF,
+    Work,
+    step_leaf,
+)
+from optgen.locks import lock
+from optgen.plan.plan import Plan
+
+BACKENDS: tuple[str, ...] = ("auto", *registry.BACKENDS)
+MODES = ("exact", "fast")
+
+
+class Launcher:
+    """Plans, compiles and launches the steps of one optimizer's program."""
+
+    def __init__(self, program: Program, backend: str = "auto", math_mode: str = "exact"):
+        self.program, self.backend, self.math_mode = program, backend, math_mode
+        self.compiler = Compiler.of(program)
+        self._recordings: dict[str | None, Recording] = {}
+        self.replay: Any = None  # the optimizer's last step, see `optgen.launch.replay`
+        self._captured: list[Captured] = []  # by CUDA graphs
+        self.lock = lock()  # for those who let several threads step with one launcher
+
+    def apart(self) -> Launcher:
+        """A launcher with the same programs and plans, and buckets of its own."""
+        made = copy(self)
+        made._recordings, made._captured, made.replay, made.lock = {}, [], None, lock()
+        return made
+
+    def initial(
+        self, state: State, param: Tensor, options: Mapping[str, Any], dtype: torch.dtype | None
+    ) -> Tensor:
+        """A state's first value: laid out like the parameter, with sizes of 1 where it is sliced, or 0-d."""
+        return self.maker(state, options, dtype)(param)
+
+    def maker(
+        self, state: State, options: Mapping[str, Any], dtype: torch.dtype | None
+    ) -> Callable[[Tensor], Tensor]:
+        """What makes a state's first value for a parameter, the same for all with these options."""
+        like: dict[str, Any] = {"dtype": dtype, "memory_format": torch.preserve_format}
+        if state.init.op is Op.LOAD and state.extent is Extent.ELEMENT:
+            return lambda param: torch.empty_like(param, **like).copy_(param.detach())
+        value = self.number(state.init, options)
+        if state.extent is Extent.ELEMENT:
+            zeros = str(value) == "0.0"  # and not -0.0; a third faster
+            return (
+                partial(torch.zeros_like, **like)
+                if zeros
+                else partial(torch.full_like, fill_value=value, **like)
+            )
+        host, sliced = state.extent is Extent.STEP, state.extent.sliced
+
+        def make(param: Tensor) -> Tensor:
+            kind = torch.float64 if host or param.dtype is torch.float64 else torch.float32
+            shape = slice_shape(param, state.extent) if sliced else ()
+            return torch.full(shape, value, dtype=kind, device="cpu" if host else param.device)
+
+        return make
+
+    @staticmethod
+    def number(value: Node, options: Mapping[str, Any]) -> float:
+        """An expression of hyperparameters as a number."""
+        if value.op is Op.CONST:
+            return value.number
+        return float(evaluate([value], lambda n: step_leaf(n, options, 0.0, {}))[value])
+
+    def run(self, *args: Any, **more: Any) -> None:
+        """One step: `prepare`, then `launch`, which no signal interrupts; takes what `prepare` takes."""
+        ready = self.prepare(*args, **more)
+        with Uninterrupted():
+            ready.launch()
+
+    def prepare(
+        self,
+        work: Sequence[Work],
+        groups: Sequence[Mapping[str, Any]],
+        mode: str | None = None,
+        numbers: Mapping[str, Any] | None = None,
+        steps: float | Tensor = 0.0,
+        stop: Tensor | None = None,
+    ) -> Ready:
+        """One step over all parameters in `work`, up to the first launch; nothing has changed then.
+
+        Args:
+            work: no empty tensors but parts of others, and those that are only counted.
+            groups: hyperparameters.
+            mode: a rule's `train` or `eval` in place of its step.
+            numbers: the states and inputs that are one for the whole optimizer, as 0-d tensors, of which
+                states are updated.
+            steps: how many steps were made before, a tensor where the device counts.
+            stop: a tensor; where it is not 0, states that follow from counts on the device stay as they are.
+
+        Raises:
+            RuntimeError: a tensor is not what a kernel takes; the message names it.
+            ValueError: tensors overlap in memory, or a hyperparameter has no value that will do.
+        """
+        recording, moves = self._record(work, groups, mode)
+        counts = np.array([w.step for w in work], np.float64)
+        counters = [w.counter for w in work if w.counter is not None]
+        moment = Moment(groups, counts, numbers or {}, steps, stop, counters)
+        recording.refresh(moment)
+        for known in self._captured:
+            known.check(work)
+        if any(capturing(bucket.device) for bucket in recording.buckets):
+            self._captured.append(Captured([bucket.held() for bucket in recording.buckets], work))
+        kept = [x for name, x in moment.numbers.items() if name in self.program.states]
+        increment_versions(work, moves, kept)
+        return Ready(recording, moment, work, moves)
+
+    def _record(
+        self, work: Sequence[Work], groups: Sequence[Mapping[str, Any]], mode: str | None
+    ) -> tuple[Recording, list[Move]]:
+        """The recording of this work, and states that must move first.
+
+        It is that of the last step where the tensors are what they were; a new one has the buckets of the
+        last where only addresses have changed.
+        """
+        parts = [part_of(w) for w in work]
+        known = self._recordings.get(mode)
+        fixed, free = fixed_of(work), free_of(work)
+        if known and known.parts == parts and known.guard.find(fixed, free) is not None and known.holds():
+            return known, []
+        self._backends(work)
+        states = [self.compiler.specialised(w.facts).states for w in work]
+        survey = Survey.of([*fixed, *free])
+        # Few tensors are asked what they look like only when each is checked: a nested one cannot say it.
+        copied = survey is None and check_all(work, states, groups, None, ())
+        places = places_of(work)
+        looks = looks_of(work, places, survey)
+        kinds: dict[Any, int] = {}  # of parts that have the same facts and look
+        alike = [kinds.setdefault((w.facts, look), len(kinds)) for w, look in zip(work, looks, strict=True)]
+        if survey is not None:
+            copied = check_all(work, states, groups, survey, alike)
+        plans, moves = self._admit(work, states, alike, mode)
+        if copied or moves:
+            fixed, free, survey = fixed_of(work), free_of(work), None
+            looks = looks_of(work, places, survey)
+        even = [made is not None and self._even(w, made) for w, made in zip(work, plans, strict=True)]
+        signature = list(zip(looks, even, strict=True))
+        if known is not None and (known.parts, known.signature) == (parts, signature):
+            buckets = known.buckets
+        else:
+            buckets = self._make_buckets(work, plans, signature)
+        found = guard(fixed, free, survey=survey)
+        for bucket in buckets:
+            bucket.sources = sources_of(bucket, work, places)
+            if bucket.counted:
+                members = [work[m] for m in bucket.members]
+                bucket.set_clock([cast(Tensor, w.counter) for w in members], [w.states for w in members])
+        launches = [Launch(bucket, found) for bucket in buckets]
+        wide = any(bucket.moving is not None for bucket in buckets)
+        known_even = found.addresses % WIDEST == 0 if wide else None
+        name = self.program.name
+        counters = counters_of(work, places, found.addresses)
+        made = Recording(name, parts, signature, launches, found, known_even, counters)
+        self._recordings[mode] = made
+        return made, moves
+
+    def _backends(self, work: Sequence[Work]) -> dict[torch.device, str]:
+        """The back end for each device that something is launched on."""
+        devices = dict.fromkeys(w.param.device for w in work if w.launched)
+        return {device: resolve(self.backend, device) for device in devices}
+
+    def _admit(
+        self,
+        work: Sequence[Work],
+        states: Sequence[Mapping[str, State]],
+        alike: Sequence[int],
+        mode: str | None,
+    ) -> tuple[list[Plan | None], list[Move]]:
+        """Every part's plan, once its tensors have passed the door, and states that must move first."""
+        plans: list[Plan | None] = []
+        moves: list[Move] = []
+        fitting: dict[tuple[int, bool], Plan] = {}  # of parts whose states need not move
+        for w, declared, kind in zip(work, states, alike, strict=True):
+            if not w.launched:
+                plans.append(None)
+                continue
+            key = kind, w.counted
+            made = fitting.get(key)
+            if made is None:
+                codecs = [CODEC_OF[w.tensor(s).dtype] for s in self.compiler.stores(w.facts, mode)]
+                made = self.compiler.planned(w.facts, codecs, mode)
+                needed = fitted(w, declared, made.real)
+                moves += needed
+                if not needed:
+                    fitting[key] = made
+            plans.append(made)
+        return plans, moves
+
+    def _even(self, w: Work, made: Plan) -> bool:
+        """Whether a GPU may load several elements of a part at once; see `Layout.dims`."""
+        if w.param.device.type == "cpu" and self.backend != "triton":
+            return True
+        lines = View.of(w.param.shape, made.slices).columns * bool(made.slices)
+        return lines % WIDEST == 0 and all(w.tensor(s).data_ptr() % WIDEST == 0 for s in made.codecs)
+
+    def _make_buckets(
+        self, work: Sequence[Work], plans: Sequence[Plan | None], signature: Sequence[tuple[Any, bool]]
+    ) -> list[Bucket]:
+        """Parts that share a launch; what is the same for those that look alike is found once."""
+        found: dict[tuple[Any, ...], Bucket] = {}
+        alike: dict[Any, tuple[Bucket, Geometry]] = {}
+        backends = self._backends(work)
+        for i, (w, made) in enumerate(zip(work, plans, strict=True)):
+            if made is None:
+                continue
+            key = w.facts, w.param.device, signature[i], w.shard is None, w.counted
+            if key not in alike:
+                alike[key] = self._bucket(found, w, made, signature[i][1], backends[w.param.device])
+            bucket, shape = alike[key]
+            bucket.members.append(i)
+            bucket.geometries.append(shape)
+        for bucket in found.values():
+            bucket.build(work)
+        return list(found.values())
+
+    def _bucket(
+        self, found: dict[tuple[Any, ...], Bucket], w: Work, made: Plan, even: bool, backend: str
+    ) -> tuple[Bucket, Geometry]:
+        """The bucket of a part among those found, or a new one, and how its tensors are walked."""
+        shape = geometry([w.tensor(s) for s in made.codecs], self.compiler.logical)
+        shape = shape if even else shape.one_by_one(w.param.numel(), len(made.codecs))
+        sharded = w.shard is not None
+        counter = w.counter.dtype if w.counted and w.counter is not None else None
+        block = None
+        if backend == "triton" and made.slices:
+            from optgen.backends.triton.kernels import block_of
+
+            block = block_of(View.of(w.param.shape, made.slices), made.slices)
+        key = w.param.device, w.facts, tuple(made.codecs.values()), len(shape.sizes), sharded, counter, block
+        if key not in found:
+            layout = Layout(made, len(shape.sizes), sharded and made.random, block)
+            kernel = cache.kernel(made, backend, self.math_mode, layout.dims, layout.sharded, block)
+            found[key] = Bucket(w.param.device, made, layout, kernel, [], [], counter is not None)
+        return found[key], shape
+
+
+def resolve(backend: str, device: torch.device) -> str:
+    """The back end that runs tensors of a device; `auto` is Triton on a GPU and Numba on the CPU.
+
+    Raises:
+        ValueError: the back end cannot run there.
+        ImportError: its package is not installed.
+    """
+    ours = [name for name, found in registry.BACKENDS.items() if device.type in found.devices]
+    if not ours:
+        raise ValueError(f"optgen runs on cpu and cuda (also ROCm) tensors, not on {device.type}")
+    chosen = ours[0] if backend == "auto" else backend
+    if device.type == "cuda" and chosen == "triton":
+        from optgen.backends.triton.kernels import interpreting
+
+        if interpreting():
+            raise ValueError(
+                f"TRITON_INTERPRET=1 runs kernels on the CPU, and a parameter is on {device}: unset it "
+                "before Python starts, or move the model to the CPU"
+            )
+    if device.type == "cuda" and chosen not in ours:
+        raise ValueError(f"backend='{chosen}' needs tensors on the CPU, and a parameter is on {device}")
+    if chosen == "triton" and device.type == "cpu":
+        from optgen.backends.triton.kernels import interpreting
+
+        if not interpreting():
+            raise ValueError(
+                "backend='triton' needs tensors on a GPU; without one, set TRITON_INTERPRET=1 before "
+                "Python starts to run kernels in Triton's interpreter"
+            )
+    registry.BACKENDS[chosen].require()
+    return chosen

@@ -1,0 +1,297 @@
+"""A step like the one before it, without the work of finding that out tensor by tensor.
+
+In: a step that has just been recorded, and the groups and the state of its optimizer. Out: the same step
+again, if nothing but values, gradients, options and addresses of gradients has changed; otherwise nothing is
+touched, and the step is recorded anew. What is compared costs well under a microsecond a tensor, where
+describing a tensor's part in a step costs ten.
+
+No tensor is kept alive by what is remembered of it: `watching` compares which objects there are,
+`launch.guards` what they are and where they lie. What differs between rules (random numbers, inputs, states
+of the host or of slices, numbers for the whole optimizer) is a table of the recording, and refreshed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optgen.ir.facts import Facts, path_of
+from optgen.ir.node import Extent
+from optgen.launch.door import fixed_of, places_of
+from optgen.launch.dtensor import local
+from optgen.launch.guards import PLAIN
+from optgen.launch.launcher import Launcher
+from optgen.launch.object_guards import picker, watch
+from optgen.launch.recording import Ready
+from optgen.launch.run import Moment
+from optgen.launch.work import CODEC_OF, Work
+
+Groups = Sequence[Mapping[str, Any]]
+State = Mapping[Tensor, Mapping[str, Any]]
+Place = tuple[int, int, int]  # a parameter's number, its group's index, its position there
+WARM = 100  # replays in a process, after which it pays to look at a few tensors in compiled code too
+_replays = itertools.count()
+
+_grad_of = attrgetter("grad")
+
+
+def _unchanging(value: Any) -> bool:
+    return isinstance(value, int | float | str | None) or (
+        isinstance(value, tuple) and all(map(_unchanging, value))
+    )
+
+
+def _division(spec: Any) -> Any:
+    """How a distributed tensor is divided, and over which processes."""
+    return None if spec is None else (spec.mesh, spec.placements)
+
+
+def _is_empty(p: Tensor) -> bool:
+    """Whether a parameter has no elements, which are all that a step could move, and a gradient like it."""
+    grad = p.grad
+    return (
+        grad is not None
+        and not grad.is_nested
+        and grad.layout is torch.strided
+        and grad.dtype in CODEC_OF
+        and p.dtype in CODEC_OF
+        and grad.device == p.device
+        and grad.shape == p.shape
+        and not local(p).numel()
+    )
+
+
+class Replay:
+    """A recorded step, and where its tensors are among the parameters and in the state.
+
+    Args:
+        launcher: which has made the step.
+        ready: the step.
+        groups: of the optimizer.
+        state: of the optimizer.
+        key: what else a step must be of to be the same.
+        alone: the parameter's place, if the step is that of one alone: its number, group and position.
+    """
+
+    @staticmethod
+    def of(
+        launcher: Launcher,
+        ready: Ready,
+        groups: Groups,
+        state: State,
+        key: tuple[Any, ...],
+        alone: Place | None = None,
+    ) -> Replay | None:
+        """What can be made again of a step that has just been made; states that moved lie elsewhere now."""
+        others = any(isinstance(x, Mapping) and not isinstance(x, dict) for x in state.values())
+        # One without elements is only counted: what it has besides is looked at when the step is recorded.
+        counted = [w for w in ready.work if not w.launched]
+        declared = [launcher.compiler.specialised(w.facts).states.values() for w in counted]
+        besides = any(state.extent is Extent.STEP for states in declared for state in states)
+        if ready.moves or others or besides or (counted and (alone is not None or ready.work[0].inputs)):
+            return None
+        return Replay(launcher, ready, groups, state, key, alone)
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        ready: Ready,
+        groups: Groups,
+        state: State,
+        key: tuple[Any, ...],
+        alone: Place | None = None,
+    ):
+        self.launcher, self.recording, work = launcher, ready.recording, ready.work
+        self.key, self.alone, self.warm = key, alone, False
+        self.inputs = tuple(work[0].inputs)
+        self.plain = not (self.inputs or launcher.compiler.counts)  # no more than parameters and states
+        owners = [w.param if w.owner is None else w.owner for w in work]
+        self._note_tensors(work, owners, groups, state)
+        self._note_marks({id(p): w.launched for w, p in zip(work, owners, strict=True)}, groups)
+        self.facts: dict[int, dict[int, Facts]] = {}  # by group and number of dimensions
+        for w, p in zip(work, owners, strict=True):
+            self.facts.setdefault(w.group, {})[p.dim()] = w.facts
+        program = launcher.program
+        subjects = dict.fromkeys(path_of(fact.subject)[0] for fact in program.facts.values())
+        self.subjects = [s for s in subjects if s != "ndim" and s not in program.inputs]
+        self.values: dict[int, list[Any]] = {}  # by group, of the hyperparameters that conditions ask for
+
+    def _note_tensors(
+        self, work: Sequence[Work], owners: Sequence[Tensor], groups: Groups, state: State
+    ) -> None:
+        """Note where the tensors that the step writes are kept, and which of them are distributed."""
+        keys = {name: declared.key for name, declared in self.launcher.program.states.items()}
+        places, _ = places_of(work)
+        wanted: list[Any] = fixed_of(work)
+        moving = [at for at, w in zip(places, work, strict=True) if w.launched]
+        self.moving = picker(moving)
+        self.counters = picker([at - 1 for at in [*places[1:], len(wanted)]])
+        for w, p, at in zip(work, owners, places, strict=True):
+            if p is not w.param and w.launched:
+                wanted[at : at + 1 + len(w.states)] = [p, *(state[p][keys[name]] for name in w.states)]
+        plain = {*map(type, wanted)} <= {*PLAIN}
+        self.divided = [] if plain else [i for i, x in enumerate(wanted) if local(x) is not x]
+        self.owners = sorted({*moving} & {*self.divided})
+        self.specs = [wanted[i]._spec for i in self.divided]
+        self.watch = watch(*self._where(groups, state), wanted)
+
+    def _note_marks(self, moving: Mapping[int, bool], groups: Groups) -> None:
+        """Note which parameters the step leaves alone, and which are only counted."""
+        self.frozen = [list(group.get("frozen") or ()) for group in groups]
+        self.still: list[tuple[int, int]] = []
+        self.counted: list[tuple[int, int]] = []
+        for index, group in enumerate(groups if self.alone is None else ()):
+            for position, p in enumerate(group["params"]):
+                if moving.get(id(p)) is False:
+                    self.counted.append((index, position))
+                elif id(p) not in moving and position not in self.frozen[index]:
+                    self.still.append((index, position))
+
+    def _where(self, groups: Groups, state: State) -> tuple[list[list[Tensor]], Mapping[Any, Any]]:
+        """The lists and the dictionary that must hold what they held."""
+        if self.alone is None:
+            return [group["params"] for group in groups], state
+        p = groups[self.alone[1]]["params"][self.alone[2]]
+        return [[p]], state.get(p, {})
+
+    def ready(
+        self,
+        groups: Groups,
+        state: State,
+        handed: Mapping[str, Any],
+        numbers: Mapping[str, Tensor],
+        steps: float | Tensor = 0.0,
+        stop: Tensor | None = None,
+    ) -> Ready | None:
+        """The step once more, up to its first launch; None where something is not what it was.
+
+        Args:
+            groups: of the optimizer.
+            state: of the optimizer.
+            handed: what the step is handed besides gradients, for each parameter.
+            numbers: as for `Launcher.prepare`, like the others.
+            steps: how many steps the optimizer has made.
+            stop: where it is not 0, nothing moves.
+        """
+        found = self._find(groups, state, handed)
+        if found is None or self.recording.guard.find(*found[:2]) is None or not self.recording.holds():
+            return None
+        fixed, free, owners = found
+        self._warm(groups, state, fixed, free)
+        counters = self.counters(fixed)
+        assert self.recording.counters is not None
+        counts = self.recording.counters.read(counters)
+        if counts is None:
+            return None
+        moment = Moment(groups, counts + 1, numbers, steps, stop, counters)
+        self.recording.refresh(moment)
+        # Before the launches, which leave nothing of the tensors' own data in any cache.
+        self.recording.guard.change(fixed)
+        kept = [x for name, x in numbers.items() if name in self.launcher.program.states]
+        if owners or kept:
+            torch.autograd.graph.increment_version([*owners, *kept])
+        return Ready(self.recording, moment)
+
+    def again(self, groups: Groups, state: State) -> bool:
+        """Make the step once more in one call; False, and nothing has changed, where that cannot be.
+
+        Of one parameter alone, the gradient is freed.
+        """
+        one = self.recording.one
+        if one is None or one.count is None or not self.plain:
+            return False
+        for group in groups:
+            if not group.get("train_mode", True):
+                return False
+        found = self._find(groups, state, {})
+        if found is None:
+            return False
+        try:
+            ready = one.refresh(groups)
+        except ValueError:  # of a hyperparameter; the ordinary way says it, or what comes before it
+            return False
+        return ready and one.make(*found[:2], free_grad=self.alone is not None)
+
+    def _find(
+        self, groups: Groups, state: State, handed: Mapping[str, Any]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
+        """What the step writes and reads, and distributed parameters, if objects and options are the same.
+
+        The tensors themselves are still to be looked at.
+        """
+        if self.alone is None and [group.get("frozen") or [] for group in groups] != self.frozen:
+            return None
+        fixed = self.watch.find(*self._where(groups, state))
+        if fixed is None or self._others_move(groups):
+            return None
+        free: list[Any] = list(map(_grad_of, self.moving(fixed)))
+        if self.inputs:
+            params = self.moving(fixed)
+            rows = zip(free, *([handed[name].get(p) for p in params] for name in self.inputs), strict=True)
+            free = [x for row in rows for x in row]
+        owners = [fixed[i] for i in self.owners]
+        if self.divided:
+            if not self._alike(fixed, owners, free):
+                return None
+            for i in self.divided:
+                fixed[i] = fixed[i]._local_tensor
+            free = [getattr(x, "_local_tensor", x) for x in free]
+        for index, facts in self.facts.items():
+            if not self._as_before(groups[index], index, facts, handed):
+                return None
+        return fixed, free, owners
+
+    def _warm(self, groups: Groups, state: State, fixed: list[Tensor], free: list[Tensor]) -> None:
+        """Have few objects compared in compiled code too, if steps are repeated so often that it pays."""
+        if not self.warm and next(_replays) >= WARM:
+            self.warm = True
+            plain = {*map(type, fixed)} <= {*PLAIN}  # to free the gradient of another may call anything
+            self.recording.warm(fixed, free, self.alone is None or plain)
+            if not self.divided:
+                self.watch = watch(*self._where(groups, state), fixed, warm=True)
+                self.watch.find(*self._where(groups, state))  # compiled here, where no signal interrupts
+
+    def _alike(self, fixed: Sequence[Any], owners: Sequence[Any], free: Sequence[Any]) -> bool:
+        """Whether distributed tensors are divided as they were, and gradients and inputs as parameters."""
+        if not all(fixed[i]._spec is spec for i, spec in zip(self.divided, self.specs, strict=True)):
+            return False
+        each = 1 + len(self.inputs)
+        params = self.moving(fixed)
+        for p, *its in zip(params, *(free[k::each] for k in range(each)), strict=True):
+            mine = getattr(p, "_spec", None)
+            for x in its:
+                other = getattr(x, "_spec", None)
+                if other is not mine and _division(other) != _division(mine):
+                    return False
+        return True
+
+    def _as_before(
+        self,
+        group: Mapping[str, Any],
+        index: int,
+        facts: Mapping[int, Facts],
+        handed: Mapping[str, Any],
+    ) -> bool:
+        """Whether the compile-time conditions hold for a group that held for it."""
+        values = [group.get(name, self) for name in self.subjects]  # which is no value, for one that is gone
+        if not all(map(is_, values, self.values.get(index, ()))) or index not in self.values:
+            compiler = self.launcher.compiler
+            if any(compiler.facts(group, ndim, handed) != known for ndim, known in facts.items()):
+                return False
+            # A tensor or a list may have other numbers next time.
+            if all(v is self or _unchanging(v) for v in values):
+                self.values[index] = values
+        return True
+
+    def _others_move(self, groups: Groups) -> bool:
+        """Whether a parameter has a gradient that had none, or one without elements has none any more."""
+        if self.still and any(groups[index]["params"][at].grad is not None for index, at in self.still):
+            return True
+        return bool(self.counted) and not all(
+            _is_empty(groups[index]["params"][at]) for index, at in self.counted
+        )

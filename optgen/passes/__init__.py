@@ -1,0 +1,1 @@
+"""Programs from programs: chains, other defaults, a specialisation's pass pipeline."""

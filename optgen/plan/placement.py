@@ -1,0 +1,154 @@
+"""One way to place what a program stores and reduces, and what it moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain, combinations
+
+from optgen.ir.node import DType, Extent, Node, Op, const, node, rebuild, toposort
+from optgen.ir.semantics import constant
+from optgen.plan.codecs import CODECS
+from optgen.plan.graph import Graph, Item
+from optgen.plan.min_cut import above, minimum_cut
+from optgen.plan.plan import Reduction, Step
+
+MAX_EXTRA = 4  # loads that a phase could add for the sake of spills; beyond these it adds none
+
+
+class Candidate:
+    """A placement with the cheapest cut for each phase; with `extra` loads in a phase, spills may be.
+
+    A new spill is priced for the phase at hand alone or, `shared`, as if all later ones would read it too.
+    `reads` says where each phase finds the nodes that it does not compute; `spilled` has the number of
+    each spill and the phase that writes it.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        placed: Mapping[Item, int],
+        extra: Mapping[int, Collection[Node]] | None = None,
+        shared: bool = False,
+    ):
+        self.graph, self.placed, self.extra, self.shared = graph, placed, extra, shared
+        self.last = max(placed.values(), default=-1)
+        self.ready = graph.ready(placed)
+        self.reads: list[dict[Node, str]] = []
+        self.computable: list[set[Node]] = []
+        self.spilled: dict[Node, tuple[int, int]] = {}
+        self.names: dict[Node, str] = {}
+        self.sweeps: tuple[Step, ...] = ()
+        self.cost: tuple[float, int] = (math.inf, 0)
+        if all(self._cut(k) for k in range(self.last + 1)):
+            self.sweeps = tuple(self._sweep(k) for k in range(self.last + 1))
+            self.cost = (sum(step.bytes for step in self.sweeps), len(self.spilled))
+
+    def with_spills(self) -> Iterator[Candidate]:
+        """The same placement with spills, and with loads that an early phase adds so that it can spill."""
+        if self.sweeps and sum(step.bytes for step in self.sweeps[1:]) <= 2 * self.graph.word:
+            return  # to write a spill and read it back costs as much as all that it could save
+        loads = [n for n in self.graph.order if n.op is Op.LOAD and n.extent is Extent.ELEMENT]
+        missing = [
+            (k, n)
+            for k, reads in enumerate(self.reads[: self.last])
+            for n in loads
+            if n in self._memory(k) and n not in reads
+        ]
+        if len(missing) > MAX_EXTRA:
+            missing = []
+        for chosen in chain.from_iterable(combinations(missing, size) for size in range(len(missing) + 1)):
+            extra = {k: [n for j, n in chosen if j == k] for k in range(self.last)}
+            for shared in (False, True)[: self.last]:
+                yield Candidate(self.graph, self.placed, extra, shared)
+
+    def _memory(self, k: int) -> dict[Node, str]:
+        """The nodes that lie in stores when phase k runs, each with the cheapest store that has it."""
+        found: dict[Node, str] = {}
+        for s in self.graph.codecs:
+            if self.placed.get(s, k) >= k:
+                found.setdefault(node(Op.LOAD, value=s), s)
+        for s, codec in self.graph.codecs.items():
+            if self.placed.get(s, k) < k and CODECS[codec].keeps(self.graph.real):
+                n = self.graph.values[s]
+                if n not in found or self._bytes(found[n]) > self._bytes(s):
+                    found[n] = s
+        return found
+
+    def _cut(self, k: int) -> bool:
+        """Choose what phase k reads: stores, spills, and with them the spills that earlier phases write.
+
+        False where it needs what a store no longer has.
+        """
+        roots = [n for i, n in self.graph.values.items() if self.placed[i] == k]
+        roots = [n for n in roots if n.extent is Extent.ELEMENT]
+        order = [n for n in toposort(roots) if n.extent is Extent.ELEMENT]
+        memory, extra = self._memory(k), (self.extra or {}).get(k, ())
+        price = {n: 0 if n in extra else 1000 * self._bytes(memory[n]) for n in order if n in memory}
+        writer: dict[Node, int] = {}
+        for n in order if self.extra is not None else ():
+            phases = (j for j in range(self.ready[n], k) if n in self.computable[j])
+            phase = self.spilled[n][1] if n in self.spilled else next(phases, None)
+            if phase is not None and n.dtype is DType.REAL and n not in memory:
+                writer[n] = phase
+                readers = 1 + (self.last - k if self.shared else 0)
+                write = 0 if n in self.spilled else 1000 * self.graph.word // readers
+                price[n] = 1000 * self.graph.word + write + 1
+        cut = minimum_cut(order, roots, price)
+        if cut is None:
+            return False
+        reads = {n: memory[n] for n in extra}
+        for n in cut:
+            if n not in memory:
+                self.spilled.setdefault(n, (len(self.spilled), writer[n]))
+            reads[n] = memory[n] if n in memory else f"#{self.spilled[n][0]}"
+        self.reads.append(reads)
+        found = set(reads)
+        for n in self.graph.order:
+            free = n.args or n.extent < Extent.ELEMENT or n.op is Op.INDEX
+            if free and self.ready[n] <= k and all(a in found for a in n.args):
+                found.add(n)
+        self.computable.append(found)
+        return True
+
+    def _sweep(self, k: int) -> Step:
+        """Phase k with its values in terms of raw loads."""
+        graph, reads = self.graph, self.reads[k]
+        here = {item: n for item, n in graph.values.items() if self.placed[item] == k}
+        spills = {f"#{i}": n for n, (i, phase) in self.spilled.items() if phase == k}
+        needed, used = above([*here.values(), *spills.values()], reads)
+        done = {n: self._read(reads[n]) for n in used}
+        for n in needed:
+            done[n] = rebuild(n, tuple(done[a] for a in n.args))
+        stores = {
+            s: _encode(graph.codecs[s], graph.real, done[n]) for s, n in here.items() if isinstance(s, str)
+        }
+        stores |= {s: done[n] for s, n in spills.items()}
+        slots = [i for i in here if isinstance(i, int)]
+        reductions = tuple(Reduction(i, graph.ops[i], done[here[i]], graph.extents[i]) for i in slots)
+        found = {reads[n] for n in used}
+        loads = tuple(s for s in (*graph.codecs, *(f"#{i}" for i in range(len(self.spilled)))) if s in found)
+        self.names |= {done[n]: graph.names[n] for n in needed if n in graph.names}
+        for s in (*loads, *stores):
+            if s in graph.codecs and CODECS[graph.codecs[s]].raw is DType.U32:
+                self.names[CODECS[graph.codecs[s]].load(s)] = s
+                if s in stores:
+                    self.names[stores[s]] = f"{s}_bits"
+        moved = sum(map(self._bytes, (*loads, *stores)))
+        return Step("sweep", f"sweep{k}", stores, reductions, loads, moved)
+
+    def _bytes(self, store: str) -> int:
+        return self.graph.word if store.startswith("#") else CODECS[self.graph.codecs[store]].bytes
+
+    def _read(self, store: str) -> Node:
+        if store.startswith("#"):
+            return node(Op.SPILL, value=store)
+        codec = CODECS[self.graph.codecs[store]]
+        return node(Op.LOAD, value=store) if codec.keeps(self.graph.real) else codec.load(store)
+
+
+def _encode(codec: str, real: str, value: Node) -> Node:
+    """What to store for a value; what depends on nothing is worked out here."""
+    raw = value if CODECS[codec].keeps(real) else CODECS[codec].encode(value)
+    found = constant(raw) if raw.extent is Extent.CONST else None
+    return raw if found is None else const(float(found), raw.dtype)

@@ -1,0 +1,270 @@
+"""What a plan consists of: buffers, and the steps that read and write them, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from optgen.ir.node import ATOM, Extent, Node, Op, Spelling, State, spell, toposort
+
+Role = Literal["store", "spill", "state", "global", "slot", "partial", "scalar"]
+Kind = Literal["sweep", "combine", "slice_reduce", "global_reduce", "global", "finish"]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """What steps read and write: how often it has a value, and how each is stored.
+
+    A store or spill has a value for each element; a spill is what one sweep leaves for another. A state is
+    coarser. A slot holds what a reduction has found, a partial what a sweep has found for it in each chunk or
+    tile. A global is one for the whole optimizer, and a scalar comes from the host.
+    """
+
+    name: str
+    role: Role
+    extent: Extent
+    codec: str
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One reduction: its slot, SUM or AMAX, what it reduces, and what it leaves."""
+
+    slot: int
+    op: Op
+    operand: Node
+    extent: Extent = Extent.TENSOR
+    tag: str = ""  # of one over all tensors: which it is, in every plan of the program
+
+
+def reduction_text(r: Reduction) -> str:
+    """`sum`, `sum by row`, or `sum over all`."""
+    if r.extent.sliced:
+        return f"{r.op.value} by {r.extent.name.lower()}"
+    return r.op.value + (" over all" if r.extent is Extent.ALL else "")
+
+
+def buffer_of(leaf: Node) -> str | None:
+    """The name of the buffer that a leaf reads; None for constants, keys and places."""
+    value = leaf.value or ""
+    match leaf.op:
+        case Op.LOAD | Op.SPILL:
+            return value
+        case Op.TOTAL if value.startswith("once"):
+            return f"@{value}"
+        case Op.SLOT | Op.TOTAL | Op.SCALAR:
+            return f"@{leaf.op.value}{value}"
+    return None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a kernel does at once to every tensor of a launch; `name` is that of the emitted function.
+
+        sweep          walks the elements: writes stores and spills, and leaves reductions in part
+        combine        completes the reductions of the sweep before it
+        slice_reduce   reduces what slices have
+        global_reduce  reduces over all tensors
+        global         computes what is one for the whole optimizer, in float64
+        finish         writes the new states of tensors and slices
+
+    `values` are those that it writes, by buffer, in terms of raw loads. A sweep `loads` stores and spills,
+    and moves so many `bytes` per element.
+    """
+
+    kind: Kind
+    name: str
+    values: Mapping[str, Node] = field(default_factory=dict)
+    reductions: tuple[Reduction, ...] = ()
+    loads: tuple[str, ...] = ()
+    bytes: int = 0
+
+    def roots(self) -> list[Node]:
+        """Every value that the step must compute."""
+        operands = () if self.kind == "combine" else self.reductions
+        return [*self.values.values(), *(r.operand for r in operands)]
+
+    @property
+    def reads(self) -> list[str]:
+        """The buffers that it reads."""
+        if self.kind == "combine":
+            return [f"@partial{r.slot}" for r in self.reductions]
+        names = map(buffer_of, toposort(self.roots()))
+        return list(dict.fromkeys(name for name in names if name is not None))
+
+    @property
+    def writes(self) -> list[str]:
+        """The buffers that it writes."""
+        role = "partial" if self.kind == "sweep" else "slot"
+        return [*self.values, *(f"@{role}{r.slot}" for r in self.reductions)]
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The slots of tensors and slices that it completes."""
+        done = self.kind in ("combine", "slice_reduce")
+        return tuple(r.slot for r in self.reductions) if done else ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a back end needs to run one step, or one mode, over a bucket of tensors.
+
+    `real` is the working precision, `fp32` or `fp64`. `host` maps a state that the host computes to its
+    scalar. `scalars` and `onces` are what the host computes, for each group and for the whole optimizer;
+    `finals` says which total is the new value of a state that is one for the whole optimizer. `unspilled` is
+    what a step would move per element if nothing were spilled.
+    """
+
+    name: str
+    real: str
+    states: Mapping[str, State]
+    buffers: tuple[Buffer, ...]
+    steps: tuple[Step, ...]
+    scalars: tuple[Node, ...]
+    onces: tuple[Node, ...]
+    host: Mapping[str, Node]
+    finals: Mapping[str, int]
+    unspilled: int
+    names: Mapping[Node, str]
+
+    def _of(self, role: Role) -> list[Buffer]:
+        return [b for b in self.buffers if b.role == role]
+
+    @cached_property
+    def codecs(self) -> dict[str, str]:
+        """The storage form of every element store."""
+        return {b.name: b.codec for b in self._of("store")}
+
+    @cached_property
+    def spills(self) -> tuple[str, ...]:
+        """What sweeps leave for later ones, by element."""
+        return tuple(b.name for b in self._of("spill"))
+
+    @cached_property
+    def tensor_states(self) -> tuple[str, ...]:
+        """The states of tensors, or of slices of them, that are kept on the device."""
+        return tuple(b.name for b in self._of("state"))
+
+    @cached_property
+    def extents(self) -> tuple[Extent, ...]:
+        """What each slot has a value for."""
+        return tuple(b.extent for b in self._of("slot"))
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Where each number for all tensors lies: totals, sums, what the host computes, states, inputs."""
+        return {b.name: i for i, b in enumerate(b for b in self.buffers if b.extent is Extent.ALL)}
+
+    @cached_property
+    def sweeps(self) -> tuple[Step, ...]:
+        """The steps that walk the elements: the phases."""
+        return tuple(step for step in self.steps if step.kind == "sweep")
+
+    @cached_property
+    def totals(self) -> list[Node]:
+        """The values that are one for the whole optimizer, in order of their numbers."""
+        found = {name: n for step in self.steps if step.kind == "global" for name, n in step.values.items()}
+        return [found[b.name] for b in self._of("global") if b.name in found]
+
+    @cached_property
+    def roots(self) -> list[Node]:
+        """Every value that a kernel computes for elements, slices or tensors."""
+        later = [step for step in self.steps if step.kind not in ("sweep", "global")]
+        return [n for step in (*self.sweeps, *later) for n in step.roots()]
+
+    @cached_property
+    def reductions(self) -> tuple[Reduction, ...]:
+        """Every reduction, in order of their slots."""
+        found = {r.slot: r for step in self.steps for r in step.reductions}
+        return tuple(found[slot] for slot in sorted(found))
+
+    @cached_property
+    def slices(self) -> tuple[Extent, ...]:
+        """The kinds of slices of a tensor that have values."""
+        found = {n.extent for n in toposort(self.roots)} | {b.extent for b in self.buffers}
+        return tuple(sorted((e for e in found if e.sliced), key=lambda e: e.name))
+
+    @cached_property
+    def logical(self) -> bool:
+        """Whether it matters which element is which, so that no tensor is walked in another order."""
+        return bool(self.slices) or any(n.op is Op.INDEX for n in toposort(self.roots))
+
+    @cached_property
+    def random(self) -> bool:
+        """Whether random numbers are drawn."""
+        return any(n.op is Op.KEY for n in toposort(self.roots))
+
+    @cached_property
+    def stores(self) -> tuple[str, ...]:
+        """The element stores that any sweep touches, in a fixed order."""
+        touched = {s for step in self.sweeps for s in (*step.loads, *step.values)}
+        return tuple(s for s in self.codecs if s in touched)
+
+    @cached_property
+    def bytes(self) -> int:
+        """Bytes that a step moves per element."""
+        return sum(step.bytes for step in self.sweeps)
+
+    def fingerprint(self) -> str:
+        """A text that is the same for plans whose kernels do the same, whatever the host does for them."""
+        states = [(s, self.states[s].extent) for s in self.tensor_states]
+        lines = [self.real, repr(list(self.codecs.items())), repr(states), repr(self.extents)]
+        numbers: dict[Node, int] = {}
+        for n in toposort([*self.roots, *self.totals]):
+            numbers[n] = len(numbers)
+            args = [numbers[a] for a in n.args]
+            lines.append(f"{n.op.name} {n.dtype.name} {args} {n.value} {n.extent.name}")
+        for step in self.sweeps:
+            lines.append(repr((step.loads, [(k, numbers[n]) for k, n in step.values.items()])))
+            lines.append(repr([(r.slot, r.op.name, numbers[r.operand]) for r in step.reductions]))
+        for boundary, between in self._rounds():
+            combined = tuple(r.slot for s in between if s.kind == "combine" for r in s.reductions)
+            later = [(s.kind, r) for s in between if s.kind != "combine" for r in s.reductions]
+            small = [(r.slot, r.op.name, numbers[r.operand], r.tag) for _, r in later]
+            sliced = sum(kind == "slice_reduce" for kind, _ in later)
+            totals = tuple(self.numbers[b] for s in between for b in s.values)
+            lines.append(repr((boundary, combined, small, sliced, totals)))
+        finishes = [step for step in self.steps if step.kind == "finish"]
+        lines.append(repr([(b, numbers[n]) for step in finishes for b, n in step.values.items()]))
+        counts = len(self.scalars), len(self.onces)  # of columns: what is in them does not matter here
+        lines.append(repr(([numbers[n] for n in self.totals], counts)))
+        return "\n".join(lines)
+
+    def _rounds(self) -> list[tuple[int, list[Step]]]:
+        """The steps between sweeps, up to each `global` one, and how many sweeps come before them."""
+        found: list[tuple[int, list[Step]]] = []
+        done, begins = 0, True
+        for step in self.steps:
+            if step.kind == "sweep":
+                done, begins = done + 1, True
+            elif step.kind != "finish":
+                if begins:
+                    found.append((done, []))
+                found[-1][1].append(step)
+                begins = step.kind == "global"
+        return found
+
+    def __str__(self) -> str:
+        """What each sweep does and moves, and why it is done so."""
+        lines = [f"{self.name}: {len(self.sweeps)} phase(s), {self.bytes} bytes per element, {self.real}"]
+        for k, step in enumerate(self.sweeps):
+            parts = [f"loads {', '.join(step.loads) or 'nothing'}"]
+            parts += [f"stores {', '.join(step.values)}"] if step.values else []
+            parts += [f"{s} = {self._text(n)}" for s, n in step.values.items() if s in self.spills]
+            parts += [f"r{r.slot} = {r.op.value}({self._text(r.operand)})" for r in step.reductions]
+            lines.append(f"phase {k}: {step.bytes} bytes: {'; '.join(parts)}")
+        if self.spills:
+            lines.append(f"spilled {len(self.spills)}: without that, {self.unspilled} bytes per element")
+        elif len(self.sweeps) > 1:
+            lines.append("nothing is spilled: to recompute moves no more bytes")
+        return "\n".join(lines)
+
+    def _text(self, root: Node) -> str:
+        """A value in the notation of rules, in terms of what the rule has names for."""
+        texts: dict[Node, Spelling] = {}
+        for n in toposort([root]):
+            named = n in self.names and n.args
+            texts[n] = (self.names[n], ATOM) if named else spell(n, [texts[a] for a in n.args])
+        return texts[root][0]

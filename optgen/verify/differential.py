@@ -1,0 +1,300 @@
+"""One trial: a back end in lockstep with the reference, over tensors of every shape and layout.
+
+In: a program and a `Case`. Out: an `Outcome`. One optimizer of the back end, one of the reference in the
+same dtype and one of the reference in float64 take the same steps; after each, `p`, every state and the
+memory around them are compared.
+
+How closely they must agree follows from the IR: without a sum or a transcendental function beyond STEP
+the bits are equal; with one, a tensor's difference stays below `TOLERANCE` times the largest value that
+the tensor has had, for an accumulator keeps the rounding of all that it has held. Where one number for the
+whole optimizer drives all tensors, and they it (Prodigy's `d`), roundings feed back: `FEEDBACK` times that.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optgen.compiler import Compiler
+from optgen.ir.node import Extent, Op, Program, toposort
+from optgen.optim.optimizer import Optimizer, optimizer
+from optgen.verify.option_grid import Options
+
+TORCH = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+# With sums or transcendental functions, per tensor: max|a-b| / max|b|. For 16-bit storage, a few units.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
+FEEDBACK = 10
+INEXACT = frozenset({Op.SUM, Op.EXP, Op.LOG, Op.TANH, Op.ATAN2, Op.COS, Op.POW, Op.MOD})
+SEED = 20240229
+ABSENT = 1  # the tensor that has no gradient in every fifth step, the first among them
+FEW = ("odd", "2**k + 1")  # samples of a case that is not thorough
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A tensor to update: a view of contiguous memory, and how its gradient lies."""
+
+    name: str
+    memory: tuple[int, ...]
+    view: Callable[[Tensor], Tensor] = lambda memory: memory
+    gradient: Callable[[Tensor], Tensor] = lambda values: values.contiguous()
+
+
+def _transposed(x: Tensor) -> Tensor:
+    return x.mT
+
+
+def _like_transposed(values: Tensor) -> Tensor:
+    return values.mT.contiguous().mT
+
+
+def _like_channels_last(values: Tensor) -> Tensor:
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def samples(interpreted: bool, thorough: bool = True) -> list[Sample]:
+    """A tensor of each kind that a kernel must treat apart; small ones for Triton's interpreter."""
+    # Below 32768 elements, where torch starts its own threads: they fight with those of other processes.
+    one_more, several = (65, 129) if interpreted else (1025, 20_001)
+    every = [
+        Sample("0-d", ()),
+        Sample("one element", (1,)),
+        Sample("odd", (7,)),
+        Sample("2**k + 1", (one_more,)),
+        Sample("several chunks", (several,)),
+        Sample("empty", (0, 3)),
+        Sample("transposed", (5, 9), _transposed, _like_transposed),
+        Sample("channels last", (2, 4, 5, 3), lambda x: x.permute(0, 3, 1, 2), _like_channels_last),
+        Sample("misaligned", (34,), lambda x: x[1:]),
+        Sample("slice", (9, 12), lambda x: x[::2, 1:8]),
+        Sample("gradient transposed", (6, 11), gradient=_like_transposed),
+    ]
+    return every if thorough else [s for s in every if s.name in FEW]
+
+
+def _gradients(chosen: Sequence[Sample], step: int) -> Iterator[Tensor | None]:
+    """Each tensor's gradient in float64: magnitudes over four decades, one zero in ten."""
+    generator = torch.Generator().manual_seed(SEED + step)
+    for index, sample in enumerate(chosen):
+        shape = sample.view(torch.empty(sample.memory)).shape
+        size = 10 ** (4 * torch.rand(shape, generator=generator, dtype=torch.float64) - 3)
+        values = torch.randn(shape, generator=generator, dtype=torch.float64) * size
+        values[torch.rand(shape, generator=generator) < 0.1] = 0
+        yield None if index == ABSENT and step % 5 == 1 else values
+
+
+class Trainee:
+    """An optimizer over samples. `rounded` is the dtype whose values all trainees of a case start from."""
+
+    def __init__(
+        self,
+        kind: type[Optimizer],
+        chosen: Sequence[Sample],
+        options: Options,
+        dtype: torch.dtype,
+        rounded: torch.dtype,
+        device: str = "cpu",
+        **settings: Any,
+    ):
+        self.chosen, self.dtype, self.rounded, self.device = chosen, dtype, rounded, device
+        generator = torch.Generator().manual_seed(SEED)
+        values = [torch.randn(s.memory, generator=generator, dtype=torch.float64) for s in chosen]
+        self.memory = [v.to(rounded).to(dtype).to(device) for v in values]
+        self.params = [torch.nn.Parameter(s.view(m)) for s, m in zip(chosen, self.memory, strict=True)]
+        groups: list[dict[str, Any]] = [{"params": self.params[::2]}, {"params": self.params[1::2]}]
+        hyper = kind.program.hypers.get("lr")
+        lr = options.get("lr", hyper.default if hyper else None)
+        whole = any(state.extent is Extent.ALL for state in kind.program.states.values())
+        if isinstance(lr, float) and not whole:
+            groups[1]["lr"] = lr / 2  # a second row of scalars
+        self.optimizer = kind(groups, **options, **settings)
+
+    def step(self, step: int) -> None:
+        """One step with the gradients of that step.
+
+        Raises:
+            AssertionError: the optimizer wrote into a gradient.
+        """
+        given = []
+        for param, sample, values in zip(
+            self.params, self.chosen, _gradients(self.chosen, step), strict=True
+        ):
+            if values is None:
+                param.grad = None
+                continue
+            param.grad = sample.gradient(values.to(self.rounded).to(self.dtype)).to(self.device)
+            given.append((sample, param.grad, param.grad.clone()))
+        self.optimizer.step(**self.inputs(step))
+        for sample, now, before in given:
+            assert torch.equal(now, before), f"step {step} wrote into the gradient of '{sample.name}'"
+
+    def inputs(self, step: int) -> dict[str, Any]:
+        """What the rule is handed besides gradients: positive numbers, or none in one step of three."""
+        generator = torch.Generator().manual_seed(1000 * SEED + step)
+        found: dict[str, Any] = {}
+        for name, declared in self.optimizer.program.inputs.items():
+            if declared.default is not None and step % 3 == 0:
+                continue
+            if declared.extent is Extent.ALL:
+                found[name] = torch.rand((), generator=generator, dtype=torch.float64)
+                continue
+            found[name] = {}
+            for param in self.params:
+                values = torch.rand(param.shape, generator=generator, dtype=torch.float64)
+                found[name][param] = values.to(self.rounded).to(self.dtype).to(self.device)
+        return found
+
+    def stored(self) -> Iterator[tuple[Sample, str, Tensor]]:
+        """Every tensor that a step may change, parameters with the memory around them."""
+        for sample, memory, param in zip(self.chosen, self.memory, self.params, strict=True):
+            yield sample, "p", memory
+            for key, value in sorted(self.optimizer.state[param].items()):
+                yield sample, key, value
+        for key, value in sorted(self.optimizer.param_groups[0].items()):
+            if isinstance(value, Tensor):  # one for the whole optimizer
+                yield self.chosen[0], key, value
+
+
+def largest(x: Tensor) -> float:
+    """The largest finite magnitude in a tensor, 0 where there is none."""
+    finite = x.detach()[x.isfinite()].double().abs()
+    return finite.max().item() if finite.numel() else 0.0
+
+
+def difference(a: Tensor, b: Tensor, scale: float = 0.0) -> float:
+    """max|a-b| / max(max|b|, scale); 0 where all bits agree, up to a zero's sign and a NaN's payload."""
+    x, y = (t.detach().to("cpu", torch.float64) for t in (a, b))
+    other = ~((x == y) | (x.isnan() & y.isnan()))
+    if not other.any():
+        return 0.0
+    worst = (x - y)[other].abs().max().item()
+    scale = max(scale, largest(y))
+    return worst / scale if math.isfinite(worst) and scale else math.inf
+
+
+@dataclass(frozen=True)
+class Case:
+    """One back end on one dtype under one setting of the options; `thorough` means all samples."""
+
+    backend: str
+    dtype: str
+    state_dtype: str | None
+    options: Options
+    thorough: bool
+    steps: int
+
+    @property
+    def label(self) -> str:
+        """The options as one would write them."""
+        return ", ".join(f"{k}={v!r}" for k, v in self.options.items()) or "the defaults"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one case ended. `worst` and `error` are relative; `allowed` is 0 where bits must be equal."""
+
+    tensors: int
+    worst: float
+    allowed: float
+    error: float
+    failure: str | None
+    seconds: float
+
+
+def allowed(program: Program, options: Options, dtypes: Iterable[torch.dtype], ndims: Iterable[int]) -> float:
+    """The relative difference that the numerics contract allows under these options: 0 for equal bits."""
+    compiler = Compiler.of(program)
+    for ndim in set(ndims):
+        facts = compiler.facts({**compiler.defaults, **options}, ndim)
+        for mode in (None, *program.modes):
+            lowered = compiler.specialised(facts, mode)
+            nodes = toposort(lowered.assigns.values())
+            if any(n.op in INEXACT and n.extent > Extent.STEP for n in nodes):
+                return max(TOLERANCE[dtype] for dtype in dtypes) * (FEEDBACK if compiler.counts else 1)
+    return 0.0
+
+
+def place(backend: str) -> tuple[str, bool]:
+    """The device that a back end runs on here, and whether it is Triton's interpreter."""
+    if backend != "triton":
+        return "cpu", False
+    from optgen.backends.triton.kernels import interpreting
+
+    alone = interpreting() or not torch.cuda.is_available()
+    return ("cpu" if alone else "cuda"), alone
+
+
+def run(program: Program, case: Case) -> Outcome:
+    """Run one case. Whatever the back end raises is a failure, and its text is kept."""
+    start = time.perf_counter()
+    kind = optimizer(program)
+    device, interpreted = place(case.backend)
+    chosen = samples(interpreted, case.thorough)
+    dtype, kept = TORCH[case.dtype], TORCH[case.state_dtype] if case.state_dtype else None
+    limit = allowed(kind.program, case.options, {dtype, kept or dtype}, (len(s.memory) for s in chosen))
+    reference = Trainee(kind, chosen, case.options, dtype, dtype, backend="numpy", state_dtype=kept)
+    precise = Trainee(kind, chosen, case.options, torch.float64, dtype, backend="numpy")
+    subject = reference
+    if case.backend != "numpy":
+        settings = {"backend": case.backend, "state_dtype": kept}
+        subject = Trainee(kind, chosen, case.options, dtype, dtype, device, **settings)
+    everyone = list(dict.fromkeys((reference, precise, subject)))
+    worst, failure = 0.0, None
+    scales: dict[tuple[str, str], float] = {}
+    try:
+        for when, act in _acts(case.steps, bool(kind.program.modes)):
+            for trainee in everyone:
+                act(trainee)
+            found, failure = _compare(subject, reference, limit, scales)
+            worst = max(worst, found)
+            if failure:
+                failure = f"{when}: {failure}"
+                break
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+    error64 = max(difference(a, b) for a, b in zip(subject.memory, precise.memory, strict=True))
+    if failure:
+        failure = f"with {case.label}, {failure}"
+    return Outcome(len(chosen), worst, limit, error64, failure, time.perf_counter() - start)
+
+
+def _acts(steps: int, modes: bool) -> Iterator[tuple[str, Callable[[Trainee], None]]]:
+    """What the trainees of a case do together, one after the other."""
+    for step in range(1, steps + 1):
+        yield f"step {step}", lambda trainee, step=step: trainee.step(step)  # type: ignore[misc]
+    if modes:
+        yield "eval()", lambda trainee: trainee.optimizer.eval()
+        yield "train()", lambda trainee: trainee.optimizer.train()
+
+
+def _compare(
+    subject: Trainee, reference: Trainee, limit: float, scales: dict[tuple[str, str], float] | None = None
+) -> tuple[float, str | None]:
+    """The largest difference between two trainees, and the first that is too large, in words.
+
+    `scales` keeps the largest value that each tensor has had, and is brought up to date.
+    """
+    worst, scales = 0.0, {} if scales is None else scales
+    for (sample, key, mine), (_, other, right) in zip(subject.stored(), reference.stored(), strict=True):
+        assert key == other, f"'{sample.name}' has state '{key}', in the reference '{other}'"
+        place = sample.name, key
+        scales[place] = max(scales.get(place, 0.0), largest(right))
+        found = difference(mine, right, scales[place])
+        if not found <= limit:
+            return found, f"{key} of '{sample.name}' {_first(mine, right)}"
+        worst = max(worst, found)
+    return worst, None
+
+
+def _first(mine: Tensor, right: Tensor) -> str:
+    """Where two tensors differ most, and both values."""
+    x, y = (t.detach().to("cpu", torch.float64).flatten() for t in (mine, right))
+    gap = torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, (x - y).abs().nan_to_num(math.inf, math.inf))
+    index = int(gap.argmax())
+    return f"is {x[index].item():.9g}, in the reference {y[index].item():.9g}, at element {index}"
