@@ -1,6 +1,6 @@
 """torch.compile around a whole training step, and around the step alone.
 
-The optimizer's step is one call in the compiled function (optgen/optim/untraced.py): what is before and after it is
+The optimizer's step is one call in the compiled function (optgen/optim/untraced.py): what is before and after it
 compiled, and a learning rate that changes compiles nothing again.
 """
 
