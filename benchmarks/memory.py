@@ -112,7 +112,7 @@ def inputs(opt: Any, params: list[Any]) -> dict[str, Any]:
     """What a rule is handed besides gradients: ones."""
     import torch
 
-    from optgen.ir.node import Extent
+    from optgen.ir.extent import Extent
 
     return {
         name: 1.0 if made.extent is Extent.ALL else [torch.ones_like(p) for p in params]

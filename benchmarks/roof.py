@@ -23,8 +23,10 @@ import numpy as np
 import torch
 
 from optgen.backends import cache
-from optgen.backends.layout import Kernel, Layout, Tables
-from optgen.ir.node import Extent, Node, Op, node
+from optgen.backends.layout import Layout
+from optgen.backends.protocol import Kernel, Tables
+from optgen.ir.extent import Extent
+from optgen.ir.node import Node, Op, node
 from optgen.launch.launcher import Launcher
 from optgen.launch.work import CODEC_OF
 from optgen.optim.optimizer import Optimizer

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from latex2mathml.converter import convert
 
 from optgen.algebra import latex
-from optgen.ir.node import Program
+from optgen.ir.program import Program
 
 NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 ROWS = ("mrow", "mtd", "msqrt")  # elements whose children stand beside each other

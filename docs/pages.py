@@ -20,7 +20,9 @@ import trajectories
 
 from optgen import library
 from optgen.compiler import costs, planned
-from optgen.ir.node import Extent, Node, Op, Program, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import Node, Op, toposort
+from optgen.ir.program import Program
 from optgen.library import CLASSES, class_of, runnable
 from optgen.plan.plan import Plan, Step
 

@@ -20,7 +20,8 @@ import torch
 from matplotlib.figure import Figure
 
 import optgen
-from optgen.ir.node import Extent, Program
+from optgen.ir.extent import Extent
+from optgen.ir.program import Program
 from optgen.library import class_of
 
 STEPS = 150

@@ -17,8 +17,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from optgen import library
+from optgen.ir.extent import Extent
 from optgen.ir.facts import Facts, holds, lookup
-from optgen.ir.node import REDUCTIONS, Extent, Op, Program, toposort
+from optgen.ir.node import REDUCTIONS, Op, toposort
+from optgen.ir.program import Program
 from optgen.library import runnable
 from optgen.passes.pipeline import lower, shaped
 from optgen.plan.codecs import CODECS

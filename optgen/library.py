@@ -13,7 +13,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from optgen.errors import RuleError, Source
-from optgen.ir.node import REDUCTIONS, Extent, Op, Program, Value, load, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.facts import Value
+from optgen.ir.node import REDUCTIONS, Op, load, toposort
+from optgen.ir.program import Program
 from optgen.language.grammar import decode
 from optgen.language.statements import parse
 from optgen.passes.chain import chain as joined

@@ -18,7 +18,9 @@ from weakref import WeakSet, finalize, ref
 
 from torch import Tensor
 
-from optgen.ir.node import REDUCTIONS, Extent, Program, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import REDUCTIONS, toposort
+from optgen.ir.program import Program
 from optgen.launch.launcher import Launcher
 from optgen.launch.replay import Place
 from optgen.locks import lock

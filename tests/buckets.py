@@ -15,10 +15,13 @@ import torch
 from optgen import library
 from optgen.backends import cache
 from optgen.backends import reference as reference
-from optgen.backends.layout import Layout, Tables
+from optgen.backends.layout import Layout
+from optgen.backends.protocol import Tables
 from optgen.compiler import Compiler
+from optgen.ir.extent import Extent
 from optgen.ir.facts import lookup
-from optgen.ir.node import DType, Extent, Op, Program, toposort
+from optgen.ir.node import DType, Op, toposort
+from optgen.ir.program import Program
 from optgen.ir.semantics import evaluate
 from optgen.passes.pipeline import lower
 from optgen.plan.phases import element_stores, plan

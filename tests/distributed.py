@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 import optgen
 from optgen import library
-from optgen.ir.node import Extent
+from optgen.ir.extent import Extent
 from optgen.launch.replay import Replay
 from optgen.library import runnable
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 import optgen
 from changes import EDITS, GO, STOP, WEIGHTS, Inapplicable, need, readable, usual
 from judge import GOOD, Picture, judged, tensors_of
-from optgen.ir.node import Extent
+from optgen.ir.extent import Extent
 from optgen.library import CLASSES, class_of
 from optgen.release import attach
 from optgen.training import accumulated

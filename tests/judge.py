@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import optgen
 from changes import Inapplicable, readable
-from optgen.ir.node import Extent
+from optgen.ir.extent import Extent
 from optgen.launch.launcher import Launcher
 from optgen.verify.differential import FEEDBACK, TOLERANCE, allowed, difference, largest
 

@@ -15,8 +15,10 @@ from optgen.algebra import latex
 from optgen.algebra.equality import Equality, Undecided, equal
 from optgen.algebra.proof import derive, simplify
 from optgen.errors import RuleError
+from optgen.ir.extent import Extent
 from optgen.ir.facts import holds
-from optgen.ir.node import Extent, Node, Op, Program, const, load, node
+from optgen.ir.node import Node, Op, const, load, node
+from optgen.ir.program import Program
 from optgen.ir.semantics import evaluate
 from optgen.language.statements import parse
 from optgen.passes.pipeline import hoist, specialise

@@ -26,7 +26,8 @@ from optgen.backends.cpu import kernel as cpu
 from optgen.backends.emit import PYTHON, Names, identifier
 from optgen.backends.layout import Layout
 from optgen.backends.registry import BACKENDS
-from optgen.ir.node import DType, Extent, Op
+from optgen.ir.extent import Extent
+from optgen.ir.node import DType, Op
 from optgen.launch.launcher import resolve
 from optgen.plan.plan import Buffer
 from strategies import SPECIAL, array, examples

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optgen.errors import RuleError, Source, Span
-from optgen.ir.node import Program
+from optgen.ir.program import Program
 from optgen.language.grammar import decode
 from optgen.language.statements import parse
 

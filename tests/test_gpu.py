@@ -14,7 +14,7 @@ import optgen
 from optgen import library
 from optgen.backends import cache
 from optgen.backends.triton.kernels import interpreting
-from optgen.ir.node import Extent
+from optgen.ir.extent import Extent
 
 INTERPRETED = interpreting()
 DEVICE, BACKEND = ("cpu", "triton") if INTERPRETED else ("cuda", "auto")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import optgen
 from optgen import library
-from optgen.ir.node import Extent
+from optgen.ir.extent import Extent
 from optgen.optim import signature
 
 CLASSES = sorted(library.optimizers())

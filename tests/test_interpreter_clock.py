@@ -13,8 +13,9 @@ from optgen import library
 from optgen.backends.triton.kernels import interpreting
 from optgen.ir.semantics import evaluate
 from optgen.launch.device_scalars import Clock
+from optgen.launch.host_scalars import step_leaf
 from optgen.launch.launcher import Launcher
-from optgen.launch.work import Work, step_leaf
+from optgen.launch.work import Work
 from optgen.library import runnable
 from optgen.optim.hyperparameters import complete_group
 from test_rules import inputs

@@ -20,7 +20,7 @@ import optgen
 from interrupts import Case, Look, Stopped, bits, judge
 from lines import Event, chosen
 from optgen import library, store, tree
-from optgen.ir.node import Extent
+from optgen.ir.extent import Extent
 from optgen.launch import replay
 from optgen.launch.uninterrupted import Uninterrupted, undisturbed
 from optgen.optim import optimizer

@@ -9,7 +9,9 @@ import optgen
 from optgen import library
 from optgen.backends.cpu.kernel import CpuKernel
 from optgen.backends.cpu.printer import CHUNK
-from optgen.ir.node import Extent, State, const
+from optgen.ir.extent import Extent
+from optgen.ir.node import const
+from optgen.ir.program import State
 from optgen.launch import guards
 from optgen.launch.door import fitted
 from optgen.launch.launcher import Launcher

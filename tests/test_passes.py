@@ -9,8 +9,9 @@ import torch
 from buckets import direct, flat, planned, same, settings, truths
 from optgen import library
 from optgen.errors import RuleError
-from optgen.ir.facts import holds
-from optgen.ir.node import REDUCTIONS, Extent, Fact, Op, load, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.facts import Fact, holds
+from optgen.ir.node import REDUCTIONS, Op, load, toposort
 from optgen.language.statements import parse
 from optgen.passes import pipeline
 from optgen.passes.pipeline import expand, fold, hoist, lower, recur, specialise, trace

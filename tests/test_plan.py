@@ -13,7 +13,8 @@ from buckets import Bucket, direct, element_states, planned, raw, same, settings
 from optgen import library
 from optgen.backends.layout import Layout
 from optgen.compiler import planned as planned_program
-from optgen.ir.node import REDUCTIONS, DType, Extent, Op, load, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import REDUCTIONS, DType, Op, load, toposort
 from optgen.ir.semantics import evaluate
 from optgen.library import runnable
 from optgen.passes.pipeline import lower

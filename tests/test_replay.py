@@ -12,7 +12,7 @@ from torch import nn
 import optgen
 from optgen import library, release
 from optgen.backends.triton.kernels import interpreting
-from optgen.ir.node import Extent
+from optgen.ir.extent import Extent
 from optgen.launch import guards, object_guards, replay
 from optgen.launch.guards import MANY, CompiledGuard, guard
 from optgen.launch.one_call import OneCall

@@ -9,7 +9,8 @@ from torch import nn
 import optgen
 from optgen import library
 from optgen.backends import cache
-from optgen.ir.node import Extent, Op, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import Op, toposort
 from optgen.passes.pipeline import shaped
 from optgen.verify.differential import Case, run
 from oracles import every

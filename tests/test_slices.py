@@ -12,10 +12,10 @@ from torch import nn
 import optgen
 from optgen import library
 from optgen.backends.cpu.kernel import CpuKernel
-from optgen.backends.layout import View, across, slice_of
+from optgen.backends.slices import View, across, slice_of
 from optgen.compiler import planned
 from optgen.errors import RuleError
-from optgen.ir.node import Extent, fits, join
+from optgen.ir.extent import Extent, fits, join
 from optgen.passes.pipeline import canonical
 from optgen.plan.phases import element_stores
 from sliced import LARGE, RULES, SHAPES, check, train

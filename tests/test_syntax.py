@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 
 from buckets import flat
 from optgen.errors import RuleError, Source
-from optgen.ir.node import Extent, Fact, Node, Op, Program, load, node, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.facts import Fact
+from optgen.ir.node import Node, Op, load, node, toposort
+from optgen.ir.program import Program
 from optgen.ir.semantics import evaluate
 from optgen.language.grammar import decode
 from optgen.language.statements import parse

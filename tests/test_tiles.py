@@ -12,7 +12,8 @@ import torch
 import optgen
 from optgen import library
 from optgen.backends.cpu.kernel import CpuKernel
-from optgen.backends.layout import Layout, View
+from optgen.backends.layout import Layout
+from optgen.backends.slices import View
 from optgen.backends.triton.kernels import TritonKernel, block_of
 from optgen.compiler import Compiler, planned
 from optgen.ir.node import Op

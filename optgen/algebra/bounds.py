@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from optgen.ir.node import DType, Extent, Node, Op, Program, Value, load
+from optgen.ir.extent import Extent
+from optgen.ir.facts import Value
+from optgen.ir.node import DType, Node, Op, load
+from optgen.ir.program import Program
 from optgen.ir.semantics import constant, evaluate
 
 Values = dict[Node, Any]

@@ -28,22 +28,10 @@ import numpy as np
 from optgen.algebra.bounds import REALS, TINY, Bounds, Limits, Values, all_bounds, limits_of, paths, values_of
 from optgen.algebra.proof import Sweep, signatures
 from optgen.errors import RuleError
-from optgen.ir.node import (
-    COMPARISONS,
-    DType,
-    Extent,
-    Fact,
-    Node,
-    Op,
-    Program,
-    State,
-    Value,
-    const,
-    load,
-    node,
-    rewrite,
-    toposort,
-)
+from optgen.ir.extent import Extent
+from optgen.ir.facts import Fact, Value
+from optgen.ir.node import COMPARISONS, DType, Node, Op, const, load, node, rewrite, toposort
+from optgen.ir.program import Program, State
 from optgen.ir.semantics import constant, evaluate
 
 LOWERED = {Op.BITS, Op.FLOAT, Op.SHL, Op.SHR, Op.SLOT, Op.SPILL}

@@ -10,7 +10,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 from optgen.ir import functions as fn
-from optgen.ir.node import REDUCTIONS, DType, Extent, Node, Op, Program, const, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import REDUCTIONS, DType, Node, Op, const, toposort
+from optgen.ir.program import Program
 
 GREEK = (
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu",

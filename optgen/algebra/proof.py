@@ -20,18 +20,9 @@ import sympy as sp
 
 from optgen.algebra.bounds import Bounds, Limits, Values, bounds_of, paths, values_of
 from optgen.ir import functions as fn
-from optgen.ir.node import (
-    COMPARISONS,
-    REDUCTIONS,
-    DType,
-    Extent,
-    Node,
-    Op,
-    Program,
-    const,
-    node,
-    toposort,
-)
+from optgen.ir.extent import Extent
+from optgen.ir.node import COMPARISONS, REDUCTIONS, DType, Node, Op, const, node, toposort
+from optgen.ir.program import Program
 from optgen.ir.semantics import MEANING, constant
 
 SYMPY: dict[Op, Callable[..., Any]] = {

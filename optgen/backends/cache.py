@@ -22,7 +22,8 @@ from typing import Any
 from optgen.backends import disk
 from optgen.backends.disk import folder
 from optgen.backends.emit import identifier
-from optgen.backends.layout import Block, Kernel, Layout
+from optgen.backends.layout import Block, Layout
+from optgen.backends.protocol import Kernel
 from optgen.backends.registry import BACKENDS
 from optgen.locks import lock, once, parse, uncut
 from optgen.plan.plan import Plan

@@ -12,19 +12,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from optgen.backends.layout import Layout
-from optgen.ir.node import (
-    ATOM,
-    INFIX,
-    LEAVES,
-    DType,
-    Extent,
-    Node,
-    Op,
-    Spelling,
-    infix,
-    name_nodes,
-    toposort,
-)
+from optgen.ir.extent import Extent
+from optgen.ir.node import ATOM, INFIX, LEAVES, DType, Node, Op, Spelling, infix, toposort
+from optgen.ir.program import name_nodes
 from optgen.plan.plan import Plan, Step, reduction_text
 
 Spell = Callable[[Node, Sequence[Spelling]], Spelling]

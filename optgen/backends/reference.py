@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 
 from optgen.backends.emit import Names, header, indent, write
-from optgen.backends.layout import PLACE, Kernel, Layout, Tables, slice_of
-from optgen.ir.node import DType, Extent, Node, Op, spell
+from optgen.backends.layout import PLACE, Layout
+from optgen.backends.protocol import Kernel, Tables
+from optgen.backends.slices import slice_of
+from optgen.ir.extent import Extent
+from optgen.ir.node import DType, Node, Op, spell
 from optgen.ir.semantics import MEANING, evaluate
 from optgen.plan.plan import Reduction, Step, buffer_of, reduction_text
 

@@ -19,7 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from optgen.__version__ import __version__
-from optgen.backends.layout import Kernel, Layout
+from optgen.backends.layout import Layout
+from optgen.backends.protocol import Kernel
 
 
 @dataclass(frozen=True)

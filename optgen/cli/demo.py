@@ -24,7 +24,7 @@ from optgen.backends import cache
 from optgen.cli import render
 from optgen.compiler import planned
 from optgen.errors import Source
-from optgen.ir.node import Program
+from optgen.ir.program import Program
 from optgen.optim.optimizer import optimizer
 from optgen.verify.check import Answer, Request, check, present, settings_of
 

@@ -31,7 +31,7 @@ from optgen.cli.arguments import parser, unknown_command
 from optgen.cli.set_option import assign
 from optgen.compiler import Compiler, costs, planned
 from optgen.errors import RuleError
-from optgen.ir.node import Program
+from optgen.ir.program import Program
 from optgen.language.grammar import decode
 from optgen.library import class_of, runnable
 from optgen.passes.pipeline import trace

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optgen.compiler import kept_bytes
-from optgen.ir.node import Program
+from optgen.ir.program import Program
 from optgen.passes.pipeline import Count
 from optgen.plan.plan import Plan, reduction_text
 

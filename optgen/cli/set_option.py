@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from optgen.errors import RuleError
-from optgen.ir.node import Program, Value
+from optgen.ir.facts import Value
+from optgen.ir.program import Program
 from optgen.passes.chain import with_defaults, with_maximize
 
 

@@ -7,11 +7,29 @@ tuple: `betas[0]`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from optgen.ir.node import Fact
+Value = float | bool | str | None  # what a hyperparameter can hold, besides a tuple of them
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A compile-time condition on an option, a hyperparameter, `ndim`, or whether an input is given.
+
+    `relation` is one of `== != < <= > >= is`; a bare boolean option is `name is True`.
+    """
+
+    subject: str
+    relation: str
+    value: Value
+
+    def __str__(self) -> str:
+        if self.relation == "is" and self.value is True:
+            return self.subject
+        return f"{self.subject} {self.relation} {self.value!r}"
 
 
 class Facts(NamedTuple):

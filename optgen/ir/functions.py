@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from optgen.ir.node import DType, Extent, Node, Op, const, node
+from optgen.ir.extent import Extent
+from optgen.ir.node import DType, Node, Op, const, node
 
 NUMEL = node(Op.SHAPE, value="numel")
 

@@ -1,4 +1,4 @@
-"""The typed program that every stage after `syntax` reads: hash-consed nodes and one `Program`.
+"""Hash-consed nodes: what every stage after the language reads.
 
 A `Node` is an operation on nodes. Equal nodes are one object, so common subexpressions are shared by
 construction and identity is equality. Two properties are worked out when a node is built: its dtype
@@ -10,118 +10,14 @@ Programs unroll loops, so a node can stand thousands of levels deep: nothing her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from functools import reduce
-from typing import ClassVar, TypeVar
 from weakref import WeakValueDictionary
 
-from optgen.errors import Source, Span
-from optgen.locks import lock, once
-
-T = TypeVar("T")
-Value = float | bool | str | None  # what a hyperparameter can hold, besides a tuple of them
-
-
-@dataclass(frozen=True, eq=False)
-class Extent:
-    """How often a value changes; a node varies as fast as its fastest argument (see `join`).
-
-    STEP covers everything the host knows before a launch: hyperparameters, the step count, the facts
-    of a tensor's shape, and tensor state that follows from those alone. ALL is one number for the whole
-    optimizer. Between TENSOR and ELEMENT stand the slices of a tensor: ROW and COL of its last two
-    dimensions and the MATRIX that those two make, UNIT (an index of the first dimension), `dim(k)` (an
-    index of dimension k; -1 is the last), and `block(n)` (n elements in a row). Each is one object.
-    """
-
-    name: str
-    rank: int
-    size: int = 0  # the k of dim(k), the n of block(n)
-
-    CONST: ClassVar[Extent]
-    STEP: ClassVar[Extent]
-    ALL: ClassVar[Extent]
-    TENSOR: ClassVar[Extent]
-    MATRIX: ClassVar[Extent]
-    ROW: ClassVar[Extent]
-    COL: ClassVar[Extent]
-    UNIT: ClassVar[Extent]
-    ELEMENT: ClassVar[Extent]
-
-    @staticmethod
-    def dim(k: int) -> Extent:
-        """One value for each index of dimension k."""
-        return once(_extents, ("DIM", k), lambda: Extent(f"DIM({k})", 5, k))
-
-    @staticmethod
-    def block(n: int) -> Extent:
-        """One value for each n elements in a row."""
-        return once(_extents, ("BLOCK", n), lambda: Extent(f"BLOCK({n})", 5, n))
-
-    def __lt__(self, other: Extent) -> bool:
-        return self.rank < other.rank
-
-    def __le__(self, other: Extent) -> bool:
-        return self.rank <= other.rank
-
-    def __gt__(self, other: Extent) -> bool:
-        return self.rank > other.rank
-
-    def __ge__(self, other: Extent) -> bool:
-        return self.rank >= other.rank
-
-    def __repr__(self) -> str:
-        return self.name
-
-    @property
-    def sliced(self) -> bool:
-        """Whether a tensor has several of these values, but fewer than elements."""
-        return 3 < self.rank < 6
-
-    @property
-    def phrase(self) -> str:
-        """The extent as error texts name it."""
-        plain = {
-            "CONST": "a constant", "STEP": "one value per step", "ALL": "one value for all tensors",
-            "TENSOR": "one value per tensor", "ELEMENT": "a value per element",
-        }  # fmt: skip
-        return plain.get(self.name) or f"a value per {self.name.lower()}"
-
-
-_extents: dict[tuple[str, int], Extent] = {}  # each is one object, whichever thread asks first
-Extent.CONST, Extent.STEP, Extent.ALL = Extent("CONST", 0), Extent("STEP", 1), Extent("ALL", 2)
-Extent.TENSOR, Extent.MATRIX = Extent("TENSOR", 3), Extent("MATRIX", 4)
-Extent.ROW, Extent.COL, Extent.UNIT = Extent("ROW", 5), Extent("COL", 5), Extent("UNIT", 5)
-Extent.ELEMENT = Extent("ELEMENT", 6)
-EXTENTS = {
-    e.name: e
-    for e in (
-        *(Extent.CONST, Extent.STEP, Extent.ALL, Extent.TENSOR, Extent.MATRIX, Extent.ROW, Extent.COL),
-        *(Extent.UNIT, Extent.ELEMENT),
-    )
-}
-
-
-def join(a: Extent, b: Extent) -> Extent:
-    """The extent of a value made of two others.
-
-    One value per step and one for all tensors make one per tensor, for a step's values differ between
-    groups. Slices of two kinds make a value per element.
-    """
-    if a is b:
-        return a
-    low, high = (a, b) if a.rank <= b.rank else (b, a)
-    if (low, high) == (Extent.STEP, Extent.ALL):
-        return Extent.TENSOR
-    if high.sliced and low.sliced and not (low is Extent.MATRIX and high in (Extent.ROW, Extent.COL)):
-        return Extent.ELEMENT
-    return high
-
-
-def fits(extent: Extent, limit: Extent) -> bool:
-    """Whether a store of one extent can hold a value of another."""
-    return join(extent, limit) is limit
+from optgen.ir.extent import Extent, join
+from optgen.locks import lock
 
 
 class DType(Enum):
@@ -337,144 +233,6 @@ def rewrite(roots: Iterable[Node], change: Callable[[Node], Node | None]) -> dic
     return done
 
 
-@dataclass(frozen=True)
-class Hyper:
-    """A hyperparameter: numbers are run-time values, booleans, strings and None compile-time options."""
-
-    name: str
-    default: Value | tuple[Value, ...]
-
-
-@dataclass(frozen=True)
-class State:
-    """State that outlives the step: its first value, how often it varies, its `state_dict` key."""
-
-    name: str
-    init: Node
-    extent: Extent
-    key: str
-
-
-@dataclass(frozen=True)
-class Input:
-    """What a step is handed besides gradients: a tensor for each parameter, or one number for all.
-
-    `default` stands for an input that is not handed in; None: it must be.
-    """
-
-    name: str
-    extent: Extent
-    default: float | None = None
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A compile-time condition on an option, a hyperparameter, `ndim`, or whether an input is given.
-
-    `relation` is one of `== != < <= > >= is`; a bare boolean option is `name is True`.
-    """
-
-    subject: str
-    relation: str
-    value: Value
-
-    def __str__(self) -> str:
-        if self.relation == "is" and self.value is True:
-            return self.subject
-        return f"{self.subject} {self.relation} {self.value!r}"
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """A condition on hyperparameters, checked whenever they are set; `text` is quoted in the error."""
-
-    condition: Node
-    text: str
-    span: Span
-
-
-@dataclass(frozen=True)
-class Program:
-    """A rule, or a chain of them, as assignments of nodes to stores.
-
-    `assigns` maps `p`, `g` (a transform that comes before a rule), `u` (one that comes after) and the
-    names of states to their values at the end of the step. `modes` are the small programs that
-    `optimizer.train()` and `.eval()` run. `update` is the X of the rule's last `p = p - X`, with the
-    value of `p` before that statement. `scalars` are the STEP values that `hoist` moved to the host.
-    """
-
-    name: str
-    doc: str
-    sources: tuple[Source, ...]
-    hypers: Mapping[str, Hyper]
-    states: Mapping[str, State]
-    requires: tuple[Requirement, ...]
-    facts: Mapping[str, Fact]
-    assigns: Mapping[str, Node]
-    update: tuple[Node, Node] | None = None
-    modes: Mapping[str, Mapping[str, Node]] = field(default_factory=dict)
-    parts: tuple[Program, ...] = ()  # what a chain was made of
-    gradient: Node | None = None  # in a chain: what the rule was given as g
-    scalars: tuple[Node, ...] = ()
-    onces: tuple[Node, ...] = ()  # likewise, of the values that are one for the whole optimizer
-    inputs: Mapping[str, Input] = field(default_factory=dict)
-    skip: Node | None = None  # in a transform before a rule: whether the rest of the step is left out
-    count: Node | None = None  # likewise: the t of the programs after it
-    schedules: Mapping[str, Node] = field(default_factory=dict)  # likewise: their hyperparameters, by path
-    spans: Mapping[Node, Span] = field(default_factory=dict, compare=False, repr=False)
-    names: Mapping[Node, str] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def kind(self) -> str:
-        """`rule`, or the place of a transform in a chain: `before` or `after` the rule."""
-        if "g" in self.assigns:
-            return "before"
-        return "rule" if "p" in self.assigns else "after"
-
-    def roots(self) -> list[Node]:
-        """Every node that something outside the graph holds on to."""
-        found = [*self.assigns.values(), *(s.init for s in self.states.values()), *self.scalars, *self.onces]
-        found += [n for mode in self.modes.values() for n in mode.values()]
-        found += [r.condition for r in self.requires]
-        found += [n for n in (self.gradient, self.skip, self.count) if n is not None]
-        return found + list(self.schedules.values()) + list(self.update or ())
-
-    def map(self, change: Callable[[Node], Node | None]) -> Program:
-        """The program with every node rewritten; names and places follow their nodes."""
-        return self.moved(rewrite(self.roots(), change))
-
-    def moved(self, done: Mapping[Node, Node]) -> Program:
-        """The program with other nodes in place of its own."""
-        return replace(
-            self,
-            assigns={k: done[n] for k, n in self.assigns.items()},
-            states={k: replace(s, init=done[s.init]) for k, s in self.states.items()},
-            requires=tuple(replace(r, condition=done[r.condition]) for r in self.requires),
-            modes={m: {k: done[n] for k, n in mode.items()} for m, mode in self.modes.items()},
-            scalars=tuple(done[n] for n in self.scalars),
-            onces=tuple(done[n] for n in self.onces),
-            update=None if self.update is None else (done[self.update[0]], done[self.update[1]]),
-            gradient=None if self.gradient is None else done[self.gradient],
-            skip=None if self.skip is None else done[self.skip],
-            count=None if self.count is None else done[self.count],
-            schedules={path: done[n] for path, n in self.schedules.items()},
-            spans=_follow(self.spans, done),
-            names=_follow(self.names, done),
-        )
-
-    def __str__(self) -> str:
-        """The program as statements in the rule's own notation, one a line."""
-        return "\n".join(statements(self))
-
-
-def _follow(table: Mapping[Node, T], done: Mapping[Node, Node]) -> dict[Node, T]:
-    moved: dict[Node, T] = {}
-    for old, entry in table.items():
-        if old in done:
-            moved.setdefault(done[old], entry)
-    return moved
-
-
 # Printing. A spelling is a text with the rank of its outermost operator, so that whoever puts it into
 # a larger text knows whether it needs parentheses. The written order of operations is always kept.
 
@@ -484,7 +242,6 @@ INFIX = {
     Op.OR: 1, Op.AND: 2, Op.LT: 4, Op.LE: 4, Op.EQ: 4, Op.NE: 4,
     Op.ADD: 6, Op.SUB: 6, Op.MUL: 7, Op.DIV: 7, Op.MOD: 7,
 }  # fmt: skip
-LINE_OPERATORS = 24  # an expression with more operators than this is given a name of its own
 
 
 def infix(symbol: str, rank: int, left: Spelling, right: Spelling) -> Spelling:
@@ -529,53 +286,3 @@ def spell(current: Node, args: Sequence[Spelling]) -> Spelling:
         along[Extent.MATRIX] = "-2" if current.args[0].extent is Extent.ROW else "-1"
         texts.append(f"axis={along.get(current.extent) or current.extent.name.lower()}")
     return f"{op.value}({', '.join(texts)})", ATOM
-
-
-def name_nodes(
-    roots: Sequence[Node],
-    names: Mapping[Node, str],
-    reserved: Iterable[str] = (),
-    always: Container[Node] = (),
-) -> dict[Node, str]:
-    """A distinct identifier for each node that deserves a line of its own, in order.
-
-    Those are the nodes that the rule named or that are used more than once, those in `always`, and any
-    that would make an expression too long to read. `reserved` identifiers are left alone.
-    """
-    order = toposort(roots)
-    uses = dict.fromkeys(order, 0)
-    for n in order:
-        for a in n.args:
-            uses[a] += 1
-    size: dict[Node, int] = {}
-    chosen: dict[Node, str] = {}
-    taken = dict.fromkeys(reserved, 0)
-    for n in order:
-        size[n] = 1 + sum(size[a] for a in n.args) if n.args else 0
-        if n.op in LEAVES or not (n in names or uses[n] > 1 or size[n] > LINE_OPERATORS or n in always):
-            continue
-        size[n] = 0
-        stem = names.get(n, "x")
-        taken[stem] = taken.get(stem, -1) + 1
-        name = stem if taken[stem] == 0 else f"{stem}_{taken[stem]}"
-        while name in taken and taken[stem]:
-            taken[stem] += 1
-            name = f"{stem}_{taken[stem]}"
-        taken.setdefault(name, 0)
-        chosen[n] = name
-    return chosen
-
-
-def statements(program: Program) -> list[str]:
-    """The program's assignments as lines in the notation of rules."""
-    roots = list(program.assigns.values())
-    leaves = {spell(n, ())[0] for n in toposort(roots) if n.op in LEAVES}
-    names = name_nodes(roots, program.names, leaves)
-    texts: dict[Node, Spelling] = {}
-    lines = [f"s{i} = {scalar!r}" for i, scalar in enumerate(program.scalars)]
-    for n in toposort(roots):
-        texts[n] = spell(n, [texts[a] for a in n.args])
-        if n in names:
-            lines.append(f"{names[n]} = {texts[n][0]}")
-            texts[n] = (names[n], ATOM)
-    return lines + [f"{target} <- {texts[n][0]}" for target, n in program.assigns.items()]

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from optgen.ir.node import DType, Extent, Node, Op, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import DType, Node, Op, toposort
 
 
 def _where(condition: Any, a: Any, b: Any) -> Any:

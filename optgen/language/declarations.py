@@ -10,19 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 from optgen.errors import Span
-from optgen.ir.node import (
-    Extent,
-    Hyper,
-    Input,
-    Node,
-    Op,
-    Requirement,
-    State,
-    Value,
-    fits,
-    load,
-    toposort,
-)
+from optgen.ir.extent import Extent, fits
+from optgen.ir.facts import Value
+from optgen.ir.node import Node, Op, load, toposort
+from optgen.ir.program import Hyper, Input, Requirement, State
 from optgen.language.expressions import Expressions
 from optgen.language.grammar import nearest
 from optgen.language.scope import CALLED, CONSTANTS, SHAPES, STORES, Scope, absent

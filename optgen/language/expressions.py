@@ -12,8 +12,10 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any, cast
 
+from optgen.ir.extent import EXTENTS, Extent, join
+from optgen.ir.facts import Fact, Value
 from optgen.ir.functions import REDUCTION_FUNCTIONS, STEP_FUNCTIONS, Reducer, power
-from optgen.ir.node import EXTENTS, DType, Extent, Fact, Node, Op, Value, const, join, load, node
+from optgen.ir.node import DType, Node, Op, const, load, node
 from optgen.language.grammar import nearest
 from optgen.language.scope import (
     DECLARATIONS,

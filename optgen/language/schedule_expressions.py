@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from optgen.errors import RuleError, Source, Span
-from optgen.ir.node import DType, Extent, Fact, Hyper, Node, Op, Value, node, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.facts import Fact, Value
+from optgen.ir.node import DType, Node, Op, node, toposort
+from optgen.ir.program import Hyper
 from optgen.language.expressions import Expressions
 from optgen.language.grammar import read
 from optgen.language.scope import Declared, Meaning, Option, Scope

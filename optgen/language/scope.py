@@ -12,22 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from optgen.errors import Source, Span
+from optgen.ir.extent import Extent
+from optgen.ir.facts import Fact, Value
 from optgen.ir.functions import ELEMENT_FUNCTIONS, REDUCTION_FUNCTIONS, STEP_FUNCTIONS
-from optgen.ir.node import (
-    Extent,
-    Fact,
-    Hyper,
-    Input,
-    Node,
-    Op,
-    Requirement,
-    State,
-    Value,
-    const,
-    load,
-    node,
-    rebuild,
-)
+from optgen.ir.node import Node, Op, const, load, node, rebuild
+from optgen.ir.program import Hyper, Input, Requirement, State
 from optgen.ir.semantics import constant
 from optgen.language.grammar import Report
 

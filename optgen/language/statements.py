@@ -18,21 +18,9 @@ from dataclasses import replace
 from typing import cast
 
 from optgen.errors import RuleError, Source, Span
-from optgen.ir.node import (
-    REDUCTIONS,
-    DType,
-    Extent,
-    Hyper,
-    Node,
-    Op,
-    Program,
-    const,
-    fits,
-    load,
-    node,
-    rebuild,
-    toposort,
-)
+from optgen.ir.extent import Extent, fits
+from optgen.ir.node import REDUCTIONS, DType, Node, Op, const, load, node, rebuild, toposort
+from optgen.ir.program import Hyper, Program
 from optgen.language.declarations import Declarations
 from optgen.language.expressions import Expressions
 from optgen.language.grammar import nearest, read

@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.backends.layout import LOWEST, PLACE, SLICES, Kernel, Layout, Tables, View
+from optgen.backends.layout import LOWEST, PLACE, SLICES, Layout
+from optgen.backends.protocol import Kernel, Tables
+from optgen.backends.slices import View
 from optgen.ir.node import Op
 from optgen.launch.dtensor import EVERY, Shard, Share
+from optgen.launch.host_scalars import Scalars
 from optgen.launch.strides import Geometry
 from optgen.launch.tiles import Tiling
 from optgen.launch.uploads import Moving, upload
-from optgen.launch.work import Scalars, Work, shape_fact
+from optgen.launch.work import Work, shape_fact
 from optgen.plan.plan import Plan
 
 if TYPE_CHECKING:

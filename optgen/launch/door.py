@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optgen.ir.node import Extent, State
+from optgen.ir.extent import Extent
+from optgen.ir.program import State
 from optgen.launch.guards import Spans, Survey, extent_of
 from optgen.launch.overlap import overlapping
 from optgen.launch.strides import geometry, slice_shape

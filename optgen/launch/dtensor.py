@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from optgen.backends.reference import NEUTRAL
-from optgen.ir.node import Extent, Op
+from optgen.ir.extent import Extent
+from optgen.ir.node import Op
 from optgen.launch.guards import PLAIN
 from optgen.launch.strides import kept_dims
 from optgen.plan.plan import Reduction

@@ -18,13 +18,17 @@ import torch
 from torch import Tensor
 
 from optgen.backends import cache, registry
-from optgen.backends.layout import Layout, View
+from optgen.backends.layout import Layout
+from optgen.backends.slices import View
 from optgen.compiler import Compiler
-from optgen.ir.node import Extent, Node, Op, Program, State
+from optgen.ir.extent import Extent
+from optgen.ir.node import Node, Op
+from optgen.ir.program import Program, State
 from optgen.ir.semantics import evaluate
 from optgen.launch.buckets import Bucket
 from optgen.launch.door import Move, check_all, fitted, fixed_of, free_of, places_of
 from optgen.launch.guards import Survey, guard
+from optgen.launch.host_scalars import step_leaf
 from optgen.launch.recording import (
     WIDEST,
     Ready,
@@ -39,11 +43,7 @@ from optgen.launch.run import Launch, Moment
 from optgen.launch.strides import Geometry, geometry, slice_shape
 from optgen.launch.uninterrupted import Uninterrupted
 from optgen.launch.uploads import Captured, capturing
-from optgen.launch.work import (
-    CODEC_OF,
-    Work,
-    step_leaf,
-)
+from optgen.launch.work import CODEC_OF, Work
 from optgen.locks import lock
 from optgen.plan.plan import Plan
 

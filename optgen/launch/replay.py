@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optgen.ir.extent import Extent
 from optgen.ir.facts import Facts, path_of
-from optgen.ir.node import Extent
 from optgen.launch.door import fixed_of, places_of
 from optgen.launch.dtensor import local
 from optgen.launch.guards import PLAIN

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from optgen.backends.layout import MAX_DIMS, View
-from optgen.ir.node import Extent
+from optgen.backends.layout import MAX_DIMS
+from optgen.backends.slices import View
+from optgen.ir.extent import Extent
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,11 @@ from itertools import accumulate
 
 import numpy as np
 
-from optgen.backends.layout import Kernel, Layout, View, across
-from optgen.ir.node import Extent, Op
+from optgen.backends.layout import Layout
+from optgen.backends.protocol import Kernel
+from optgen.backends.slices import View, across
+from optgen.ir.extent import Extent
+from optgen.ir.node import Op
 from optgen.plan.plan import Reduction
 
 NUMBER = 8  # bytes of a place

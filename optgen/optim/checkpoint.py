@@ -16,7 +16,8 @@ from torch import Tensor
 
 from optgen import library
 from optgen.errors import RuleError, Source
-from optgen.ir.node import Extent, Program, State
+from optgen.ir.extent import Extent
+from optgen.ir.program import Program, State
 from optgen.launch.door import has_numbers
 from optgen.launch.dtensor import brought, like, local
 from optgen.launch.launcher import Launcher

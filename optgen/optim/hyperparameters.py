@@ -15,7 +15,8 @@ from torch import Tensor
 
 from optgen.compiler import Compiler
 from optgen.ir.facts import lookup
-from optgen.ir.node import Node, Op, Program, Requirement, toposort
+from optgen.ir.node import Node, Op, toposort
+from optgen.ir.program import Program, Requirement
 from optgen.ir.semantics import evaluate
 
 GROUP = "group:"  # begins the key of a state that is one for the whole optimizer

@@ -19,7 +19,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
-from optgen.ir.node import Extent, Program
+from optgen.ir.extent import Extent
+from optgen.ir.program import Program
 from optgen.launch.launcher import Launcher
 from optgen.optim.checkpoint import check_rules, check_sizes, load_entry
 from optgen.optim.hyperparameters import GROUP

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from optgen import library
+from optgen.ir.extent import Extent
 from optgen.ir.facts import Facts
-from optgen.ir.node import Extent, Op, Program, State
+from optgen.ir.node import Op
+from optgen.ir.program import Program, State
 from optgen.launch.door import has_numbers, has_room, name_of, resolved
 from optgen.launch.dtensor import like, local, matching, shard_of
 from optgen.launch.guards import PLAIN

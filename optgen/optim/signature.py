@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optgen.errors import Source
-from optgen.ir.node import Extent, Input, Op, Program, Requirement, State, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import Op, toposort
+from optgen.ir.program import Input, Program, Requirement, State
 from optgen.language import grammar
 from optgen.language.scope import DECLARATIONS
 from optgen.launch.launcher import BACKENDS, MODES

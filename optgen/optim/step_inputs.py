@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optgen.ir.node import Extent, Program
+from optgen.ir.extent import Extent
+from optgen.ir.program import Program
 from optgen.launch.door import has_numbers, resolved
 from optgen.launch.dtensor import local, matching
 from optgen.launch.work import CODEC_OF, SUPPORTED

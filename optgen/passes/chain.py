@@ -10,23 +10,10 @@ from dataclasses import replace
 from typing import NoReturn, cast
 
 from optgen.errors import RuleError
-from optgen.ir.node import (
-    REDUCTIONS,
-    Extent,
-    Fact,
-    Hyper,
-    Node,
-    Op,
-    Program,
-    State,
-    Value,
-    const,
-    join,
-    load,
-    node,
-    rewrite,
-    toposort,
-)
+from optgen.ir.extent import Extent, join
+from optgen.ir.facts import Fact, Value
+from optgen.ir.node import REDUCTIONS, Node, Op, const, load, node, rewrite, toposort
+from optgen.ir.program import Hyper, Program, State
 from optgen.language.expressions import COMPARE
 
 Names = Mapping[str, str]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from optgen.ir.node import Extent, Input, Op, Program, const, load, node
+from optgen.ir.extent import Extent
+from optgen.ir.node import Op, const, load, node
+from optgen.ir.program import Input, Program
 from optgen.passes.chain import substituted
 from optgen.passes.pipeline import recur
 

@@ -13,22 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from optgen.errors import RuleError
+from optgen.ir.extent import Extent, join
 from optgen.ir.functions import number_of
-from optgen.ir.node import (
-    LEAVES,
-    REDUCTIONS,
-    DType,
-    Extent,
-    Node,
-    Op,
-    Program,
-    const,
-    join,
-    load,
-    node,
-    rebuild,
-    toposort,
-)
+from optgen.ir.node import LEAVES, REDUCTIONS, DType, Node, Op, const, load, node, rebuild, toposort
+from optgen.ir.program import Program
 from optgen.ir.semantics import constant
 from optgen.passes import philox
 

@@ -10,15 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from optgen.ir.node import (
-    DType,
-    Extent,
-    Node,
-    Op,
-    const,
-    load,
-    node,
-)
+from optgen.ir.extent import Extent
+from optgen.ir.node import DType, Node, Op, const, load, node
 
 
 @dataclass(frozen=True)

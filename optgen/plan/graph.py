@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 
-from optgen.ir.node import REDUCTIONS, Extent, Node, Op, Program, node, rebuild, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import REDUCTIONS, Node, Op, node, rebuild, toposort
+from optgen.ir.program import Program
 from optgen.plan.codecs import CODECS, working
 from optgen.plan.plan import Reduction, Step, buffer_of
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from optgen.ir.node import Extent, Op, Program, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import Op, toposort
+from optgen.ir.program import Program
 from optgen.plan.graph import Graph
 from optgen.plan.placement import Candidate
 from optgen.plan.plan import Buffer, Plan, Step

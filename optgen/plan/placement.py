@@ -6,7 +6,8 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain, combinations
 
-from optgen.ir.node import DType, Extent, Node, Op, const, node, rebuild, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import DType, Node, Op, const, node, rebuild, toposort
 from optgen.ir.semantics import constant
 from optgen.plan.codecs import CODECS
 from optgen.plan.graph import Graph, Item

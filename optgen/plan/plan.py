@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from optgen.ir.node import ATOM, Extent, Node, Op, Spelling, State, spell, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import ATOM, Node, Op, Spelling, spell, toposort
+from optgen.ir.program import State
 
 Role = Literal["store", "spill", "state", "global", "slot", "partial", "scalar"]
 Kind = Literal["sweep", "combine", "slice_reduce", "global_reduce", "global", "finish"]

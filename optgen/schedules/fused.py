@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from optgen import library, locks
 from optgen.errors import RuleError, Source
-from optgen.ir.node import Hyper, Program
+from optgen.ir.program import Hyper, Program
 from optgen.language.declarations import RESERVED
 from optgen.language.schedule_expressions import expression
 from optgen.passes.chain import places, with_schedules

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optgen.errors import Source
 from optgen.ir.facts import lookup
-from optgen.ir.node import Hyper
+from optgen.ir.program import Hyper
 from optgen.language.schedule_expressions import Expression, expression
 from optgen.schedules.values import value
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from optgen.errors import Source
-from optgen.ir.node import Hyper
+from optgen.ir.program import Hyper
 from optgen.language.schedule_expressions import Expression, expression
 from optgen.schedules.values import value
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from optgen import library
-from optgen.ir.node import Program
+from optgen.ir.program import Program
 from optgen.locks import once
 from optgen.optim.checkpoint import as_tuple, from_texts, rule_text
 from optgen.optim.hyperparameters import check, checked

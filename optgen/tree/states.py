@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optgen.ir.node import Extent
+from optgen.ir.extent import Extent
 from optgen.launch.launcher import Launcher
 from optgen.optim.checkpoint import counter_dtype
 from optgen.tree.nodes import (

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from optgen.ir.node import Extent
+from optgen.ir.extent import Extent
 from optgen.launch.door import resolved
 from optgen.launch.recording import Ready
 from optgen.launch.uninterrupted import Uninterrupted

@@ -26,7 +26,7 @@ import torch
 from optgen import library
 from optgen.backends.registry import BACKENDS
 from optgen.errors import RuleError, Source
-from optgen.ir.node import Program
+from optgen.ir.program import Program
 from optgen.optim.hyperparameters import check as check_options
 from optgen.optim.optimizer import optimizer
 from optgen.passes.chain import with_defaults, with_maximize

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from optgen.compiler import Compiler
-from optgen.ir.node import Extent, Op, Program, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import Op, toposort
+from optgen.ir.program import Program
 from optgen.optim.optimizer import Optimizer, optimizer
 from optgen.verify.option_grid import Options
 

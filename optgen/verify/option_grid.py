@@ -10,8 +10,8 @@ from itertools import combinations, product
 from math import prod
 from typing import Any
 
-from optgen.ir.facts import holds
-from optgen.ir.node import Fact, Program, Value
+from optgen.ir.facts import Fact, Value, holds
+from optgen.ir.program import Program
 
 EXAMINED = 1000  # combinations at most, before the search for valid ones gives up
 Options = dict[str, Any]

@@ -1,7 +1,7 @@
 """torch.compile around a whole training step, and around the step alone.
 
-The optimizer's step is one call in the compiled function (optgen/optim/untraced.py): what is before and after it
-compiled, and a learning rate that changes compiles nothing again.
+The optimizer's step is one call in the compiled function (optgen/optim/untraced.py): what is before and after
+it is compiled, and a learning rate that changes compiles nothing again.
 """
 
 import shutil

@@ -39,7 +39,8 @@ from optgen.backends.cpu.printer import CHUNK, FORMS, GLOBALS, LOCALS, RUNTIME, 
 from optgen.backends.cpu.reductions import between_source
 from optgen.backends.cpu.sweep import sweep_source
 from optgen.backends.emit import Names, emitted, header, part_of
-from optgen.backends.layout import Kernel, Layout, Tables
+from optgen.backends.layout import Layout
+from optgen.backends.protocol import Kernel, Tables
 from optgen.locks import once
 from optgen.plan.plan import Step
 

@@ -14,7 +14,8 @@ from optgen.backends.emit import (
     u32,
 )
 from optgen.backends.layout import MAX_DIMS, PLACE, TABLES, Layout
-from optgen.ir.node import ATOM, DType, Extent, Node, Op, Spelling
+from optgen.ir.extent import Extent
+from optgen.ir.node import ATOM, DType, Node, Op, Spelling
 from optgen.plan.codecs import CODECS
 
 CHUNK = 1 << 14

@@ -21,7 +21,8 @@ from optgen.backends.emit import (
     write,
 )
 from optgen.backends.layout import Layout
-from optgen.ir.node import Extent, Node
+from optgen.ir.extent import Extent
+from optgen.ir.node import Node
 from optgen.plan.plan import Reduction, Step
 
 

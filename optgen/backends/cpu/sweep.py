@@ -27,8 +27,10 @@ from optgen.backends.emit import (
     leaves,
     part_of,
 )
-from optgen.backends.layout import PLACE, Layout, across
-from optgen.ir.node import DType, Extent, Node, Op, node, rebuild, toposort
+from optgen.backends.layout import PLACE, Layout
+from optgen.backends.slices import across
+from optgen.ir.extent import Extent
+from optgen.ir.node import DType, Node, Op, node, rebuild, toposort
 from optgen.plan.codecs import CODECS
 from optgen.plan.plan import Plan, Reduction, Step
 

@@ -33,7 +33,9 @@ from optgen.backends.emit import (
     header,
     part_of,
 )
-from optgen.backends.layout import Block, Kernel, Layout, Tables, View
+from optgen.backends.layout import Block, Layout
+from optgen.backends.protocol import Kernel, Tables
+from optgen.backends.slices import View
 from optgen.backends.triton.printer import (
     BLOCK,
     FORMS,
@@ -50,7 +52,8 @@ from optgen.backends.triton.reductions import between_sources
 from optgen.backends.triton.specs import ALONE, kernel_source, step_specs
 from optgen.backends.triton.sweep import sweep_lines
 from optgen.backends.triton.tiles import KEYS, tile_lines
-from optgen.ir.node import Extent, Op, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import Op, toposort
 from optgen.plan.plan import Step
 
 

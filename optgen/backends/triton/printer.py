@@ -14,7 +14,8 @@ from optgen.backends.emit import (
     u32,
 )
 from optgen.backends.layout import MAX_DIMS, PLACE, TABLES, Layout
-from optgen.ir.node import ATOM, DType, Extent, Node, Op, Spelling
+from optgen.ir.extent import Extent
+from optgen.ir.node import ATOM, DType, Node, Op, Spelling
 
 THREADS = 128  # of a program instance; a warp has 32 of them, a wave of a CDNA GPU 64
 BLOCK = 512  # 4 elements a thread: 128 bits of float32, and at most 64 registers

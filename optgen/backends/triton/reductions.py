@@ -26,7 +26,8 @@ from optgen.backends.triton.printer import (
 )
 from optgen.backends.triton.specs import kernel_source, step_specs
 from optgen.backends.triton.tiles import KEY, slice_values
-from optgen.ir.node import DType, Extent, Node, Op, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import DType, Node, Op, toposort
 from optgen.plan.plan import Reduction, Step, buffer_of
 
 

@@ -11,7 +11,7 @@ from optgen.backends.emit import (
 )
 from optgen.backends.layout import SLICES, Block, Layout
 from optgen.backends.triton.printer import BLOCK, BLOCKS, COMBINE_BLOCK, DEPTH, WIDTH
-from optgen.ir.node import Extent
+from optgen.ir.extent import Extent
 from optgen.locks import section
 from optgen.plan.plan import Step
 

@@ -20,7 +20,8 @@ from optgen.backends.triton.printer import (
     reading,
     shifted,
 )
-from optgen.ir.node import DType, Extent, Node, Op
+from optgen.ir.extent import Extent
+from optgen.ir.node import DType, Node, Op
 from optgen.plan.plan import Step
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from optgen.backends.emit import Names, leaves
-from optgen.backends.layout import Layout, across
+from optgen.backends.layout import Layout
+from optgen.backends.slices import across
 from optgen.backends.triton.printer import (
     TYPES,
     accumulate,
@@ -25,7 +26,8 @@ from optgen.backends.triton.printer import (
     reduce_axis,
 )
 from optgen.backends.triton.sweep import loads, places, sizes, strided, updated
-from optgen.ir.node import Extent, Node, Op
+from optgen.ir.extent import Extent
+from optgen.ir.node import Node, Op
 from optgen.plan.plan import Reduction, Step
 
 # Numbers as integers in the same order, which a GPU compares and replaces at once; NaN is above all.

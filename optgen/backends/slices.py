@@ -1,0 +1,94 @@
+"""How the slices of a tensor lie in its elements: rows, columns, blocks and other dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from optgen.ir.extent import Extent
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor as a table of lines, which slices are made of: rows of its last dimension, or blocks.
+
+    Lines come in matrices of `rows`. A kind of slice is lines, each slice those with one value of
+    `line // inner % count`; or it is columns, of each matrix or, with `inner` lines, of all. Where there are
+    units only, a unit is a line.
+    """
+
+    shape: tuple[int, ...]
+    block: int = 0
+    units: bool = False
+
+    @staticmethod
+    def of(shape: Sequence[int], slices: Sequence[Extent]) -> View:
+        """The view of a tensor whose values have these kinds of slices.
+
+        Raises:
+            ValueError: blocks of two sizes, or blocks beside other slices.
+        """
+        blocks = [e for e in slices if e.name.startswith("BLOCK")]
+        if blocks and len(slices) > 1:
+            names = ", ".join(e.name.lower() for e in slices)
+            raise ValueError(
+                f"a rule cannot have values for each of {names}: a block goes with no other slice"
+            )
+        units = len(shape) > 1 and tuple(slices) == (Extent.UNIT,)
+        return View(tuple(shape), blocks[0].size if blocks else 0, units)
+
+    @property
+    def numel(self) -> int:
+        """How many elements there are."""
+        return math.prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        """How many elements a line has; the last block may have fewer."""
+        if self.units:
+            return math.prod(self.shape[1:])
+        return self.block or (self.shape[-1] if self.shape else 1)
+
+    @property
+    def lines(self) -> int:
+        """How many lines there are, of no columns too."""
+        if self.units:
+            return self.shape[0]
+        return -(-self.numel // self.block) if self.block else math.prod(self.shape[:-1])
+
+    @property
+    def rows(self) -> int:
+        """How many lines a matrix of the last two dimensions has."""
+        return self.shape[-2] if len(self.shape) > 1 else 1
+
+    def inner(self, kind: Extent) -> int:
+        """How many lines in a row belong to one slice; of columns: how many lines they run through."""
+        if kind is Extent.ROW or self.block:
+            return 1
+        if kind in (Extent.COL, Extent.MATRIX):
+            return self.rows
+        if kind is Extent.UNIT:
+            return self.lines // max(1, self.shape[0])
+        return self.lines if kind.size == -1 else math.prod(self.shape[kind.size + 1 : -1])
+
+    def count(self, kind: Extent) -> int:
+        """How many slices there are."""
+        if kind in (Extent.UNIT, Extent.dim(-1)) or (kind.name.startswith("DIM") and kind.size >= 0):
+            return self.shape[0 if kind is Extent.UNIT else kind.size]
+        if kind in (Extent.COL, Extent.MATRIX):
+            return math.prod(self.shape[:-2]) * (self.columns if kind is Extent.COL else 1)
+        return self.lines
+
+
+def across(kind: Extent) -> bool:
+    """Whether slices of a kind are columns, and not lines."""
+    return kind in (Extent.COL, Extent.dim(-1))
+
+
+def slice_of(at: np.ndarray, kind: Extent, columns: int, inner: int, count: int) -> np.ndarray:
+    """The slice of each element, by its place in a tensor; see `View` for the numbers."""
+    line, column = at // columns, at % columns
+    return line // inner * columns + column if across(kind) else line // inner % count
