@@ -22,7 +22,8 @@ from optgen.ir.facts import Facts, holds, lookup
 from optgen.ir.node import REDUCTIONS, Op, toposort
 from optgen.ir.program import Program
 from optgen.library import runnable
-from optgen.passes.pipeline import lower, shaped
+from optgen.passes.pipeline import lower
+from optgen.passes.specialise import shaped
 from optgen.plan.codecs import CODECS
 from optgen.plan.phases import element_stores, plan
 from optgen.plan.plan import Plan

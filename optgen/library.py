@@ -20,7 +20,8 @@ from optgen.ir.program import Program
 from optgen.language.grammar import decode
 from optgen.language.statements import parse
 from optgen.passes.chain import chain as joined
-from optgen.passes.chain import complete, example, with_defaults
+from optgen.passes.chain import complete, example
+from optgen.passes.variants import with_defaults
 
 Rule = str | os.PathLike[str] | Source | Program
 

@@ -11,7 +11,7 @@ from optgen.backends.layout import Layout
 from optgen.backends.triton import step_scalars
 from optgen.backends.triton.ahead_of_time import compile_ahead, gpu_target
 from optgen.backends.triton.kernels import interpreting
-from optgen.passes.pipeline import spelled_out
+from optgen.passes.expand import spelled_out
 from sliced import FACTORED
 from test_backends import COMMON, DEVICE_STATE, MIXED, RULES, variants
 

@@ -12,8 +12,9 @@ import pytest
 
 from buckets import flat
 from optgen.algebra import latex
-from optgen.algebra.equality import Equality, Undecided, equal
-from optgen.algebra.proof import derive, simplify
+from optgen.algebra.equality import Undecided, equal
+from optgen.algebra.pairs import Equality
+from optgen.algebra.scalars import derive, simplify
 from optgen.errors import RuleError
 from optgen.ir.extent import Extent
 from optgen.ir.facts import holds
@@ -21,7 +22,8 @@ from optgen.ir.node import Node, Op, const, load, node
 from optgen.ir.program import Program
 from optgen.ir.semantics import evaluate
 from optgen.language.statements import parse
-from optgen.passes.pipeline import hoist, specialise
+from optgen.passes.hoist import hoist
+from optgen.passes.specialise import specialise
 
 RULES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "rules").glob("*.rule"))}
 # Values of slices or of all tensors, random numbers and further inputs are not compared.

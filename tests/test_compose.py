@@ -13,7 +13,8 @@ from optgen.errors import RuleError
 from optgen.ir.node import Op, load, toposort
 from optgen.language.statements import parse
 from optgen.passes import pipeline
-from optgen.passes.chain import as_transform, chain, complete, with_defaults, with_maximize
+from optgen.passes.chain import chain, complete
+from optgen.passes.variants import as_transform, with_defaults, with_maximize
 from strategies import Case
 
 P = np.array([1.0, -2.0, 0.5])

@@ -17,7 +17,7 @@ import edits
 import optgen
 from optgen import library
 from optgen.library import CLASSES, class_of, runnable
-from optgen.passes.pipeline import shaped
+from optgen.passes.specialise import shaped
 from optgen.verify.differential import Case, run
 from test_tiles import forgotten
 from virtual_gpu import device

@@ -5,7 +5,7 @@ import pytest
 from optgen import library
 from optgen.backends.triton.kernels import interpreting
 from optgen.library import runnable
-from optgen.passes.pipeline import shaped
+from optgen.passes.specialise import shaped
 from optgen.verify.differential import Case, run
 
 pytestmark = pytest.mark.skipif(not interpreting(), reason="needs TRITON_INTERPRET=1")

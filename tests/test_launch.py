@@ -17,7 +17,7 @@ from optgen.launch.door import fitted
 from optgen.launch.launcher import Launcher
 from optgen.launch.strides import geometry
 from optgen.launch.work import Work
-from optgen.passes.chain import with_maximize
+from optgen.passes.variants import with_maximize
 
 
 def spy(monkeypatch):

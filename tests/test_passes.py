@@ -14,7 +14,11 @@ from optgen.ir.facts import Fact, holds
 from optgen.ir.node import REDUCTIONS, Op, load, toposort
 from optgen.language.statements import parse
 from optgen.passes import pipeline
-from optgen.passes.pipeline import expand, fold, hoist, lower, recur, specialise, trace
+from optgen.passes.expand import expand
+from optgen.passes.fold import fold
+from optgen.passes.hoist import hoist
+from optgen.passes.pipeline import lower, trace
+from optgen.passes.specialise import recur, specialise
 from strategies import Case
 
 RULES = [name for name in library.names() if library.rule(name).kind == "rule" and flat(name)]

@@ -17,7 +17,8 @@ from optgen.launch.dtensor import Shard
 from optgen.launch.launcher import Launcher
 from optgen.launch.work import Work
 from optgen.passes import philox
-from optgen.passes.chain import complete, with_maximize
+from optgen.passes.chain import complete
+from optgen.passes.variants import with_maximize
 
 BACKENDS = ["numpy", "cpu"]
 

@@ -19,7 +19,7 @@ from optgen.launch.one_call import OneCall
 from optgen.launch.replay import WARM, Replay
 from optgen.launch.run import Launch
 from optgen.launch.step_counters import Cells, StepCounters
-from optgen.passes.pipeline import recur
+from optgen.passes.specialise import recur
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="runs other back ends")
 

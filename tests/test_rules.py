@@ -11,7 +11,7 @@ from optgen import library
 from optgen.backends import cache
 from optgen.ir.extent import Extent
 from optgen.ir.node import Op, toposort
-from optgen.passes.pipeline import shaped
+from optgen.passes.specialise import shaped
 from optgen.verify.differential import Case, run
 from oracles import every
 

@@ -16,7 +16,7 @@ from optgen.backends.slices import View, across, slice_of
 from optgen.compiler import planned
 from optgen.errors import RuleError
 from optgen.ir.extent import Extent, fits, join
-from optgen.passes.pipeline import canonical
+from optgen.passes.specialise import canonical
 from optgen.plan.phases import element_stores
 from sliced import LARGE, RULES, SHAPES, check, train
 

@@ -12,7 +12,7 @@ from typing import Any
 from optgen.errors import RuleError
 from optgen.ir.facts import Value
 from optgen.ir.program import Program
-from optgen.passes.chain import with_defaults, with_maximize
+from optgen.passes.variants import with_defaults, with_maximize
 
 
 def assign(program: Program, texts: Iterable[str]) -> tuple[Program, list[str]]:

@@ -21,7 +21,7 @@ from optgen.backends.triton import step_scalars
 from optgen.ir.facts import lookup
 from optgen.ir.node import Node, Op
 from optgen.launch.uploads import refuse_in_capture
-from optgen.passes.pipeline import spelled_out
+from optgen.passes.expand import spelled_out
 
 Put = Callable[[np.ndarray], Tensor]
 Fact = Callable[[int, str], float]  # of a row: a fact about its shape

@@ -24,7 +24,7 @@ from optgen.launch.launcher import Launcher
 from optgen.launch.strides import slice_shape
 from optgen.launch.work import CODEC_OF, SUPPORTED
 from optgen.passes.chain import chain
-from optgen.passes.pipeline import canonical
+from optgen.passes.specialise import canonical
 
 COUNTS = ("step", "k")  # what packages call a step count that is a group's
 

@@ -41,8 +41,9 @@ from optgen.optim.loading import LoadReport, load
 from optgen.optim.signature import docstring, signature
 from optgen.optim.step_inputs import for_parameter, handed_to
 from optgen.optim.untraced import opaque
-from optgen.passes.chain import complete, with_defaults, with_maximize
+from optgen.passes.chain import complete
 from optgen.passes.grad_scaling import with_scaling
+from optgen.passes.variants import with_defaults, with_maximize
 
 # torch wraps this method so that its compiler, if it should meet it, leaves it alone; the wrapper imports
 # that compiler on its first call, which takes a second before the first step.

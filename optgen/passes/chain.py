@@ -7,14 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
-from typing import NoReturn, cast
+from typing import NoReturn
 
 from optgen.errors import RuleError
-from optgen.ir.extent import Extent, join
-from optgen.ir.facts import Fact, Value
-from optgen.ir.node import REDUCTIONS, Node, Op, const, load, node, rewrite, toposort
+from optgen.ir.extent import Extent
+from optgen.ir.node import REDUCTIONS, Node, Op, load, node
 from optgen.ir.program import Hyper, Program, State
-from optgen.language.expressions import COMPARE
+from optgen.passes.substitution import (
+    at_run_time,
+    either,
+    gradient_of,
+    merge,
+    reads,
+    substituted,
+    unless,
+    with_modes,
+)
 
 Names = Mapping[str, str]
 
@@ -35,15 +43,15 @@ def chain(*programs: Program) -> Program:
     parts = [part for program in programs for part in _parts(program)]
     if not parts:
         raise RuleError("a chain needs at least one rule")
-    rules = [i for i, part in enumerate(parts) if part.kind == "rule" and not _reads(part, "u")]
+    rules = [i for i, part in enumerate(parts) if part.kind == "rule" and not reads(part, "u")]
     first = rules[0] if rules else len(parts)
     if len(parts) > 1 and all(map(_only_schedules, parts[:-1])):  # a transform with its schedules
         first = len(parts) - 1
     for i, part in enumerate(parts):
         if i < first and part.kind != "before":
-            _refuse(part, "stands before the rule, but is a transform that comes after one")
+            refuse(part, "stands before the rule, but is a transform that comes after one")
         if i > first and part.kind == "before" and not _only_schedules(part):
-            _refuse(part, "assigns g, so it must come before the rule")
+            refuse(part, "assigns g, so it must come before the rule")
     if rules:
         _check_schedules(parts)
     renamed = [
@@ -57,13 +65,9 @@ def chain(*programs: Program) -> Program:
     return replace(result, name=name, parts=tuple(parts) if len(parts) > 1 else ())
 
 
-def _refuse(part: Program, why: str) -> NoReturn:
+def refuse(part: Program, why: str) -> NoReturn:
+    """Say why a program cannot stand where it does."""
     raise RuleError(f"'{part.name}' {why}")
-
-
-def _reads(program: Program, name: str) -> Node | None:
-    found = (n for n in toposort(program.assigns.values()) if n.op is Op.LOAD and n.value == name)
-    return next(found, None)
 
 
 def _parts(program: Program) -> list[Program]:
@@ -215,7 +219,7 @@ def _check_schedules(parts: Sequence[Program]) -> None:
                 )
         for h, j in owners.items():
             mine, theirs = part.hypers[h].default, parts[j].hypers[h].default
-            if not _same_kind(mine, theirs):
+            if not same_kind(mine, theirs):
                 raise RuleError(
                     f"'{h}' is {mine!r} in '{part.name}', but {theirs!r} in '{parts[j].name}'",
                     None,
@@ -228,37 +232,6 @@ def _only_schedules(part: Program) -> bool:
     return bool(part.schedules) and part.skip is None and part.assigns == {"g": load("g")}
 
 
-def _at_run_time(program: Program, paths: Container[str]) -> Program:
-    """The program with conditions on scheduled hyperparameters as comparisons: they change from step to step.
-
-    A value that one side of such a condition alone has is that side's.
-    """
-    facts = {text: fact for text, fact in program.facts.items() if fact.subject in paths}
-    if not facts:
-        return program
-
-    def change(n: Node) -> Node | None:
-        if n.op is Op.FACT and n.value in facts:
-            fact = facts[n.value]
-            return COMPARE[fact.relation](node(Op.HYPER, value=fact.subject), const(cast(float, fact.value)))
-        if n.op is Op.CHOOSE and n.args[0].extent is not Extent.CONST:
-            condition, a, b = n.args
-            if Op.UNDEF in (a.op, b.op):
-                return b if a.op is Op.UNDEF else a
-            return node(Op.WHERE, condition, a, b)
-        return None
-
-    kept = {text: fact for text, fact in program.facts.items() if text not in facts}
-    return replace(program.map(change), facts=kept)
-
-
-def _modes_with(program: Program, inputs: Mapping[Node, Node]) -> Program:
-    """The program with other nodes in `train()` and `eval()`."""
-    done = rewrite((n for mode in program.modes.values() for n in mode.values()), inputs.get)
-    modes = {m: {k: done[n] for k, n in mode.items()} for m, mode in program.modes.items()}
-    return replace(program, modes=modes)
-
-
 # Two programs as one
 
 
@@ -266,110 +239,40 @@ def _join(first: Program, then: Program) -> Program:
     """Two programs as one, by substituting what the first computes into the second."""
     settings = {node(Op.HYPER, value=path): n for path, n in first.schedules.items()}
     if settings:
-        then = _modes_with(_at_run_time(then, first.schedules), settings)
+        then = with_modes(at_run_time(then, first.schedules), settings)
     counted = {} if first.count is None else {node(Op.COUNT): first.count}
     if first.kind != "before" and _only_schedules(then):
-        merged = _merge(first, substituted(then, settings))
+        merged = merge(first, substituted(then, settings))
         return replace(merged, assigns=first.assigns, update=first.update, skip=first.skip, count=first.count)
     if first.kind == "before":
         inputs = {load("g"): first.assigns["g"], **settings, **counted}
-        merged = _merge(first, _unless(first.skip, substituted(then, inputs)))
+        merged = merge(first, unless(first.skip, substituted(then, inputs)))
         own = {k: n for k, n in first.assigns.items() if k != "g"}
-        skip = _either(first.skip, merged.skip)
-        return replace(merged, gradient=_gradient(first), assigns={**merged.assigns, **own}, skip=skip)
-    inputs = {load("g"): _gradient(first), **settings, **counted}
+        skip = either(first.skip, merged.skip)
+        return replace(merged, gradient=gradient_of(first), assigns={**merged.assigns, **own}, skip=skip)
+    inputs = {load("g"): gradient_of(first), **settings, **counted}
     if first.update:
         inputs[load("u")] = first.update[1]
-    elif used := _reads(then, "u"):
+    elif used := reads(then, "u"):
         raise RuleError(
             f"'{then.name}' needs the update u, but '{first.name}' has no last statement `p = p - X`",
             then.spans.get(used),
         )
     if "u" not in then.assigns:
         inputs[load("p")] = first.assigns["p"]
-        after = _unless(first.skip, substituted(then, inputs))
+        after = unless(first.skip, substituted(then, inputs))
         assigns = {**first.assigns, **after.assigns}
-        return replace(_merge(first, after), assigns=assigns, update=first.update, skip=first.skip)
+        return replace(merge(first, after), assigns=assigns, update=first.update, skip=first.skip)
     if first.update is None:
         raise RuleError(f"'{then.name}' assigns u, but '{first.name}' has no last statement `p = p - X`")
     before, old = first.update
     inputs[load("p")] = before
-    after = _unless(first.skip, substituted(then, inputs))
+    after = unless(first.skip, substituted(then, inputs))
     new = after.assigns["u"]
     own = {k: n for k, n in after.assigns.items() if k != "u"}
     changed = substituted(first, {node(Op.SUB, before, old): node(Op.SUB, before, new)})
     assigns = {**changed.assigns, **own}
-    return replace(_merge(changed, after), assigns=assigns, update=(before, new), skip=first.skip)
-
-
-def _either(a: Node | None, b: Node | None) -> Node | None:
-    """Whether one of two conditions holds; None is one that never does."""
-    return node(Op.OR, a, b) if a is not None and b is not None else a if a is not None else b
-
-
-def _unless(skip: Node | None, program: Program) -> Program:
-    """The program with everything that it stores kept as it was where a condition holds."""
-    if skip is None:
-        return program
-    assigns = {}
-    for k, n in program.assigns.items():
-        extent = program.states[k].extent if k in program.states else Extent.ELEMENT
-        kept = join(skip.extent, n.extent)
-        if extent is Extent.ALL and kept is not Extent.ALL:
-            raise RuleError(
-                f"'{program.name}' has a value for all tensors, '{k}', which cannot be kept by tensor"
-            )
-        assigns[k] = n if k in ("g", "u") else node(Op.WHERE, skip, load(k, extent=extent), n)
-    return replace(program, assigns=assigns)
-
-
-def _gradient(program: Program) -> Node:
-    """The gradient after the transforms before the rule."""
-    if program.kind == "before":
-        return program.assigns["g"]
-    return load("g") if program.gradient is None else program.gradient
-
-
-def substituted(program: Program, inputs: Mapping[Node, Node]) -> Program:
-    """The program with other nodes in its step; first values, modes and conditions are outside it."""
-    outer = replace(program, states={}, modes={}, requires=())
-    inner = outer.map(inputs.get)
-    return replace(
-        inner,
-        states=program.states,
-        modes=program.modes,
-        requires=program.requires,
-        spans={**program.spans, **inner.spans},
-        names={**program.names, **inner.names},
-    )
-
-
-def _merge(a: Program, b: Program) -> Program:
-    """The declarations of both; `b`'s assignments and update."""
-    for mode in a.modes.keys() & b.modes.keys():
-        raise RuleError(f"'{a.name}' and '{b.name}' both define {mode}()")
-    return replace(
-        b,
-        doc="\n".join(filter(None, (a.doc, b.doc))),
-        sources=a.sources + b.sources,
-        hypers=_together(a.hypers, b.hypers),
-        states={**a.states, **b.states},
-        inputs={**a.inputs, **b.inputs},
-        requires=a.requires + b.requires,
-        facts={**a.facts, **b.facts},
-        modes={**a.modes, **b.modes},
-        gradient=a.gradient,
-        skip=b.skip,
-        schedules={**a.schedules, **b.schedules},
-        count=a.count if b.count is None else b.count,
-        spans={**b.spans, **a.spans},
-        names={**b.names, **a.names},
-    )
-
-
-def _together(first: Mapping[str, Hyper], then: Mapping[str, Hyper]) -> dict[str, Hyper]:
-    """The hyperparameters of both; a shared one stands where the part has it that it is of."""
-    return {**{h: hyper for h, hyper in first.items() if h not in then}, **then}
+    return replace(merge(changed, after), assigns=assigns, update=(before, new), skip=first.skip)
 
 
 # One program
@@ -387,7 +290,7 @@ def complete(program: Program) -> Program:
             None,
             f"chain it with a rule, for example {example(program.kind, program.name)}",
         )
-    if used := _reads(program, "u"):
+    if used := reads(program, "u"):
         raise RuleError(
             "'u' has no value here: it is the update of the rule that a transform comes after",
             program.spans.get(used),
@@ -401,97 +304,10 @@ def example(kind: str, name: str) -> str:
     return f"chain({name}, adamw)" if kind == "before" else f"chain(adamw, {name})"
 
 
-def as_transform(program: Program) -> Program:
-    """A rule as a transform of g: what it would take from p is the gradient of what comes after it.
-
-    Transforms stay what they are.
-
-    Raises:
-        RuleError: it has `train()` or `eval()`, which mean nothing where p does not follow.
-    """
-    if program.kind != "rule":
-        return program
-    if program.modes:
-        _refuse(program, "has train() and eval(), and so must come last")
-    assigns = {"g": _loss(program.assigns["p"]), **{k: n for k, n in program.assigns.items() if k != "p"}}
-    return replace(program, assigns=assigns, update=None, gradient=None, parts=())
-
-
-def _loss(new: Node) -> Node:
-    """What `p` loses on its way to a new value.
-
-    It is read from `p = p - X`, `p = p + X` and `p = p*(1 - w)`, also within choices, so that nothing is
-    rounded twice; after any other statement it is the difference of the two values.
-    """
-    old = load("p")
-    lost: dict[Node, Node | None] = {old: None}  # None: nothing yet
-    for n in toposort([new]):
-        if not n.args:
-            continue
-        first, rest = n.args[0], n.args[-1]
-        if n.op in (Op.WHERE, Op.CHOOSE) and n.args[1] in lost and rest in lost:
-            sides = (lost[side] or const(0.0) for side in n.args[1:])
-            lost[n] = node(n.op, first, *sides)
-        elif first in lost and n.op is Op.SUB:
-            lost[n] = _sum(lost[first], rest)
-        elif first in lost and n.op is Op.ADD:
-            lost[n] = _sum(lost[first], node(Op.NEG, rest))
-        elif first in lost and n.op is Op.MUL and rest.op is Op.SUB and rest.args[0] is const(1.0):
-            lost[n] = _sum(lost[first], node(Op.MUL, first, rest.args[1]))
-    found = lost.get(new)
-    return node(Op.SUB, old, new) if found is None else found
-
-
-def _sum(a: Node | None, b: Node) -> Node:
-    return b if a is None else node(Op.ADD, a, b)
-
-
-def with_defaults(program: Program, **defaults: Value | tuple[Value, ...]) -> Program:
-    """The program with other defaults for some hyperparameters.
-
-    Args:
-        program: a rule or a chain; it stays as it is.
-        **defaults: values of the kind that the present defaults are, for a tuple as many.
-
-    Raises:
-        RuleError: a name is not a hyperparameter of the program, or its value is of another kind.
-    """
-    hypers = dict(program.hypers)
-    for name, value in defaults.items():
-        if name not in hypers:
-            known = ", ".join(hypers) or "none"
-            raise RuleError(f"'{program.name}' has no hyperparameter '{name}'", None, f"it has: {known}")
-        old = hypers[name].default
-        if not _same_kind(value, old):
-            raise RuleError(
-                f"'{name}' of '{program.name}' cannot be {value!r}", None, f"its default is {old!r}"
-            )
-        hypers[name] = Hyper(name, tuple(map(_plain, value)) if isinstance(value, tuple) else _plain(value))
-    return replace(program, hypers=hypers)
-
-
-def _same_kind(value: object, old: object) -> bool:
+def same_kind(value: object, old: object) -> bool:
     """Whether a value can stand for a default: a number for a number or None, an option for an option."""
     if isinstance(old, tuple):
-        return isinstance(value, tuple) and len(value) == len(old) and all(map(_same_kind, value, old))
+        return isinstance(value, tuple) and len(value) == len(old) and all(map(same_kind, value, old))
     if isinstance(old, bool | str):
         return type(value) is type(old)
     return (value is None and old is None) or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _plain(value: Value) -> Value:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def with_maximize(program: Program) -> Program:
-    """The program with the option `maximize`, which negates the gradient, as in torch.optim."""
-    if "maximize" in program.hypers:
-        return program
-    ascent = Fact("maximize", "is", True)
-    g = load("g")
-    signed = node(Op.CHOOSE, node(Op.FACT, value=str(ascent)), node(Op.NEG, g), g)
-    return replace(
-        substituted(program, {g: signed}),
-        hypers={**program.hypers, "maximize": Hyper("maximize", False)},
-        facts={**program.facts, str(ascent): ascent},
-    )

@@ -11,8 +11,8 @@ from dataclasses import replace
 from optgen.ir.extent import Extent
 from optgen.ir.node import Op, const, load, node
 from optgen.ir.program import Input, Program
-from optgen.passes.chain import substituted
-from optgen.passes.pipeline import recur
+from optgen.passes.specialise import recur
+from optgen.passes.substitution import substituted
 
 SCALING = {"grad_scale": 1.0, "found_inf": 0.0}  # inputs, and what they are without a scaler
 

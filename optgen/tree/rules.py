@@ -20,7 +20,8 @@ from optgen.ir.program import Program
 from optgen.locks import once
 from optgen.optim.checkpoint import as_tuple, from_texts, rule_text
 from optgen.optim.hyperparameters import check, checked
-from optgen.passes.chain import as_transform, complete, places
+from optgen.passes.chain import complete, places
+from optgen.passes.variants import as_transform
 
 ALIASES = {"centered": "centred", "lambda_": "lambda", "ε": "epsilon", "η": "eta", "λ": "lambda", "ρ": "rho"}
 ADAM = {"eta": "lr", "beta": "betas", "epsilon": "eps"}

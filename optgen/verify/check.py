@@ -29,7 +29,7 @@ from optgen.errors import RuleError, Source
 from optgen.ir.program import Program
 from optgen.optim.hyperparameters import check as check_options
 from optgen.optim.optimizer import optimizer
-from optgen.passes.chain import with_defaults, with_maximize
+from optgen.passes.variants import with_defaults, with_maximize
 from optgen.plan.codecs import DTYPES
 from optgen.verify.differential import Case, Outcome, place, run
 from optgen.verify.option_grid import Options, every
