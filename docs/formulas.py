@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from latex2mathml.converter import convert
 
-from optgen.algebra import latex
+from optgen.algebra.latex import latex
 from optgen.ir.program import Program
 
 NAMESPACE = "http://www.w3.org/1998/Math/MathML"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from buckets import flat
-from optgen.algebra import latex
 from optgen.algebra.equality import Undecided, equal
+from optgen.algebra.latex import latex
 from optgen.algebra.pairs import Equality
 from optgen.algebra.scalars import derive, simplify
 from optgen.errors import RuleError
