@@ -18,7 +18,7 @@ from optgen.ir.facts import Value
 from optgen.ir.node import REDUCTIONS, Op, load, toposort
 from optgen.ir.program import Program
 from optgen.language.grammar import decode
-from optgen.language.statements import parse
+from optgen.language.parse import parse
 from optgen.passes.chain import chain as joined
 from optgen.passes.chain import complete, example
 from optgen.passes.variants import with_defaults

@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from optgen.language.statements import parse
+from optgen.language.parse import parse
 
 NUMBERS = ("0.5", "2", "3", "1.5", "0.1", "1e-3", "-0.25", "7")
 HYPERS = {"a": (0.1, 0.9, 1.7, -0.3, 0.0), "b": (1e-3, 2.0, 1e4, -1.0), "c": (0.5, 1e-8, 3.0)}

@@ -21,7 +21,7 @@ from optgen.ir.facts import holds
 from optgen.ir.node import Node, Op, const, load, node
 from optgen.ir.program import Program
 from optgen.ir.semantics import evaluate
-from optgen.language.statements import parse
+from optgen.language.parse import parse
 from optgen.passes.hoist import hoist
 from optgen.passes.specialise import specialise
 

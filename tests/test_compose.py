@@ -11,7 +11,7 @@ from buckets import direct, settings, truths
 from optgen import library
 from optgen.errors import RuleError
 from optgen.ir.node import Op, load, toposort
-from optgen.language.statements import parse
+from optgen.language.parse import parse
 from optgen.passes import pipeline
 from optgen.passes.chain import chain, complete
 from optgen.passes.variants import as_transform, with_defaults, with_maximize

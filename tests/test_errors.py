@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from optgen.errors import RuleError, Source, Span
 from optgen.ir.program import Program
 from optgen.language.grammar import decode
-from optgen.language.statements import parse
+from optgen.language.parse import parse
 
 Golden = Callable[[str, str], None]
 ERRORS = Path(__file__).parent / "golden" / "errors"

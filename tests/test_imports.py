@@ -157,7 +157,7 @@ def test_outside_packages_stay_in_their_place(name):
 LIGHT = [
     "optgen",
     "optgen.errors",
-    "optgen.language.statements",
+    "optgen.language.parse",
     "optgen.passes.chain",
     "optgen.passes.pipeline",
     "optgen.plan.phases",

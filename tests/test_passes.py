@@ -12,7 +12,7 @@ from optgen.errors import RuleError
 from optgen.ir.extent import Extent
 from optgen.ir.facts import Fact, holds
 from optgen.ir.node import REDUCTIONS, Op, load, toposort
-from optgen.language.statements import parse
+from optgen.language.parse import parse
 from optgen.passes import pipeline
 from optgen.passes.expand import expand
 from optgen.passes.fold import fold

@@ -23,7 +23,7 @@ from optgen.ir.node import Node, Op, load, node, toposort
 from optgen.ir.program import Program
 from optgen.ir.semantics import evaluate
 from optgen.language.grammar import decode
-from optgen.language.statements import parse
+from optgen.language.parse import parse
 
 RULES = sorted((Path(__file__).parent.parent / "rules").glob("*.rule"))
 P, G = np.array([1.0, -2.0, 0.5, 0.0]), np.array([0.1, -0.3, 0.0, 2.0])

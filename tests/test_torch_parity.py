@@ -17,7 +17,7 @@ import torch
 
 import optgen
 from optgen.errors import Source
-from optgen.language.statements import parse
+from optgen.language.parse import parse
 
 RULES = Path(__file__).parent.parent / "rules"
 STEPS = 200

@@ -10,7 +10,7 @@ from optgen.errors import RuleError
 from optgen.ir.extent import Extent, join
 from optgen.ir.node import Node, Op, const, load, node, rewrite, toposort
 from optgen.ir.program import Hyper, Program
-from optgen.language.expressions import COMPARE
+from optgen.language.comparisons import COMPARE
 
 
 def reads(program: Program, name: str) -> Node | None:
