@@ -234,7 +234,7 @@ def _settled() -> Iterator[dict[int, Any]]:
 
     before = {number: signal.getsignal(number) for number in RAISING}
     with contextlib.ExitStack() as stack:
-        for module in ("optgen.optim.optimizer", "optgen.tree.states"):
+        for module in ("optgen.optim.state", "optgen.optim.steps", "optgen.tree.states"):
             stack.enter_context(mock.patch(f"{module}.Launcher", launcher))
         for number in RAISING:
             signal.signal(number, _raise)

@@ -20,7 +20,7 @@ PACKAGE = str(Path(optgen.__file__).parent) + "/"
 # Where a step begins to do what cannot be taken back, and where all is done, by file and function.
 BEGIN, END = (("launch/uninterrupted.py", name) for name in ("__enter__", "__exit__"))
 BEGINS = {
-    ("optim/optimizer.py", "_enter"),
+    ("optim/state.py", "enter"),
     ("launch/recording.py", "launch"),
     ("backends/cpu/kernel.py", "run"),
     ("backends/reference.py", "run"),

@@ -1,4 +1,6 @@
-"""Imports go one way between the rooms of docs/architecture.md, and each outside package has its place.
+"""Imports go one way between the rooms of docs/architecture.md, and nothing in them is too long to read.
+
+Each outside package has its place.
 
 The imports are read from the source with `ast`, those inside functions and under TYPE_CHECKING too.
 """
@@ -39,6 +41,7 @@ LATE = {
     "verify.differential": {"backends.triton.kernels"},
 }
 PACKAGES, ENTRIES = 14, 20  # at most, at the top of optgen/
+LINES = {ast.Module: 400, ast.ClassDef: 300, ast.FunctionDef: 60}  # at most
 
 # Who may import an outside package; None is anybody. What is not here is not a dependency.
 TRAINING = {"launch", "optim", "tree", "store", "training", "release", "schedules", "config", "verify", "cli"}
@@ -139,6 +142,19 @@ def test_no_two_modules_need_each_other():
 def test_late_imports_are_counted():
     late = {name: {target for is_late, target in reached(name) if is_late} for name in FILES}
     assert {name: found for name, found in late.items() if found} == LATE
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_is_too_long(name):
+    text = FILES[name].read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    sizes = {
+        n.name: (type(n), n.end_lineno - n.lineno + 1)
+        for n in ast.walk(tree)
+        if type(n) in LINES and n is not tree
+    }
+    sizes[name] = ast.Module, text.count("\n")
+    assert {each: lines for each, (kind, lines) in sizes.items() if lines > LINES[kind]} == {}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -23,7 +23,7 @@ from optgen import library, store, tree
 from optgen.ir.extent import Extent
 from optgen.launch import replay
 from optgen.launch.uninterrupted import Uninterrupted, undisturbed
-from optgen.optim import optimizer
+from optgen.optim import optimizer, steps
 from optgen.training import accumulated
 from optgen.tree.states import leaves
 
@@ -136,8 +136,8 @@ class InOneCall:
     held = True
 
     def step(self) -> None:
-        always = mock.patch.object(optimizer, "undisturbed", return_value=not self.held)
-        with mock.patch.object(replay, "WARM", 0), always:
+        quiet = [mock.patch.object(m, "undisturbed", return_value=not self.held) for m in (optimizer, steps)]
+        with mock.patch.object(replay, "WARM", 0), quiet[0], quiet[1]:
             super().step()  # type: ignore[misc]
 
 

@@ -281,9 +281,9 @@ def test_everything_is_as_before_afterwards():
     from triton.runtime import driver
 
     require()
-    before, resolve = driver._active, optgen.optim.optimizer.resolve
+    before, resolve = driver._active, optgen.optim.state.resolve
     with Device():
         step()
-    assert (driver._active, optgen.optim.optimizer.resolve) == (before, resolve)
+    assert (driver._active, optgen.optim.state.resolve) == (before, resolve)
     with pytest.raises(ValueError, match="backend='triton' needs tensors on a GPU"):
         step()

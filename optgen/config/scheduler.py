@@ -77,7 +77,7 @@ class OptimScheduler(ABC):
         left = given.model_extra or {}
         sche_conf = dict(validated(taken, left, Conf.model_fields))
         self.conf, self.model = given, model
-        groups = self._groups()
+        groups = _groups(model, given.updated_modules)
         self.optimizer, self.schedules = build(given.optim_type, given.optim_conf, groups)
         self._texts = [s for s in self.schedules if s.name == "lr"]
         if self._texts and self.own_lr:
@@ -105,28 +105,6 @@ class OptimScheduler(ABC):
         except ValueError as error:
             at = next(((key,) for key in sche_conf if key in str(error)), ())
             raise ConfigError(str(error), at) from error
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """The parameter groups of `updated_modules`, or one of the whole model."""
-        modules = self.conf.updated_modules
-        if modules is None:
-            return [{"params": list(self.model.parameters())}]
-        found = {name: self._parameters(name) for name in modules}
-        if not any(modules.values()):
-            return [{"params": list(dict.fromkeys(p for params in found.values() for p in params))}]
-        return [{"params": params, **modules[name]} for name, params in found.items()]
-
-    def _parameters(self, name: str) -> list[nn.Parameter]:
-        at: Any = self.model
-        for part in name.split("."):
-            at = getattr(at, part, None)
-        if isinstance(at, nn.Parameter):
-            return [at]
-        if not isinstance(at, nn.Module):
-            problem = f"{type(self.model).__name__} has no module '{name}'"
-            names = ", ".join(n for n, _ in self.model.named_children())
-            raise ConfigError(problem, ("updated_modules",), None, f"it has: {names or 'none'}")
-        return list(at.parameters())
 
     # What a subclass has
 
@@ -349,6 +327,29 @@ class OptimScheduler(ABC):
         if self.scaler is not None:
             self.scaler.load_state_dict(dict(state["scaler"]))
         self.accumulated = accum
+
+
+def _groups(model: nn.Module, modules: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The parameter groups of `updated_modules`, or one of the whole model."""
+    if modules is None:
+        return [{"params": list(model.parameters())}]
+    found = {name: _parameters(model, name) for name in modules}
+    if not any(modules.values()):
+        return [{"params": list(dict.fromkeys(p for params in found.values() for p in params))}]
+    return [{"params": params, **modules[name]} for name, params in found.items()]
+
+
+def _parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
+    at: Any = model
+    for part in name.split("."):
+        at = getattr(at, part, None)
+    if isinstance(at, nn.Parameter):
+        return [at]
+    if not isinstance(at, nn.Module):
+        problem = f"{type(model).__name__} has no module '{name}'"
+        names = ", ".join(n for n, _ in model.named_children())
+        raise ConfigError(problem, ("updated_modules",), None, f"it has: {names or 'none'}")
+    return list(at.parameters())
 
 
 def _warn(message: str) -> None:
