@@ -35,7 +35,7 @@ class Undecided(RuntimeError):
     """Neither a proof nor a counterexample was found."""
 
 
-def equal(a: Program, b: Program, **settings: Value | tuple[Value, ...]) -> Equality:
+def equal(a: Program, b: Program, **options: Value | tuple[Value, ...]) -> Equality:
     """Whether two rules are the same: whatever the gradients, they move p alike.
 
     Precisely: take any p, any gradients, any hyperparameters that satisfy the `require` of both rules
@@ -55,10 +55,10 @@ def equal(a: Program, b: Program, **settings: Value | tuple[Value, ...]) -> Equa
 
     Raises:
         Undecided: neither a proof nor a counterexample was found.
-        TypeError: a setting is no hyperparameter of either rule.
-        ValueError: the settings violate a `require`, or a program is lowered beyond `passes.hoist`.
+        TypeError: an option is no hyperparameter of either rule.
+        ValueError: the options violate a `require`, or a program is lowered beyond `passes.hoist`.
     """
-    pairs = list(_pairs(a, b, settings))
+    pairs = list(_pairs(a, b, options))
     for pair in pairs:
         refuted = pair.refute()
         if refuted is not None:
@@ -78,11 +78,11 @@ def equal(a: Program, b: Program, **settings: Value | tuple[Value, ...]) -> Equa
     return Equality(True, f"proved: one step assigns the same {shown}{wheres}")
 
 
-def _pairs(a: Program, b: Program, settings: Mapping[str, Any]) -> Iterator[Pair]:
+def _pairs(a: Program, b: Program, options: Mapping[str, Any]) -> Iterator[Pair]:
     """A pair for each way in which the compile-time conditions on free numbers can come out."""
     defaults = {**paths(b), **paths(a)}
     fixed: dict[str, Value] = {}
-    for name, value in settings.items():
+    for name, value in options.items():
         fixed |= (
             {f"{name}[{i}]": v for i, v in enumerate(value)} if isinstance(value, tuple) else {name: value}
         )
@@ -150,7 +150,7 @@ def _holds(fact: Fact, value: Value) -> bool:
 
 
 def _resolve(program: Program, fixed: Mapping[str, Value], inside: Mapping[str, float]) -> Program:
-    """The program with settings put in, conditions decided, and without states that nothing touches."""
+    """The program with options put in, conditions decided, and without states that nothing touches."""
     values = {**paths(program), **inside, **fixed}
 
     def change(n: Node) -> Node | None:

@@ -95,17 +95,17 @@ class Calls(Values):
         counts = name in ("sum", "mean")  # of a condition: how often it holds
         arguments = [self.as_node(self.look(a), a) if counts else self.value(a) for a in at.args]
         extent = reduce(join, (a.extent for a in arguments))
-        settings: dict[str, ast.expr] = {}
+        keywords: dict[str, ast.expr] = {}
         for keyword in at.keywords:
-            if cast(str, keyword.arg) in settings:
+            if cast(str, keyword.arg) in keywords:
                 raise self.error(f"'{keyword.arg}' is given twice", keyword)
-            settings[cast(str, keyword.arg)] = keyword.value
-        if len(settings) == 2:
+            keywords[cast(str, keyword.arg)] = keyword.value
+        if len(keywords) == 2:
             raise self.error("a reduction has axis= or over=, not both", at.keywords[1])
-        if "over" in settings:
-            if not isinstance(settings["over"], ast.Name) or settings["over"].id != "all":
+        if "over" in keywords:
+            if not isinstance(keywords["over"], ast.Name) or keywords["over"].id != "all":
                 raise self.error(
-                    f"over={ast.unparse(settings['over'])} is not known", settings["over"], "write over=all"
+                    f"over={ast.unparse(keywords['over'])} is not known", keywords["over"], "write over=all"
                 )
             if self.mode:
                 raise self.error(f"{self.mode}() cannot reduce over all tensors", at)
@@ -115,8 +115,8 @@ class Calls(Values):
                     f"{name}() over all tensors needs a value of each, and this is {extent.phrase}", at
                 )
             return build(Reducer(extent, Extent.ALL, tag), *arguments)
-        if "axis" in settings:
-            return build(Reducer(extent, self.axis(name, settings["axis"], extent, at)), *arguments)
+        if "axis" in keywords:
+            return build(Reducer(extent, self.axis(name, keywords["axis"], extent, at)), *arguments)
         if extent <= Extent.TENSOR:
             raise self.error(f"{name}() needs a value per element, and this is {extent.phrase}", at)
         return build(Reducer(extent, Extent.TENSOR), *arguments)

@@ -158,15 +158,15 @@ class Declarations:
         """One state() declaration; `per` and `copies` hold for all of its names."""
         self.expressions.scope = Scope(self.declared.start())
         extent, copies = Extent.ELEMENT, 0
-        settings: set[str] = set()
+        seen: set[str] = set()
         names: list[tuple[str, ast.keyword]] = []
         for name, keyword in self.arguments(call):
             if name not in ("per", "copies"):
                 names.append((name, keyword))
                 continue
-            if name in settings:
+            if name in seen:
                 raise self.error(f"'{name}' is given twice", keyword)
-            settings.add(name)
+            seen.add(name)
             if name == "per":
                 extent = self.expressions.extent(keyword.value)
             else:

@@ -19,7 +19,7 @@ from optgen.ir.node import Node, Op, load, node, toposort
 from optgen.ir.program import Hyper, Program
 from optgen.language.declarations import Declarations
 from optgen.language.grammar import read
-from optgen.language.schedule_expressions import settings
+from optgen.language.schedule_expressions import scheduled_values
 from optgen.language.scope import (
     DECLARATIONS,
     STORES,
@@ -133,7 +133,7 @@ class Parser(Statements):
         for name in self.declared.hypers:
             if name in self.assigned:
                 default, meaning = self.declared.hypers[name].default, self.scope.names[name]
-                found |= settings(self.expressions, name, default, meaning, self.assigned[name])
+                found |= scheduled_values(self.expressions, name, default, meaning, self.assigned[name])
         return found
 
     def unless_skipped(self, name: str) -> Node:

@@ -20,20 +20,20 @@ from optgen.language.grammar import read
 from optgen.language.scope import Declared, Meaning, Option, Scope
 
 
-def settings(
+def scheduled_values(
     expressions: Expressions,
     name: str,
     default: Value | tuple[Value, ...],
     found: Meaning,
     at: ast.AST | Span,
 ) -> dict[str, Node]:
-    """The values that an assignment to a hyperparameter gives it, by path: `lr`, or `betas[0]`.
+    """What an assignment to a hyperparameter makes of it, by path: `lr`, or `betas[0]`.
 
     Raises:
         RuleError: the hyperparameter is an option, or it cannot have such a value.
     """
     if not isinstance(default, tuple):
-        return {name: setting(expressions, name, default, found, at)}
+        return {name: scheduled_value(expressions, name, default, found, at)}
     if not isinstance(found, tuple) or len(found) != len(default):
         help = f"write {name} = ({', '.join(f'{name}[{i}]' for i in range(len(default)))})"
         raise expressions.error(f"'{name}' is a tuple of {len(default)} values", at, help)
@@ -42,11 +42,13 @@ def settings(
         path = f"{name}[{i}]"
         if item == Option(path) or item is node(Op.HYPER, value=path):  # it stays as it is
             continue
-        values[path] = setting(expressions, path, first, item, at)
+        values[path] = scheduled_value(expressions, path, first, item, at)
     return values
 
 
-def setting(expressions: Expressions, path: str, default: Value, found: Meaning, at: ast.AST | Span) -> Node:
+def scheduled_value(
+    expressions: Expressions, path: str, default: Value, found: Meaning, at: ast.AST | Span
+) -> Node:
     """The value itself, which must be one number per step for a hyperparameter that is a number."""
     if isinstance(default, bool | str) or default is None:
         what = "a string" if isinstance(default, str) else "an option" if default is None else "True or False"
@@ -110,7 +112,7 @@ def expression(source: Source, path: str, hypers: Mapping[str, Hyper]) -> Expres
     if isinstance(first, tuple):
         raise expressions.error(f"'{name}' is a tuple of {len(first)} values", at, f"schedule {name}[0]")
     try:
-        found = setting(expressions, path, first, expressions.value(at), at)
+        found = scheduled_value(expressions, path, first, expressions.value(at), at)
     except RecursionError:  # the caller itself stands deep in the stack
         raise RuleError("Python's stack is too small for this schedule", expressions.here) from None
     return Expression(found, expressions.facts, frozenset(expressions.used))

@@ -1,7 +1,7 @@
 """Statements of a rule: what names mean after each of them.
 
 A compile-time `if` does not choose here: both branches are lowered and merged with CHOOSE nodes, so a
-mistake on either is reported, and one program serves every setting of the options (`passes.specialise`).
+mistake on either is reported, and one program serves all options (`passes.specialise`).
 A name that only one branch assigns is UNDEF on the other.
 """
 
@@ -16,7 +16,7 @@ from optgen.ir.extent import Extent, fits
 from optgen.ir.node import REDUCTIONS, DType, Node, Op, const, node, rebuild
 from optgen.language.expressions import Expressions
 from optgen.language.grammar import nearest
-from optgen.language.schedule_expressions import settings
+from optgen.language.schedule_expressions import scheduled_values
 from optgen.language.scope import (
     CALLED,
     CONSTANTS,
@@ -218,7 +218,7 @@ class Statements:
                     + (", over=all" if limit is Extent.ALL else ""),
                 )
         if name in declared.hypers:
-            settings(self.expressions, name, declared.hypers[name].default, meaning, at)
+            scheduled_values(self.expressions, name, declared.hypers[name].default, meaning, at)
             self.expressions.used.add(name)
         if name == "t" and not (isinstance(meaning, Node) and meaning.extent <= Extent.STEP):
             raise self.error("'t' needs one value per step", at)

@@ -237,20 +237,20 @@ def _only_schedules(part: Program) -> bool:
 
 def _join(first: Program, then: Program) -> Program:
     """Two programs as one, by substituting what the first computes into the second."""
-    settings = {node(Op.HYPER, value=path): n for path, n in first.schedules.items()}
-    if settings:
-        then = with_modes(at_run_time(then, first.schedules), settings)
+    scheduled = {node(Op.HYPER, value=path): n for path, n in first.schedules.items()}
+    if scheduled:
+        then = with_modes(at_run_time(then, first.schedules), scheduled)
     counted = {} if first.count is None else {node(Op.COUNT): first.count}
     if first.kind != "before" and _only_schedules(then):
-        merged = merge(first, substituted(then, settings))
+        merged = merge(first, substituted(then, scheduled))
         return replace(merged, assigns=first.assigns, update=first.update, skip=first.skip, count=first.count)
     if first.kind == "before":
-        inputs = {load("g"): first.assigns["g"], **settings, **counted}
+        inputs = {load("g"): first.assigns["g"], **scheduled, **counted}
         merged = merge(first, unless(first.skip, substituted(then, inputs)))
         own = {k: n for k, n in first.assigns.items() if k != "g"}
         skip = either(first.skip, merged.skip)
         return replace(merged, gradient=gradient_of(first), assigns={**merged.assigns, **own}, skip=skip)
-    inputs = {load("g"): gradient_of(first), **settings, **counted}
+    inputs = {load("g"): gradient_of(first), **scheduled, **counted}
     if first.update:
         inputs[load("u")] = first.update[1]
     elif used := reads(then, "u"):

@@ -1,7 +1,7 @@
 """Program to program: everything between the text and the plan, as a visible list of functions.
 
-`recur` and `specialise` come first: one says for every setting which state the host computes, the other
-needs the settings of a parameter group. `PASSES` follow in order. None of them changes the value that the
+`recur` and `specialise` come first: one says for all options which state the host computes, the other
+needs the options of a parameter group. `PASSES` follow in order. None of them changes the value that the
 reference computes, except that `expand` rounds otherwise than a library does (its figures are there).
 """
 

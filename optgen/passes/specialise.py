@@ -1,7 +1,7 @@
-"""Programs for one setting: which states the host computes, and what is left of compile-time conditions.
+"""Specialisation: which states the host computes, and a program without compile-time conditions.
 
 In: a program, which of its conditions hold, and how many dimensions a tensor has. Out: a program without
-conditions, options and what only other settings use.
+conditions, options and what only other options use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from optgen.ir.semantics import constant
 def recur(program: Program) -> Program:
     """Turn tensor state that follows from STEP values alone into a recurrence that the host computes.
 
-    The answer holds for every setting of the options and for `train()` and `eval()`, so a state never
+    The answer holds for all options and for `train()` and `eval()`, so a state never
     changes its place.
     """
     host = {k for k, s in program.states.items() if s.extent is Extent.TENSOR}
@@ -34,6 +34,8 @@ def recur(program: Program) -> Program:
 
 
 def _with_extent(program: Program, names: Collection[str], extent: Extent) -> Program:
+    """Give some states another extent, wherever they are read."""
+
     def change(n: Node) -> Node | None:
         name = n.value or ""
         return load(name, extent=extent) if n.op is Op.LOAD and name in names else None
@@ -108,9 +110,9 @@ def specialise(
     chosen = bare.moved(done)
     for n in toposort(chosen.roots()):
         if n.op is Op.UNDEF:
-            settings = ", ".join(f"{text}: {truth}" for text, truth in truths.items())
+            conditions = ", ".join(f"{text}: {truth}" for text, truth in truths.items())
             raise RuleError(
-                f"'{n.value}' has no value with these options ({settings})",
+                f"'{n.value}' has no value with these options ({conditions})",
                 program.spans.get(n),
                 f"assign {n.value} on both branches",
             )
@@ -119,7 +121,7 @@ def specialise(
 
 
 def _narrowed(old: Node, new: Node) -> Node:
-    """A reduction whose options chose a coarser value than the text has: it counts what that stands for."""
+    """Scale a reduction by how many elements each value stands for: options made its operand coarser."""
     if new.op not in REDUCTIONS or new.extent is Extent.ALL or old.args[0].extent is new.args[0].extent:
         return new
     x, before, target = new.args[0], old.args[0].extent, new.extent
