@@ -14,12 +14,12 @@ import numpy as np
 
 from optgen.ir.extent import Extent
 from optgen.ir.facts import Value
+from optgen.ir.functions import TINY, Bounds, operation
 from optgen.ir.node import DType, Node, Op, load
 from optgen.ir.program import Program
 from optgen.ir.semantics import constant, evaluate
 
 Values = dict[Node, Any]
-Bounds = tuple[float, float]
 Limits = dict[Node, Bounds]
 
 
@@ -44,7 +44,6 @@ def values_of(nodes: Iterable[Node], leaves: Values) -> Values:
     return evaluate(nodes, leaf)
 
 
-TINY = math.ulp(0.0)
 REALS: Bounds = (-math.inf, math.inf)
 
 
@@ -106,25 +105,17 @@ def bounds_of(n: Node, found: Mapping[Node, Bounds], limits: Limits) -> Bounds:
             return (max(low, 0) if n.args[0] is n.args[1] else low), high
         case Op.DIV, [x, (low, high)] if low >= 0:  # and not 0, where it is defined
             return _times(x, (max(1 / high, TINY) if high else TINY, 1 / low if low else math.inf))
-        case Op.ABS, [(low, high)]:
-            return max(low, -high, 0), max(high, -low)
-        case Op.SQRT, [(low, high)]:
-            return math.sqrt(max(low, 0)), math.sqrt(max(high, 0))
-        case Op.EXP, _:
-            return TINY, math.inf
         case Op.POW, [(low, high), (least, _)] if low >= 0:
             most = math.inf if high > 1 or least < 0 else high if least >= 1 else 1
             return (TINY if low > 0 else 0), most
-        case Op.MAXIMUM, [x, y]:
-            return max(x[0], y[0]), max(x[1], y[1])
-        case Op.MINIMUM, [x, y]:
-            return min(x[0], y[0]), min(x[1], y[1])
         case Op.WHERE, [_, x, y]:
             return min(x[0], y[0]), max(x[1], y[1])
         case Op.SUM, [(low, _)] if low >= 0:
             return low, math.inf
         case ((Op.AMAX | Op.CAST), [x]):
             return x
+        case op, arguments if (row := operation(op)) and row.bounds:
+            return row.bounds(*arguments)
     return limits.get(n, REALS)
 
 

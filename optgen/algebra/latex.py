@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from optgen.ir import functions as fn
 from optgen.ir.extent import Extent
-from optgen.ir.node import REDUCTIONS, DType, Node, Op, const, toposort
+from optgen.ir.functions import FUNCTIONS, Function, Operation, operation
+from optgen.ir.node import REDUCTIONS, DType, Node, Op, const, load, toposort
 from optgen.ir.program import Program
 
 GREEK = (
@@ -26,12 +27,6 @@ SYMBOLS = {
     Op.LT: "<", Op.LE: r"\le", Op.EQ: "=", Op.NE: r"\ne",
 }  # fmt: skip
 RELATIONS = {"is": "=", "==": "=", "!=": r"\ne", "<": "<", "<=": r"\le", ">": ">", ">=": r"\ge"}
-WRITTEN = {
-    Op.SQRT: r"\sqrt{%s}", Op.ABS: r"\left|%s\right|", Op.FLOOR: r"\left\lfloor %s\right\rfloor",
-    Op.EXP: r"\exp\left(%s\right)", Op.LOG: r"\log\left(%s\right)", Op.TANH: r"\tanh\left(%s\right)",
-    Op.ATAN2: r"\operatorname{atan2}\left(%s, %s\right)", Op.MAXIMUM: r"\max\left(%s, %s\right)",
-    Op.COS: r"\cos\left(%s\right)", Op.MINIMUM: r"\min\left(%s, %s\right)",
-}  # fmt: skip
 RANDOM = {Op.NORMAL: r"\mathcal{N}(0, 1)", Op.UNIFORM: r"\mathcal{U}[0, 1)"}
 LONG = 40  # an expression of more operations than this gets a line of its own
 Spelling = tuple[str, int]  # a text, and how tightly it binds: 4 a relation, 6 +, 7 *, 8 a fraction
@@ -225,12 +220,13 @@ def _spell(n: Node, texts: Mapping[Node, Spelling], letters: _Letters, named: se
     known = _known(n)
     if known:
         text, parts = known
-        return text % tuple(texts[x][0] for x in parts), (6 if text == "%s" else ATOM)
+        return text % tuple(texts[x][0] for x in parts), ATOM
     x, y = n.args[0], n.args[-1]
     if n.op is Op.ADD and y.op is Op.MUL and y not in named and n is fn.lerp(x, *_last_two(y)):
         return _mean(x, *_last_two(y), texts, named), 6
-    if n.op in WRITTEN:
-        return WRITTEN[n.op] % tuple(texts[a][0] for a in n.args), ATOM
+    row = operation(n.op)
+    if row:
+        return row.latex % tuple(texts[a][0] for a in n.args), ATOM
     if n.op is Op.CAST:
         return texts[x]
     if n.op is Op.DIV:
@@ -259,12 +255,12 @@ def _spell(n: Node, texts: Mapping[Node, Spelling], letters: _Letters, named: se
 
 
 def _known(n: Node) -> tuple[str, list[Node]] | None:
-    """What functions of the language that are lowered to simpler operations look like."""
+    """A call of a function of the language: how it is written, and its arguments."""
+    for row in FUNCTIONS.values():
+        arguments = _arguments(row, n) if row.latex and not isinstance(row, Operation) else None
+        if arguments:
+            return row.latex, arguments
     x = n.args[0]
-    if n.op is Op.WHERE and x.op is Op.LT and n is fn.sign(x.args[1]):
-        return r"\operatorname{sign}\left(%s\right)", [x.args[1]]
-    if n.op is Op.MINIMUM and x.op is Op.MAXIMUM:
-        return r"\operatorname{clip}\left(%s, %s, %s\right)", [*x.args, n.args[1]]
     inner = x if n.op is Op.SQRT else n
     total = inner.args[0] if inner.op is Op.DIV else inner
     if total.op not in REDUCTIONS:
@@ -283,6 +279,23 @@ def _known(n: Node) -> tuple[str, list[Node]] | None:
     if n is total:
         return rf"\operatorname{{{n.op.value}}}{below}\left(%s\right)", [operand]
     return None
+
+
+def _arguments(row: Function, n: Node) -> list[Node] | None:
+    """What a function was called with where a node is what a call of it builds, else None."""
+    places = [load(str(i)) for i in range(row.arguments)]
+    met: dict[Node, Node] = {}
+    stack = [(row(*places), n)]
+    while stack:
+        pattern, part = stack.pop()
+        if pattern not in places:
+            if pattern.op is not part.op or len(pattern.args) != len(part.args):
+                return None
+            stack.extend(zip(pattern.args, part.args, strict=True))
+        if met.setdefault(pattern, part) is not part:
+            return None
+    arguments = [met[place] for place in places]
+    return arguments if row(*arguments) is n else None
 
 
 def _last_two(product: Node) -> tuple[Node, Node]:

@@ -7,7 +7,7 @@ do not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import reduce
@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from optgen.algebra.bounds import REALS, TINY, Bounds, Limits, Values, all_bounds, paths, values_of
+from optgen.algebra.bounds import REALS, Limits, Values, all_bounds, paths, values_of
 from optgen.algebra.proof import Sweep, signatures
 from optgen.ir.extent import Extent
 from optgen.ir.facts import Value
+from optgen.ir.functions import TINY, Bounds, operation
 from optgen.ir.node import COMPARISONS, DType, Node, Op, const, load, node, rewrite, toposort
 from optgen.ir.program import Program, State
 from optgen.ir.semantics import evaluate
@@ -42,8 +43,9 @@ TOLERANCE = 1e-10  # a larger relative difference in float64 is looked at: is it
 UNIT = 2.0**-52
 
 
-# How wrong a result is whose arguments x are wrong by d, before it is rounded itself; else the largest d.
-ERRORS: dict[Op, Callable[[list[Any], list[Any]], Any]] = {
+# How wrong an operator's result is whose arguments x are wrong by d, before it is rounded itself; else the
+# largest d. For a function its row says it.
+ERRORS: dict[Op, Callable[[Sequence[Any], Sequence[Any]], Any]] = {
     Op.ADD: lambda x, d: d[0] + d[1],
     Op.SUB: lambda x, d: d[0] + d[1],
     Op.MUL: lambda x, d: abs(x[0]) * d[1] + abs(x[1]) * d[0] + d[0] * d[1],
@@ -56,12 +58,6 @@ ERRORS: dict[Op, Callable[[list[Any], list[Any]], Any]] = {
         2 * abs(x[0] ** x[1]) * (abs(x[1] / x[0]) * d[0] + abs(np.log(abs(x[0]))) * d[1]),
         0.0,
     ),
-    Op.SQRT: lambda x, d: np.where(d[0] > 0, np.minimum(d[0] / np.sqrt(x[0]), np.sqrt(d[0])), 0.0),
-    Op.EXP: lambda x, d: np.exp(x[0]) * np.expm1(d[0]),
-    Op.LOG: lambda x, d: np.where(d[0] < x[0], d[0] / (x[0] - d[0]), math.inf),
-    Op.ATAN2: lambda x, d: np.where(d[0] + d[1] > 0, 2 * (d[0] + d[1]) / np.hypot(x[0], x[1]), 0.0),
-    Op.COS: lambda x, d: d[0],
-    Op.FLOOR: lambda x, d: np.where(np.floor(x[0] - d[0]) < np.floor(x[0] + d[0]), math.inf, 0.0),
 }
 
 
@@ -312,7 +308,9 @@ def _errors(order: Iterable[Node], values: Values, leaves: Values) -> Values:
             elif n.op is Op.SUM and n.args[0].extent is Extent.ELEMENT:
                 found[n] = np.sum(dx[0] + UNIT * np.size(x[0]) * abs(x[0]))
             else:
-                spread = ERRORS[n.op](x, dx) if n.op in ERRORS else reduce(np.maximum, dx)
+                row = operation(n.op)
+                rule = row.error if row else ERRORS.get(n.op)
+                spread = rule(x, dx) if rule else reduce(np.maximum, dx)
                 found[n] = np.max(spread) if n.op is Op.AMAX else spread + UNIT * abs(v)
     return found
 
@@ -324,7 +322,8 @@ def _undefined(n: Node, values: Values, errors: Values) -> bool:
         return True
     if n.op in (Op.DIV, Op.MOD, Op.POW):
         return bool(np.any((x[n.op is not Op.POW] == 0) & (errors[n.args[n.op is not Op.POW]] == 0)))
-    return n.op in (Op.SQRT, Op.LOG) and bool(np.any(x[0] + errors[n.args[0]] < (n.op is Op.LOG) * TINY))
+    row = operation(n.op)
+    return row is not None and bool(np.any(x[0] + errors[n.args[0]] < row.least))
 
 
 def _short(x: float) -> float:

@@ -18,17 +18,18 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
-from optgen.algebra.bounds import Bounds, Limits, Values, bounds_of, values_of
+from optgen.algebra.bounds import Limits, Values, bounds_of, values_of
 from optgen.ir import functions as fn
 from optgen.ir.extent import Extent
+from optgen.ir.functions import Bounds, operation, operations
 from optgen.ir.node import COMPARISONS, REDUCTIONS, DType, Node, Op, node
-from optgen.ir.semantics import MEANING, constant
+from optgen.ir.semantics import constant, meaning
 
+# Of operators; a function's row names sympy's.
 SYMPY: dict[Op, Callable[..., Any]] = {
     Op.ADD: operator.add, Op.SUB: operator.sub, Op.MUL: operator.mul, Op.DIV: operator.truediv,
-    Op.MOD: lambda x, y: x - y * sp.floor(x / y), Op.POW: operator.pow, Op.NEG: operator.neg, Op.ABS: abs,
-    Op.SQRT: sp.sqrt, Op.EXP: sp.exp, Op.LOG: sp.log, Op.TANH: sp.tanh, Op.ATAN2: sp.atan2, Op.COS: sp.cos,
-    Op.FLOOR: sp.floor, Op.MAXIMUM: sp.Max, Op.MINIMUM: sp.Min, Op.CAST: lambda x: x,
+    Op.MOD: lambda x, y: x - y * sp.floor(x / y), Op.POW: operator.pow, Op.NEG: operator.neg,
+    Op.CAST: lambda x: x,
     Op.LT: sp.Lt, Op.LE: sp.Le, Op.EQ: sp.Eq, Op.NE: sp.Ne, Op.AND: sp.And, Op.OR: sp.Or, Op.NOT: sp.Not,
     Op.WHERE: lambda c, a, b: sp.Piecewise((a, c), (b, True)),
     Op.CHOOSE: lambda c, a, b: sp.Piecewise((a, c), (b, True)),
@@ -180,7 +181,7 @@ class _Formula:
             elif n.op in CHOICES:
                 found[n] = self.expression(n) if signs is None else self.choice(n.op, args, signs)
             else:
-                found[n] = SYMPY[n.op](*args)
+                found[n] = sympy_of(n.op)(*args)
         return found
 
     def reduction(self, n: Node, x: Any) -> Any:
@@ -298,7 +299,8 @@ def _value(x: sp.Expr, point: Mapping[Any, float]) -> Any:
     args = [_value(arg, point) for arg in x.args]
     if x.is_Add or x.is_Mul:
         return sum(args) if x.is_Add else math.prod(args)
-    return np.power(*args) if x.is_Pow else MEANING[NODES[x.func]](*args)
+    op = Op.POW if x.is_Pow else op_of(x.func)
+    return meaning(op)(*args) if op else np.float64(np.nan)
 
 
 @lru_cache(maxsize=10_000)
@@ -335,8 +337,20 @@ def exact(n: Node) -> Any:
 
 
 NODES: dict[Any, Op] = {
-    sp.exp: Op.EXP, sp.log: Op.LOG, sp.tanh: Op.TANH, sp.atan2: Op.ATAN2, sp.floor: Op.FLOOR, sp.Abs: Op.ABS,
-    sp.cos: Op.COS,
-    sp.Max: Op.MAXIMUM, sp.Min: Op.MINIMUM, sp.And: Op.AND, sp.Or: Op.OR, sp.Not: Op.NOT,
+    sp.And: Op.AND, sp.Or: Op.OR, sp.Not: Op.NOT,
     sp.Lt: Op.LT, sp.Le: Op.LE, sp.Eq: Op.EQ, sp.Ne: Op.NE, sp.Mod: Op.MOD,
 }  # fmt: skip
+
+
+def sympy_of(op: Op) -> Callable[..., Any]:
+    """An operation on sympy's expressions."""
+    row = operation(op)
+    return getattr(sp, row.sympy) if row else SYMPY[op]
+
+
+def op_of(kind: Any) -> Op | None:
+    """The operation that a class of sympy's expressions is, if it is one."""
+    for row in operations():
+        if getattr(sp, row.sympy) is kind:
+            return row.op
+    return NODES.get(kind)

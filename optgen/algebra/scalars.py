@@ -9,9 +9,10 @@ from typing import Any
 import sympy as sp
 
 from optgen.algebra.bounds import paths
-from optgen.algebra.proof import NODES, SYMPY, exact
+from optgen.algebra.proof import exact, op_of, sympy_of
 from optgen.ir import functions as fn
 from optgen.ir.extent import Extent
+from optgen.ir.functions import operation
 from optgen.ir.node import REDUCTIONS, DType, Node, Op, const, node, toposort
 from optgen.ir.program import Program
 
@@ -33,7 +34,7 @@ def simplify(scalar: Node) -> Node:
     leaves: dict[Any, Node] = {}
     for n in order:
         if n.args:
-            values[n] = SYMPY[n.op](*(values[x] for x in n.args))
+            values[n] = sympy_of(n.op)(*(values[x] for x in n.args))
         elif n.op is Op.CONST:
             values[n] = sp.true if n.dtype is DType.BOOL and n.number else exact(n)
         else:
@@ -42,7 +43,7 @@ def simplify(scalar: Node) -> Node:
             values[n] = sp.Symbol(n.value or "t", **known)
             leaves[values[n]] = n
     short = sp.simplify(values[scalar])
-    if not all(f.func in NODES or isinstance(f, sp.Piecewise | sp.sign) for f in short.atoms(sp.Function)):
+    if not _known(short):
         return scalar
     found = _node(short, leaves)
     return found if len(toposort([found])) < len(order) else scalar
@@ -85,9 +86,12 @@ def _node(x: Any, leaves: Mapping[Any, Node]) -> Node:
     if isinstance(x, sp.sign):
         return fn.sign(_node(x.args[0], leaves))
     args = [_node(arg, leaves) for arg in x.args]
-    whole = node(NODES[x.func], *args[:2])
+    op = op_of(x.func)
+    if op is None:
+        raise ValueError(f"no operation for {x.func}")
+    whole = node(op, *args[:2])
     for extra in args[2:]:  # sympy's maximum, for one, takes any number
-        whole = node(NODES[x.func], whole, extra)
+        whole = node(op, whole, extra)
     return whole
 
 
@@ -95,15 +99,22 @@ def _node(x: Any, leaves: Mapping[Any, Node]) -> Node:
 def _partials(op: Op, count: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Symbols for the arguments of an operation, and its derivative with respect to each."""
     x, y = symbols = sp.symbols("x y", real=True)
-    if op is Op.FLOOR:
-        return symbols, (sp.Integer(0),)
+    row = operation(op)
+    if row and row.flat:
+        return symbols, (sp.Integer(0),) * count
     if op is Op.MOD:
         return symbols, (sp.Integer(1), -sp.floor(x / y))
     if op in (Op.MAXIMUM, Op.MINIMUM):
         first = sp.Piecewise((1, x >= y if op is Op.MAXIMUM else x <= y), (0, True))
         return symbols, (first, 1 - first)
-    value = SYMPY[op](*symbols[:count])
-    return symbols, tuple(sp.powsimp(sp.diff(value, s)) for s in symbols[:count])
+    value = sympy_of(op)(*symbols[:count])
+    partials = (sp.powsimp(sp.diff(value, s)) for s in symbols[:count])
+    return symbols, tuple(d if _known(d) else d.rewrite(sp.exp) for d in partials)
+
+
+def _known(x: Any) -> bool:
+    """Whether each function in an expression is one that nodes have."""
+    return all(op_of(f.func) or isinstance(f, sp.Piecewise | sp.sign) for f in x.atoms(sp.Function))
 
 
 def derive(program: Program, by: str, of: str = "p") -> Node:

@@ -1,7 +1,7 @@
 """Functions as arithmetic that every back end has, so that all of them round alike.
 
 In: argument nodes. Out: a node. Triton has no built-in for these, and a library call would differ between
-back ends. The pass `expand` puts them in an operation's place.
+back ends. A row of `ir.functions` names one of these, and the pass `expand` puts it in the operation's place.
 """
 
 from __future__ import annotations

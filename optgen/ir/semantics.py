@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from optgen.ir.extent import Extent
+from optgen.ir.functions import operation
 from optgen.ir.node import DType, Node, Op, toposort
 
 
@@ -21,20 +22,12 @@ def _where(condition: Any, a: Any, b: Any) -> Any:
     return np.where(condition, a, b)[()]
 
 
-def _maximum(a: Any, b: Any) -> Any:
-    """a where it is greater or NaN, else b: so of two zeros b, where np.maximum takes either."""
-    return _where(np.greater(a, b) | np.not_equal(a, a), a, b)
-
-
-def _minimum(a: Any, b: Any) -> Any:
-    return _where(np.less(a, b) | np.not_equal(a, a), a, b)
-
-
 def _upper_half(a: Any, b: Any) -> Any:
     product = np.asarray(a, np.uint64) * np.asarray(b, np.uint64)
     return (product >> np.uint64(32)).astype(np.uint32)[()]
 
 
+# Of operators and reductions; a function's is in its row.
 MEANING: dict[Op, Callable[..., Any]] = {
     Op.ADD: operator.add,
     Op.SUB: operator.sub,
@@ -43,16 +36,6 @@ MEANING: dict[Op, Callable[..., Any]] = {
     Op.MOD: np.mod,
     Op.POW: np.power,
     Op.NEG: operator.neg,
-    Op.ABS: np.abs,
-    Op.SQRT: np.sqrt,
-    Op.EXP: np.exp,
-    Op.LOG: np.log,
-    Op.TANH: np.tanh,
-    Op.ATAN2: np.arctan2,
-    Op.COS: np.cos,
-    Op.FLOOR: np.floor,
-    Op.MAXIMUM: _maximum,
-    Op.MINIMUM: _minimum,
     Op.LT: np.less,
     Op.LE: np.less_equal,
     Op.EQ: np.equal,
@@ -72,6 +55,12 @@ MEANING: dict[Op, Callable[..., Any]] = {
     Op.SUM: lambda x: np.sum(x, dtype=np.float64),
     Op.AMAX: np.max,
 }
+
+
+def meaning(op: Op) -> Callable[..., Any]:
+    """What an operation does to NumPy values."""
+    row = operation(op)
+    return row.numpy if row else MEANING[op]
 
 
 _KINDS = {DType.REAL: np.float64, DType.F32: np.float32, DType.U32: np.uint32, DType.BOOL: np.bool_}
@@ -115,7 +104,7 @@ def evaluate(
             elif n.op in (Op.SUM, Op.AMAX):
                 values[n] = (real if n.extent > Extent.ALL else np.float64)(MEANING[n.op](args[0]))
             else:
-                values[n] = MEANING[n.op](*args)
+                values[n] = meaning(n.op)(*args)
     return values
 
 

@@ -8,12 +8,11 @@ from functools import reduce
 from typing import cast
 
 from optgen.ir.extent import EXTENTS, Extent, join
-from optgen.ir.functions import REDUCTION_FUNCTIONS, STEP_FUNCTIONS, Reducer
+from optgen.ir.functions import FUNCTIONS, REDUCTION_FUNCTIONS, STEP_FUNCTIONS, Reducer
 from optgen.ir.node import Node, const, load, node
 from optgen.language.grammar import nearest
 from optgen.language.scope import (
     DECLARATIONS,
-    FUNCTIONS,
     NOT_YET,
     RANDOM,
     SPECIAL,
@@ -58,17 +57,18 @@ class Calls(Values):
                 continue
             what = f"argument '{keyword.arg}'" if keyword.arg else "'**'"
             raise self.error(f"{name}() takes no {what}", keyword)
-        count, build = FUNCTIONS.get(name, ({"where": 3, **dict.fromkeys(RANDOM, 0)}.get(name, 1), None))
+        row = FUNCTIONS.get(name)
+        count = row.arguments if row else {"where": 3, **dict.fromkeys(RANDOM, 0)}.get(name, 1)
         if len(at.args) != count:
             plural = "s" if count != 1 else ""
             raise self.error(f"{name}() takes {count} argument{plural}, not {len(at.args)}", at)
         if name in RANDOM:
             return self.random(name, at)
-        if build is None:
+        if row is None:
             return {"where": self.where, "prev": self.prev, "len": self.len}[name](at)
         if name in REDUCTION_FUNCTIONS:
-            return self.reduction(name, build, at)
-        built = build(*(self.value(a) for a in at.args))
+            return self.reduction(name, row, at)
+        built = row(*(self.value(a) for a in at.args))
         if name in STEP_FUNCTIONS and built.extent > Extent.STEP:
             raise self.error(f"{name}() works on values per step, and this is {built.extent.phrase}", at)
         return built

@@ -11,13 +11,12 @@ from functools import reduce
 from typing import Any, cast
 
 from optgen.ir.extent import Extent
-from optgen.ir.functions import power
+from optgen.ir.functions import FUNCTIONS, power
 from optgen.ir.node import DType, Node, Op, const, node
 from optgen.language.calls import Calls
 from optgen.language.comparisons import Comparisons
 from optgen.language.grammar import nearest
 from optgen.language.scope import (
-    FUNCTIONS,
     NOT_YET,
     RANDOM,
     SPECIAL,

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from optgen.errors import Source, Span
 from optgen.ir.extent import Extent
 from optgen.ir.facts import Fact, Value
-from optgen.ir.functions import ELEMENT_FUNCTIONS, REDUCTION_FUNCTIONS, STEP_FUNCTIONS
+from optgen.ir.functions import FUNCTIONS
 from optgen.ir.node import Node, Op, const, load, node, rebuild
 from optgen.ir.program import Hyper, Input, Requirement, State
 from optgen.ir.semantics import constant
@@ -24,20 +25,13 @@ MAX_SIZE = 100_000  # statements and expressions, after unrolling
 STORES = ("p", "g", "u")
 SHAPES = ("numel", "ndim", "rows", "cols")
 CONSTANTS = {"pi": const(math.pi), "inf": const(math.inf)}
-FUNCTIONS = {**ELEMENT_FUNCTIONS, **STEP_FUNCTIONS, **REDUCTION_FUNCTIONS}
 SPECIAL = ("where", "prev", "len", "range")
 RANDOM = {"normal": Op.NORMAL, "uniform": Op.UNIFORM}
 DECLARATIONS = ("hyper", "require", "state", "keys", "input")
 STATEMENTS = ("skip",)  # calls that are statements of a step
 NOT_YET = ("orthogonalize", "inverse_root", "eigh", "qr")
-CALLED = (
-    *FUNCTIONS,
-    *SPECIAL,
-    *RANDOM,
-    *DECLARATIONS,
-    *STATEMENTS,
-    *NOT_YET,
-)  # names that stand for no value
+BUILT_IN = dict.fromkeys((*SPECIAL, *RANDOM, *DECLARATIONS, *STATEMENTS, *NOT_YET))
+CALLED: Collection[str] = ChainMap[str, Any](FUNCTIONS, BUILT_IN)  # names that stand for no value
 
 
 @dataclass(frozen=True)

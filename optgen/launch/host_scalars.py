@@ -15,7 +15,7 @@ import numpy as np
 
 from optgen.ir.facts import lookup, path_of
 from optgen.ir.node import Node, Op, toposort
-from optgen.ir.semantics import MEANING, literal
+from optgen.ir.semantics import literal, meaning
 
 
 def step_leaf(n: Node, options: Mapping[str, Any], step: float, facts: Mapping[str, float]) -> Any:
@@ -61,7 +61,7 @@ class Program(NamedTuple):
 def program_of(nodes: tuple[Node, ...]) -> Program:
     """The functions that compute some nodes, in float64 and by the meaning of each operation."""
     order = toposort(nodes)
-    known: dict[str, Any] = {f"f{op.name}": meaning for op, meaning in MEANING.items()}
+    known: dict[str, Any] = {f"f{n.op.name}": meaning(n.op) for n in order if n.args}
     names = {n: f"v{i}" for i, n in enumerate(order)}
     hypers = [n for n in order if n.op is Op.HYPER]
     facts = [n for n in order if n.op in (Op.SHAPE, Op.LOAD)]

@@ -1,4 +1,8 @@
-"""Operations that no back end has, written out in those that every back end has."""
+"""Operations that no back end has, written out in those that every back end has.
+
+In: a program, or values per step for a device. Out: the same in simpler operations. What a function becomes
+its row in `ir.functions` says.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,18 @@ from typing import Any, cast
 
 from optgen.ir import expansions
 from optgen.ir.extent import Extent
+from optgen.ir.functions import operation
 from optgen.ir.node import LEAVES, Node, Op, const, rebuild, toposort
 from optgen.ir.program import Program
 from optgen.ir.semantics import constant
 from optgen.passes import philox
 from optgen.passes.fold import without
 
+OPERATORS = {Op.POW: expansions.power, Op.MOD: expansions.mod}
+
 
 def expand(program: Program) -> Program:
-    """Write `tanh`, `atan2`, `**` and random numbers out in simpler operations, but for the host's."""
-    rules: dict[Op, Callable[..., Node]] = {
-        Op.TANH: expansions.tanh,
-        Op.ATAN2: expansions.atan2,
-        Op.POW: expansions.power,
-    }
+    """Write `tanh` and such, `**` and random numbers out in simpler operations, but for the host's."""
     random = {Op.NORMAL: philox.normal, Op.UNIFORM: philox.uniform}
     drawn = {n.value: n.op for n in toposort(program.roots()) if n.op in random}
     draws = {value: i for i, value in enumerate(sorted(drawn, key=str))}
@@ -28,23 +30,25 @@ def expand(program: Program) -> Program:
     def write_out(n: Node) -> Node | None:
         if n.op in random:
             return random[n.op](draws[n.value])
-        return rules[n.op](*n.args) if n.op in rules and n.extent > Extent.STEP else None
+        written = expansion(n.op) if n.extent > Extent.STEP else None
+        return written(*n.args) if written else None
 
     return program.map(write_out)
 
 
+def expansion(op: Op) -> Callable[..., Node] | None:
+    """What an operation is written out as; None for one that every back end has."""
+    row = operation(op)
+    return row.expansion if row else OPERATORS.get(op)
+
+
 def spelled_out(roots: Sequence[Node]) -> list[Node]:
-    """Values per step with `**`, `tanh`, `atan2` and `%` written out too, for a device that computes them."""
-    rules: dict[Op, Callable[..., Node]] = {
-        Op.TANH: expansions.tanh,
-        Op.ATAN2: expansions.atan2,
-        Op.POW: expansions.power,
-        Op.MOD: expansions.mod,
-    }
+    """Values per step with `**`, `%` and functions written out too, for a device that computes them."""
     done: dict[Node, Node] = {}
     for n in toposort(roots):
         args = tuple(done[a] for a in n.args)
-        written = rules[n.op](*args) if n.op in rules else rebuild(n, args)
+        written_out = expansion(n.op)
+        written = written_out(*args) if written_out else rebuild(n, args)
         settled: dict[Node, Node] = {}
         for part in toposort([written]):
             settled[part] = _settled(rebuild(part, tuple(settled[a] for a in part.args)))
