@@ -19,10 +19,10 @@ export OPTGEN_REQUIRE_SIMULATED_GPU ?= 1
 PYTEST := $(THREADS) $(BIN)/python -m pytest -n $(WORKERS)
 # Triton reads TRITON_INTERPRET when it decorates a kernel: one process cannot both compile and interpret.
 INTERPRET := TRITON_INTERPRET=1
-INTERPRETER_TESTS := tests/test_interpreter*.py tests/test_gpu.py
+INTERPRETER_TESTS := tests/interpreter tests/gpu/test_gpu.py
 # The trainers are slow to import and are a run of their own.
 INTEGRATION_TESTS := tests/integration
-OTHER_TESTS := tests --ignore-glob='*test_interpreter*' --ignore=$(INTEGRATION_TESTS)
+OTHER_TESTS := tests --ignore=tests/interpreter --ignore=$(INTEGRATION_TESTS)
 
 .DEFAULT_GOAL := help
 .PHONY: help .venv demo test test-all test-integration test-gpu lint format docs bench clean distclean

@@ -71,7 +71,7 @@ def _built(draw: Callable[[str], Page], names: list[str]) -> Iterator[Page]:
 def _importable() -> Iterator[None]:
     """The modules here, and the oracles of the tests, to be imported in this process and its workers."""
     before = sys.path.copy()
-    sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+    sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "support")]
     try:
         yield
     finally:

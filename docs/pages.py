@@ -91,7 +91,7 @@ def drawn(name: str) -> Page:
 
 
 def learns(name: str) -> Mapping[str, Any]:
-    """The options with which a rule learns in the tests, from its oracle in tests/oracles."""
+    """The options with which a rule learns in the tests, from its oracle in tests/support/oracles."""
     from oracles import every
 
     known = every().get(name)

@@ -7,11 +7,11 @@ import weakref
 
 import pytest
 import torch
+from test_launcher import spy
 from torch import nn
 
 import optgen
 from optgen import release, training
-from test_launch import spy
 
 RULES = {
     "adamw": ("adamw",),

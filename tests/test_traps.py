@@ -1,6 +1,6 @@
 """Traps that other optimizer libraries fell into, by their numbers in the project's list.
 
-4, 9, 10, 24 and a part of 27, on distributed tensors, are in `test_distributed.py`, 11 in `test_scaler.py`,
+4, 9, 10, 24 and a part of 27, on distributed tensors, are in `test_dtensor.py`, 11 in `test_grad_scaler.py`,
 13 and a part of 22 in `test_gpu.py`. 1 and 12 wait for what they are about, compensated and 8-bit storage.
 
 Those of the second part have the numbers of a list of their own. More of its 7 to 10 is in `test_cache.py`.
@@ -23,6 +23,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from test_kernels import check_far
 from torch import nn
 
 import optgen
@@ -35,7 +36,6 @@ from optgen.compiler import planned
 from optgen.launch.launcher import resolve
 from optgen.launch.run import Launch
 from optgen.plan.plan import Step
-from test_backends import check_far
 
 SIZES = (1, 7, 1025, 40_001)  # below and above every vector, block and chunk
 

@@ -1,6 +1,6 @@
 """Rules as mathematics: whether two are the same, STEP scalars made shorter, derivatives, LaTeX.
 
-In: programs from `syntax`. Out: an `Equality`, a `Node`, a text. Only this
+In: programs of rules' texts. Out: an `Equality`, a `Node`, a text. Only this
 package imports sympy.
 
 Numbers are real here, and a constant is the decimal that was written. Nothing found here may replace

@@ -1,7 +1,7 @@
 """Values per step where the device alone knows which step it is: in a CUDA graph, or under a gradient scaler.
 
 In: a bucket whose parameters have their counters on the device. Out: its table of scalars, filled there by
-one launch (`backends.triton.prologue`) from counters, states and a table of hyperparameters, which is sent
+one launch (`triton.step_scalars`) from counters, states and a table of hyperparameters, which is sent
 only when one has changed. A hyperparameter that is a tensor on the device is read there in every step.
 """
 

@@ -49,7 +49,7 @@ class Shard:
 
     @cached_property
     def place(self) -> tuple[int, ...]:
-        """`every0`, `skip0`, `every1`, `skip1`, `offset`: see `backends.PLACE`.
+        """`every0`, `skip0`, `every1`, `skip1`, `offset`: see `backends.layout.PLACE`.
 
         Raises:
             ValueError: the part is no box, or three dimensions are divided.

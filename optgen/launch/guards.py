@@ -300,7 +300,7 @@ def _look() -> np.ndarray | None:
 
 
 def _layout() -> tuple[int, ...] | None:
-    """Where a C++ tensor says what it is a lazy view of, its dimensions and version: `backends.cpu.objects`.
+    """Where a C++ tensor says what it is a lazy view of, its dimensions and version; see `cpu.pyobjects`.
 
     All are found by comparing tensors: torch says of none where it is, and the first and the last in no C
     function. None where it is not plain to see, or where a Python tensor does not begin with its C++

@@ -5,7 +5,7 @@ again, if nothing but values, gradients, options and addresses of gradients has 
 touched, and the step is recorded anew. What is compared costs well under a microsecond a tensor, where
 describing a tensor's part in a step costs ten.
 
-No tensor is kept alive by what is remembered of it: `watching` compares which objects there are,
+No tensor is kept alive by what is remembered of it: `object_guards` compares which objects there are,
 `launch.guards` what they are and where they lie. What differs between rules (random numbers, inputs, states
 of the host or of slices, numbers for the whole optimizer) is a table of the recording, and refreshed.
 """

@@ -23,7 +23,7 @@ from optgen.plan.plan import Buffer, Plan, Step
 
 
 def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
-    """Schedule a lowered program (see `passes.lower`) for the given storage of `p`, `g` and its states.
+    """Schedule a lowered program (of `passes.pipeline`) for the storage of `p`, `g` and its states.
 
     Among the ways to place stores and reductions and to spill, the one that moves the fewest bytes wins;
     of equals, the one that spills least, and then the one that writes earliest.

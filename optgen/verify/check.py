@@ -106,7 +106,7 @@ class Request:
     Attributes:
         program: a rule, or a chain with one.
         backends: some of `present()`.
-        dtypes: of parameters and gradients, some of `settings.DTYPES`.
+        dtypes: of parameters and gradients, some of `plan.codecs.DTYPES`.
         state_dtype: the storage of new state; by default each parameter's own.
         settings: options that depart from the defaults, one dict a setting.
         steps: how many steps each trial takes.

@@ -94,7 +94,7 @@ def hold(words: Any, lists: int, out: int) -> bool:
     """`lists_hold` and `dicts_hold` of a list of lists.
 
     An array handed in costs as much as checking ten objects: where all lie is in `words`, for
-    `watching.CompiledWatch` to say.
+    `launch.object_guards.CompiledWatch` to say.
     """
     item, following, put, count = words[0], words[1], words[2], words[3]
     ends, objects, slots = vector(words, 4), vector(words, 6), vector(words, 8)
@@ -325,7 +325,7 @@ def make(words: Any, more: Any, fixed: int, free: int, count: float, free_grad: 
     """A step: what `guard` says, and 0, with nothing done, where a parameter has not made `count` steps.
 
     `more` says where the rest lies: counters, and which are float64; tables' cells for addresses of free
-    tensors, and of which; functions of one pointer, and their pointers (see `launch.onecall`); what sets an
+    tensors, and of which; functions of one pointer, and their pointers (see `launch.one_call`); what sets an
     attribute, its name and None, for the gradient of the first fixed tensor with `free_grad`.
     """
     found = found_as(words, fixed, free)

@@ -1,7 +1,7 @@
 """A plan as Triton source: one multi-tensor kernel per step, or few.
 
 In: a layout. Out: the source of a module (`emit`), and a `Kernel` that launches it (`TritonKernel`).
-`ahead` compiles the same source where there is no GPU.
+`ahead_of_time` compiles the same source where there is no GPU.
 
 A program instance updates one chunk of one tensor, block by block. A block that lies whole inside a tensor
 takes the path without a mask, whose loads and stores are 128 bits wide; tails take the masked one. Both

@@ -14,7 +14,7 @@ from optgen.config.report import opening
 from optgen.config.settings import ConfigError
 from optgen.config.types import TYPES
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLE = (DOCS / "examples" / "two_losses.yaml").read_text(encoding="utf-8")
 PAGE = (DOCS / "speechain.md").read_text(encoding="utf-8")
 STEPS = 600

@@ -13,7 +13,7 @@ from torch import nn
 import optgen
 from optgen import tree
 
-PAGE = Path(__file__).parent.parent / "docs" / "optimisers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "optimisers.md"
 SHAPES = ((7,), (4, 5), (), (33, 3))
 
 # A rule here, and the class that must give the same bits.

@@ -118,7 +118,7 @@ def adamw(params, **options):
 
 
 def watching(rule, *options):
-    """What the average is, and that `eval()` and `train()` swap it, tests/test_packages_c.py checks."""
+    """tests/rules/test_tensorwise_packages.py checks the average, and that `eval()` and `train()` swap it."""
     source = "torch.optim.AdamW, which it must leave as it is"
     return Oracle(rule, source, torch_class(adamw), settings(*options), "torch", chain=("adamw", rule))
 

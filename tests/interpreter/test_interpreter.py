@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
+import test_codecs as codecs
+import test_kernels as backends
+import test_philox as philox
 from hypothesis import given
 from hypothesis import strategies as st
+from test_kernels import MIXED
 
-import test_backends as backends
-import test_codecs as codecs
-import test_philox as philox
 from buckets import Bucket, bucket, planned, raw
 from optgen.backends.triton.kernels import TritonKernel, interpreting
 from strategies import CODEC_LISTS, cases, compiled, staged
-from test_backends import MIXED
 
 pytestmark = pytest.mark.skipif(not interpreting(), reason="needs TRITON_INTERPRET=1")
 ANY = cases(reductions=True, tensor_states=True)

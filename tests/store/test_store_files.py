@@ -256,8 +256,8 @@ class ForkServer:
     """Children that update a store until they are killed; see `killed_store`."""
 
     def __init__(self):
-        tests = Path(__file__).parent
-        environment = {**os.environ, "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
+        home = Path(killed_store.__file__).parent
+        environment = {**os.environ, "PYTHONPATH": f"{home.parents[1]}{os.pathsep}{home}"}
         command = [sys.executable, "-c", "import killed_store; killed_store.main()"]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)

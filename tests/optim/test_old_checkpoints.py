@@ -11,7 +11,7 @@ import torch
 
 import optgen
 
-SAVED = torch.load(Path(__file__).parent / "golden" / "saved_by_0_1_0.pt", weights_only=False)
+SAVED = torch.load(Path(__file__).parents[1] / "golden" / "saved_by_0_1_0.pt", weights_only=False)
 OWN = "hyper(lr=0.1)\nstate(m=0)\nm = 0.5*m + g\np = p - lr*m\n"
 MAKE = {
     "AdamW": lambda groups: optgen.AdamW(groups, lr=1e-2, amsgrad=True),

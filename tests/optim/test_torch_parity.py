@@ -19,7 +19,7 @@ import optgen
 from optgen.errors import Source
 from optgen.language.parse import parse
 
-RULES = Path(__file__).parent.parent / "rules"
+RULES = Path(__file__).parents[2] / "rules"
 STEPS = 200
 SHAPES = [(), (7,), (33, 4)]
 ABSENT = 1  # the parameter that has no gradient in every fifth step

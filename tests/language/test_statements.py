@@ -1,4 +1,4 @@
-"""What the rule language accepts, and what it means: rules are evaluated with `semantics.evaluate`."""
+"""What the rule language accepts, and what it means: rules are evaluated with `ir.semantics.evaluate`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from optgen.ir.semantics import evaluate
 from optgen.language.grammar import decode
 from optgen.language.parse import parse
 
-RULES = sorted((Path(__file__).parent.parent / "rules").glob("*.rule"))
+RULES = sorted((Path(__file__).parents[2] / "rules").glob("*.rule"))
 P, G = np.array([1.0, -2.0, 0.5, 0.0]), np.array([0.1, -0.3, 0.0, 2.0])
 RELATIONS = {
     "==": operator.eq,

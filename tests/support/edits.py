@@ -1,8 +1,8 @@
 """Edits at random between two steps of an optimizer, and the judge of what comes of them.
 
 In: a back end, a device and seeds. Out: for each edit of each seed what the step after it did, as `judge.py`
-has it; the edits are in `changes.py`. `python tests/edits.py --backend cpu --seeds 7:8` runs one seed again;
-with `--guard` each tensor lies between pages that nobody may touch, see `guard.c`.
+has it; the edits are in `changes.py`. `python tests/support/edits.py --backend cpu --seeds 7:8` runs one seed
+again; with `--guard` each tensor lies between pages that nobody may touch, see `guard.c`.
 
 A wrong address ends the process, so cases run in processes of their own, which say first what they do.
 """

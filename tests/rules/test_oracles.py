@@ -3,8 +3,8 @@
 100 steps, three shapes, two settings of the hyperparameters, on gradients that do not depend on the
 parameters: float64 to 1e-10, float32 to 1e-5 of a tensor's largest element. The oracle always runs in
 float64, on numbers that float32 holds. `rules/ORACLES.md` has a row for each rule; `pytest
-tests/test_oracles.py --update-golden` writes it, and without that option a row must be as it was written:
-the same oracle and version, differences no more than ten times those in the table.
+tests/rules/test_oracles.py --update-golden` writes it, and without that option a row must be as it was
+written: the same oracle and version, differences no more than ten times those in the table.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import optgen
 from optgen import library
 from oracles import Step, every
 
-TABLE = Path(__file__).parent.parent / "rules" / "ORACLES.md"
+TABLE = Path(__file__).parents[2] / "rules" / "ORACLES.md"
 HEAD = """\
 # What each rule is checked against
 
-Written by `pytest tests/test_oracles.py --update-golden`. Difference: the largest max|a - b| / max|b| of a
-tensor over 100 steps, three shapes and every setting; the oracle runs in float64.
+Written by `pytest tests/rules/test_oracles.py --update-golden`. Difference: the largest max|a - b| / max|b|
+of a tensor over 100 steps, three shapes and every setting; the oracle runs in float64.
 
 | rule | oracle | version | float32 | float64 |
 |---|---|---|---|---|
@@ -124,7 +124,7 @@ def test_a_hundred_steps(rule, request):
     if request.config.getoption("--update-golden"):
         write({**table, rule: cells})
         return
-    assert rule in table, "no row: run `pytest tests/test_oracles.py --update-golden`, and review it"
+    assert rule in table, "no row: run `pytest tests/rules/test_oracles.py --update-golden`, and review it"
     assert table[rule][:2] == cells[:2]
     for recorded, now in zip(table[rule][2:], worst.values(), strict=True):
         assert now <= max(10 * float(recorded), FLOOR)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from test_kernels import COMMON, DEVICE_STATE, MIXED, RULES, variants
 
 from buckets import planned
 from optgen import library
@@ -13,7 +14,6 @@ from optgen.backends.triton.ahead_of_time import compile_ahead, gpu_target
 from optgen.backends.triton.kernels import interpreting
 from optgen.passes.expand import spelled_out
 from sliced import FACTORED
-from test_backends import COMMON, DEVICE_STATE, MIXED, RULES, variants
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="one process cannot both compile and interpret")
 WIDE = ("adam_atan2", "adan", "adapnm")  # five states and more, or a long expansion

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_tiles import forgotten
 from torch import nn
 
 import edits
@@ -19,10 +20,8 @@ from optgen import library
 from optgen.library import CLASSES, class_of, runnable
 from optgen.passes.specialise import shaped
 from optgen.verify.differential import Case, run
-from test_tiles import forgotten
 from virtual_gpu import device
 
-HERE = Path(__file__).parent
 RULES = {  # of each class, and how many steps
     "adamw": 3, "sgd": 2, "nadam": 2, "rprop": 2, "lamb": 2, "adafactor": 2, "schedulefree_adamw": 2,
     "prodigy": 2, "sgld": 2, "sophia": 2, "polyak_sgd": 2,
@@ -111,11 +110,12 @@ def test_maxima_of_a_step_that_failed_are_forgotten(gpu):
 def test_a_part_of_a_tensor_without_rows():
     """Its columns have sums nevertheless, of which other processes have the elements."""
     device.require()
-    script = HERE / "empty_part.py"
+    script = Path(edits.__file__).with_name("empty_part.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+CHECKOUT = Path(optgen.__file__).parent.parent
 SEEDS = range(6000, 6280)  # of 50 edits and more for each class
 
 
@@ -132,7 +132,7 @@ def test_edits_between_steps():
 
 def test_the_benchmark_comes_to_its_end(gpu, monkeypatch, capsys):
     gpu.log = gpu.memory = False
-    monkeypatch.syspath_prepend(HERE.parent / "benchmarks")
+    monkeypatch.syspath_prepend(CHECKOUT / "benchmarks")
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--dry", "--only", "SGD"])
     assert not import_module("gpu").main()
     assert "SGD, bf16+fp32" in capsys.readouterr().out
@@ -166,7 +166,7 @@ def test_another_triton(tmp_path):
     lines = "\n".join(line.strip() for line in code.strip().splitlines())
     environment = {"TRITON_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run(
-        [sys.executable, "-c", lines], cwd=HERE.parent, env={**edits.os.environ, **environment},
+        [sys.executable, "-c", lines], cwd=CHECKOUT, env={**edits.os.environ, **environment},
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]

@@ -333,7 +333,7 @@ ORACLES = [
         "torch",
         chain=("clip_global_norm", "sgd"),
     ),
-    # What it leaves out, tests/test_packages_e.py checks.
+    # What it leaves out, tests/rules/test_global_packages.py checks.
     Oracle(
         "skip_if_nonfinite",
         "torch.optim.AdamW, where all is finite",

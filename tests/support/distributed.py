@@ -1,4 +1,4 @@
-"""What each process of a group does in `test_distributed.py`: train, save, load, count collectives."""
+"""What each process of a group does in `test_dtensor.py`: train, save, load, count collectives."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`features.md`: each row of `rows.py`, the tests named after it, and what became of them.
 
-In: the names in tests/*.py, and outcomes as pytest reports them. Out: the table. `conftest.py` hands the
+In: the names in tests/**/*.py, and outcomes as pytest reports them. Out: the table. `conftest.py` hands the
 outcomes over when pytest runs with `--update-golden`; `test_rows.py` checks the table without it.
 """
 
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from rows import ROWS, SYSTEMS
 
-HERE = Path(__file__).parent
-TABLE = HERE / "features.md"
+TESTS = Path(__file__).parents[1]
+TABLE = TESTS / "features.md"
 NAME = re.compile(rf"test_({'|'.join(SYSTEMS).lower()})_(\d\d)_")
 HEAD = """\
 # The four systems, feature by feature
@@ -43,10 +43,10 @@ def row_of(test: str) -> str | None:
     return f"{found[1].upper()}-{found[2]}" if found else None
 
 
-def named_tests(folder: Path = HERE) -> dict[str, list[str]]:
+def named_tests(folder: Path = TESTS) -> dict[str, list[str]]:
     """The tests in a folder that are named after rows, as `file.py::test_gen_01_…`, in order."""
     found: dict[str, list[str]] = {}
-    for path in sorted(folder.glob("test_*.py")):
+    for path in sorted(folder.rglob("test_*.py"), key=lambda path: path.name):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and (row := row_of(node.name)):
                 found.setdefault(row, []).append(f"{path.name}::{node.name}")

@@ -8,7 +8,7 @@ import torch
 
 from optgen import store
 
-PAGE = Path(__file__).parent.parent / "docs" / "gen.md"
+PAGE = Path(__file__).parents[2] / "docs" / "gen.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
 
 

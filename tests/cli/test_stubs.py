@@ -13,7 +13,7 @@ from optgen import library
 from optgen.cli import main, stubs
 from optgen.optim.signature import FLAGS
 
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 PATH = CHECKOUT / "optgen" / "__init__.pyi"
 
 RIGHT = """

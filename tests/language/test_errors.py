@@ -22,7 +22,7 @@ from optgen.language.grammar import decode
 from optgen.language.parse import parse
 
 Golden = Callable[[str, str], None]
-ERRORS = Path(__file__).parent / "golden" / "errors"
+ERRORS = Path(__file__).parents[1] / "golden" / "errors"
 WRONG = sorted(ERRORS.glob("*.rule"))
 
 

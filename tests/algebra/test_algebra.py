@@ -25,7 +25,7 @@ from optgen.language.parse import parse
 from optgen.passes.hoist import hoist
 from optgen.passes.specialise import specialise
 
-RULES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "rules").glob("*.rule"))}
+RULES = {path.stem: path for path in sorted((Path(__file__).parents[2] / "rules").glob("*.rule"))}
 # Values of slices or of all tensors, random numbers and further inputs are not compared.
 COMPARED = [name for name in RULES if flat(name)]
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from test_rules import inputs
 from torch import nn
 
 import optgen
@@ -18,7 +19,6 @@ from optgen.launch.launcher import Launcher
 from optgen.launch.work import Work
 from optgen.library import runnable
 from optgen.optim.hyperparameters import complete_group
-from test_rules import inputs
 
 pytestmark = pytest.mark.skipif(not interpreting(), reason="needs TRITON_INTERPRET=1")
 SHAPES = [(3, 4), (5,), (2, 3)]
