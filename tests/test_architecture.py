@@ -82,7 +82,7 @@ def names_in(path):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_named_is_there(page):
-    """`plan/graph.py:Graph.of` is a file below optgen/ and what it defines; other files are the checkout's."""
+    """`plan/graph.py:Graph.of` is a file below optgen/ and what it defines; other files the checkout's."""
     pattern = r"`((?:[\w.]+/)*\w+\.(?:py|pyi|md|json|toml|txt|yml))(?::([\w.]+))?`"
     named = set(re.findall(pattern, PAGES[page]))
     assert named
