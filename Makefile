@@ -25,7 +25,7 @@ INTEGRATION_TESTS := tests/integration
 OTHER_TESTS := tests --ignore=tests/interpreter --ignore=$(INTEGRATION_TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-all test-integration test-gpu lint format docs bench clean distclean
+.PHONY: help .venv demo test test-all test-integration test-gpu rule lint format docs bench clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -59,6 +59,11 @@ test-integration: .venv/installed  ## train with Hugging Face, Lightning, Accele
 
 test-gpu: .venv/installed  ## run the tests that need a GPU
 	$(BIN)/python -m pytest tests --ignore=$(INTEGRATION_TESTS) -m gpu
+
+# NAME from the command line only: some systems have one in the environment.
+rule: .venv/installed  ## NAME=my_rule: start a shipped rule, and write what is generated for it
+	@test "$(origin NAME)" = "command line" || { echo "Name the rule: make rule NAME=my_rule" >&2; exit 1; }
+	$(BIN)/python -m optgen new --shipped '$(NAME)'
 
 lint: .venv/installed  ## check style and types
 	$(BIN)/ruff check

@@ -47,7 +47,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page.uri, content=page.text))
         if page.figure:
             files.append(File.generated(config, page.figure_uri, content=page.figure))
-    files.append(File.generated(config, "readme.md", content=README.read_text(encoding="utf-8")))
+    readme = README.read_text(encoding="utf-8").replace("](docs/", "](")  # its links are a checkout's
+    files.append(File.generated(config, "readme.md", content=readme))
     sections = [
         {pages.HEADINGS[kind][0]: [{made[f"rules/{n}.md"].title: f"rules/{n}.md"} for n in members]}
         for kind, members in classes.items()

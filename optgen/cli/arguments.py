@@ -28,6 +28,7 @@ for example: optgen check clip_norm adamw cautious
 Transforms alone cannot run: they are chained with sgd, or with adamw where one comes after a rule."""
 COMMANDS = {
     "list": "list the shipped rules",
+    "new": "write a rule to start from, NAME.rule, and say what comes next",
     "show": "show a rule: its text, hyperparameters and state, or only the views asked for",
     "emit": "print the source that a back end compiles",
     "check": "compare every back end with the reference; exit code 1 where one disagrees",
@@ -72,6 +73,7 @@ def parser() -> Parser:
         _storage(made[name])
     for name in ("emit", "compile"):
         made[name].add_argument("--math", choices=("exact", "fast"), default="exact", help="default: exact")
+    _new(made["new"])
     _show(made["show"])
     _emit(made["emit"])
     _check(made["check"])
@@ -101,6 +103,15 @@ def _storage(made: argparse.ArgumentParser) -> None:
         default=NDIM,
         metavar="N",
         help=f"dimensions, where the rule asks; default: {NDIM}",
+    )
+
+
+def _new(made: argparse.ArgumentParser) -> None:
+    made.add_argument("name", metavar="NAME", help="what the rule is called: letters, digits and _")
+    made.add_argument(
+        "--shipped",
+        action="store_true",
+        help="in a checkout: write rules/NAME.rule, if it is not there, and what is generated for it",
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,7 +27,7 @@ from optgen import library
 from optgen.backends import cache
 from optgen.backends.layout import Layout
 from optgen.backends.registry import BACKENDS
-from optgen.cli import render
+from optgen.cli import generated, new, render
 from optgen.cli.arguments import parser, unknown_command
 from optgen.cli.set_option import assign
 from optgen.compiler import Compiler, costs, planned
@@ -102,6 +103,16 @@ def _record(name: str) -> dict[str, Any]:
     program = library.rule(name)
     own = {"name": name, "kind": program.kind, "class": class_of(program)}
     return {**own, **costs(program), "source": program.doc.partition("\n")[0]}
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    if arguments.shipped:
+        for line in generated.ship(arguments.name):
+            print(line, flush=True)
+    else:
+        new.check_name(arguments.name)
+        print(new.next_steps(new.write(arguments.name, Path())))
+    return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -319,6 +330,7 @@ def _run(words: Sequence[str]) -> int:
 
 COMMANDS = {
     "list": _list,
+    "new": _new,
     "show": _show,
     "emit": _emit,
     "check": _check,
