@@ -80,7 +80,7 @@ def test_no_command_shows_the_commands(optgen):
         (["lst"], "did you mean 'optgen list'?"),
         (["chekc", "adamw"], "did you mean 'optgen check adamw'?"),
         (["adamw"], "it is a rule: optgen show adamw"),
-        (["frobnicate"], "the commands are list, show, emit, check, compile, stubs, demo"),
+        (["frobnicate"], "the commands are list, new, show, emit, check, compile, stubs, demo"),
     ],
 )
 def test_an_unknown_command_gets_a_hint(optgen, words, hint):
