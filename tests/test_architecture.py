@@ -91,8 +91,10 @@ def test_the_makefile_has_the_targets():
     targets = set(re.findall(r"^([\w.-]+):", (CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.M))
     for text in PAGES.values():
         assert set(re.findall(r"`make ([\w.-]+)", text)) <= targets
-    ran = re.findall(r"make|test[\w-]*|lint|docs", (CHECKOUT / ".ci" / "run").read_text(encoding="utf-8"))
-    for target in {*ran} - {"make"}:
+    (ran,) = re.findall(
+        r"^for target in (.*); do$", (CHECKOUT / ".ci" / "run").read_text(encoding="utf-8"), re.M
+    )
+    for target in ran.split():
         assert f"`make {target}`" in PAGES["contributing"] or f"`{target}`" in PAGES["contributing"]
 
 
