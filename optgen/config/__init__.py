@@ -8,7 +8,7 @@ from __future__ import annotations
 from optgen.config.build import OptimSchedulerDict, build_optim_sches, freeze_modules, state_dicts
 from optgen.config.report import opening, progress, summary
 from optgen.config.scheduler import OptimScheduler
-from optgen.config.settings import ConfigError
+from optgen.config.schema import ConfigError
 from optgen.config.types import ExponentDecayLr, Noamlr, register
 
 __all__ = [

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from optgen.config.reading import Places, read
 from optgen.config.scheduler import OptimScheduler
-from optgen.config.settings import Conf, ConfigError, Entry, Path, unknown, validated
+from optgen.config.schema import Conf, ConfigError, Entry, Path, unknown, validated
 from optgen.config.types import scheduler_class
 
 TAG = "optim_sches"

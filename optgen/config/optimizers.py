@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from optgen import library
-from optgen.config.settings import ConfigError, unknown
+from optgen.config.schema import ConfigError, unknown
 from optgen.errors import RuleError
 from optgen.optim.optimizer import Optimizer, optimizer
 from optgen.schedules.groups import GroupSchedule

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from optgen.config.settings import ConfigError, Path
+from optgen.config.schema import ConfigError, Path
 from optgen.errors import Source, Span
 
 FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from optgen.config.optimizers import build
-from optgen.config.settings import Conf, ConfigError, arguments, validated
+from optgen.config.schema import Conf, ConfigError, arguments, validated
 from optgen.schedules.groups import plain
 
 INFINITE = (

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from optgen import schedules
 from optgen.config.scheduler import OptimScheduler
-from optgen.config.settings import ConfigError
+from optgen.config.schema import ConfigError
 from optgen.schedules.named import NAMED, Schedule
 
 Class = TypeVar("Class", bound=type[OptimScheduler])

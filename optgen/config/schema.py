@@ -1,6 +1,6 @@
 """The keys of a configuration, their kinds and bounds, and the one error for every mistake in them.
 
-In: plain data. Out: validated settings, or a `ConfigError` at the first wrong key. Numbers are numbers:
+In: plain data. Out: validated models of it, or a `ConfigError` at the first wrong key. Numbers are numbers:
 nothing is converted from text, and True is not 1.
 """
 
