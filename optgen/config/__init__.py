@@ -1,4 +1,4 @@
-"""Optimizers from a configuration: YAML text or a dict, each with its losses, modules and schedule.
+"""Optimizers from a configuration, YAML text or a dict: each with its losses, modules and schedule.
 
 The format is that of SpeeChain's `OptimScheduler`: docs/speechain.md shows it. Needs `optgen[config]`.
 """
