@@ -1,13 +1,12 @@
-"""Gradient release: a parameter is stepped in the backward pass, and its gradient freed at once.
+"""Gradient release (optimizer-in-backward): steps each parameter in the backward pass and frees its gradient.
 
-In: an optimizer. Out: hooks on its parameters, so that at no time more than one of their gradients is kept,
-where an ordinary loop keeps all of them until `step()`. Also called optimizer-in-backward.
+In: an optimizer. Out: hooks on its parameters, so that at most one of their gradients exists at a time, where
+an ordinary loop has all of them until `step()`.
 
-A hook does what `step()` does, with the options that the group has then, for one parameter; so parameters,
-state and state dict are those of an ordinary loop, to the bit, and a state dict goes on with or without.
-`optimizer.step()` stays in the loop: it runs its hooks, schedulers see it called, and it steps what got a
-gradient without a hook. What a step needs of all parameters together it cannot have in one hook, so such
-rules are refused.
+A hook makes the step of one parameter, with the options that its group has then; so parameters, state and
+state dict are those of an ordinary loop, to the bit, and a state dict can be loaded with or without hooks.
+`optimizer.step()` stays in the loop: it runs its own hooks, schedulers see it called, and it steps parameters
+that got a gradient without a hook. A rule whose step needs all parameters together is refused.
 """
 
 from __future__ import annotations
@@ -30,25 +29,28 @@ _released: WeakSet[Optimizer] = WeakSet()
 
 
 class Release:
-    """The hooks of one optimizer, until `remove()`, or until the end of a `with` statement."""
+    """The hooks of one optimizer, until `remove()` or the end of a `with` statement."""
 
     def __init__(self, optimizer: Optimizer):
         self._optimizer = optimizer
         handles: list[Any] = [optimizer.register_step_pre_hook(_refuse_scaler)]
-        self._end = finalize(optimizer, _remove, handles)  # hooks without an optimizer would keep its state
+        # Hooks that outlived the optimizer would keep launchers with addresses of its state.
+        self._end = finalize(optimizer, _remove, handles)
         self._end.atexit = False
-        # A GradScaler calls step() with its attributes only then, and would not see scaled updates otherwise.
+        # Only then does a GradScaler call step() with its attributes set, by which `_refuse_scaler` knows it.
         self._scaling, optimizer._step_supports_amp_scaling = optimizer._step_supports_amp_scaling, True
         _released.add(optimizer)
-        turn = lock()  # backward has a thread for each device; an RLock, which no signal leaves closed
+        # Autograd has a thread for each device, and hooks read and write the optimizer's groups and state.
+        hook_lock = lock()
         for place in optimizer._places():
             p = optimizer.param_groups[place[1]]["params"][place[2]]
             if p.requires_grad:
-                hook = _hook(ref(optimizer), place, optimizer._launcher.apart(), turn)
+                # A launcher for each parameter: a recording is of one step's tensors.
+                hook = _hook(ref(optimizer), place, optimizer._launcher.apart(), hook_lock)
                 handles.append(p.register_post_accumulate_grad_hook(hook))
 
     def remove(self) -> None:
-        """Take the hooks away: gradients stay until `step()` again. A second call does nothing."""
+        """Remove the hooks: gradients then stay until `step()`. A second call does nothing."""
         if self._end.alive:
             self._end()
             self._optimizer._step_supports_amp_scaling = self._scaling
@@ -62,17 +64,20 @@ class Release:
 
 
 def _remove(handles: list[Any]) -> None:
+    """Remove hooks, when `remove` is called or the optimizer is garbage."""
     for handle in handles:
         handle.remove()
 
 
-def _hook(owner: ref[Optimizer], place: Place, launcher: Launcher, turn: Any) -> Callable[[Tensor], None]:
-    """A hook that holds no parameter: Python does not see a cycle through a tensor's hooks."""
+def _hook(
+    weak_optimizer: ref[Optimizer], place: Place, launcher: Launcher, hook_lock: Any
+) -> Callable[[Tensor], None]:
+    """A gradient hook without references to tensors: Python's collector does not follow a tensor's hooks."""
 
     def step(p: Tensor) -> None:
-        optimizer = owner()
+        optimizer = weak_optimizer()
         if optimizer is not None:
-            with turn:
+            with hook_lock:
                 optimizer._step_parameter(p, place, launcher)
 
     return step
@@ -86,22 +91,22 @@ def attach(optimizer: Optimizer) -> Release:
     gradient; one that is frozen is not, but its gradient is freed. Parameters that require no gradient now,
     or are added later, are stepped by `step()`.
 
-    A backward pass is a step. To accumulate over several, use `optgen.training.accumulated`: sums of
-    `p.grad` are impossible. For the same reason gradients cannot be changed between backward and step, and
-    not averaged between processes: `DistributedDataParallel` does that after the hooks. If backward fails,
-    the parameters before the failure have moved.
+    A backward pass is a step. To accumulate over several, use `optgen.training.accumulated`: gradients are
+    never summed in `p.grad`. For the same reason they cannot be changed between backward and step, nor
+    averaged between processes: `DistributedDataParallel` does that after the hooks. If backward fails,
+    parameters whose gradients were complete before the failure have moved.
 
     Args:
         optimizer: of an optgen class.
 
     Returns:
-        The hooks, to be removed.
+        The hooks; `remove()` them, or use it as a context manager.
 
     Raises:
         TypeError: it is another optimizer.
-        ValueError: a step of its rule needs all gradients at once, as clipping by the global norm does, or is
-            handed more than gradients; a parameter has a gradient already, or is no leaf; the optimizer is
-            released already. A `GradScaler` is found out in its `step`, which raises a RuntimeError.
+        ValueError: a step of its rule needs all gradients at once, as clipping by the global norm does, or
+            needs inputs besides gradients; a parameter has a gradient already, or is no leaf; the optimizer
+            has hooks already. A `GradScaler` is detected in its `step`, which raises a RuntimeError.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"release takes an optgen optimizer, not {type(optimizer).__name__}")
@@ -124,7 +129,7 @@ def attach(optimizer: Optimizer) -> Release:
 
 
 def _check(part: Program) -> None:
-    """Refuse what one parameter's hook cannot compute."""
+    """Refuse a rule whose step one parameter's hook cannot make alone."""
     if part.inputs:
         reason = f"is handed {', '.join(part.inputs)} by step(), which comes after backward"
     elif any(state.extent is Extent.ALL for state in part.states.values()):
@@ -139,9 +144,9 @@ def _check(part: Program) -> None:
 
 
 def _refuse_scaler(optimizer: Any, *_: object) -> None:
-    """Say that updates were made with scaled gradients, if a GradScaler makes this step."""
-    found = [vars(optimizer).pop(name) for name in ("found_inf", "grad_scale") if name in vars(optimizer)]
-    if found:
+    """Step pre-hook: raise if a GradScaler makes this step, for updates were made with scaled gradients."""
+    scaled = [vars(optimizer).pop(name) for name in ("found_inf", "grad_scale") if name in vars(optimizer)]
+    if scaled:
         raise RuntimeError(
             "gradients cannot be released under a GradScaler: the parameters were stepped with scaled "
             "gradients; train in bfloat16, or without optgen.release"

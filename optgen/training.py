@@ -1,8 +1,8 @@
-"""What a training loop needs beside an optimizer: clipping, groups, schedules, checkpoints.
+"""Utilities of a training loop: gradient clipping, accumulation, parameter groups, schedules, checkpoints.
 
 In: models and optimizers, optgen's or torch's. Out: clipped gradients, parameter groups, schedulers and
-files. Each is torch's own where torch has it; what is here adds a file written whole or not at all, groups
-in which each parameter stands once, and a norm as a number.
+files. Each is torch's own where torch has it; this module adds atomic checkpoint files, parameter groups
+without duplicates, and a norm as a number.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ __all__ = [
     "state_bytes",
 ]
 
-NORMS = (nn.LayerNorm, nn.RMSNorm)  # whose weights may have several dimensions; those of other norms have one
-KEYS = ("model_state_dict", "optimizer_state_dict")
+NORMS = (nn.LayerNorm, nn.RMSNorm)  # weights of other normalization layers have one dimension
+KEYS = ("model_state_dict", "optimizer_state_dict")  # of a checkpoint file
 
 
 def clip_grad_norm_(
@@ -50,11 +50,11 @@ def clip_grad_norm_(
 ) -> float:
     """Scale all gradients in place so that their norm, taken together, is at most `max_norm`.
 
-    `torch.nn.utils.clip_grad_norm_`, but the norm comes back as a number, for which a GPU is waited for.
-    To clip inside the kernel, and leave `p.grad` alone, chain `clip_global_norm` before a rule.
+    `torch.nn.utils.clip_grad_norm_`, but it returns the norm as a float, for which it waits for a GPU. To
+    clip inside the kernel, and leave `p.grad` alone, chain `clip_global_norm` before a rule.
 
     Args:
-        parameters: a parameter or several; those without a gradient are passed over.
+        parameters: a parameter or several, of any shape; those without a gradient are skipped.
         max_norm: gradients are multiplied by `max_norm / (norm + 1e-6)` where that is below 1.
         norm_type: 1, 2, `math.inf`, or another p of the p-norm.
         error_if_nonfinite: raise, and change nothing, if the norm is infinite or NaN.
@@ -69,16 +69,20 @@ def clip_grad_norm_(
 
 
 def accumulated(source: library.Rule | type[Optimizer], n: int) -> type[Optimizer]:
-    """An optimizer class that steps with the mean of every n gradients: `chain(accum_grad, …)` of a rule.
+    """Gradient accumulation: an optimizer class that steps with the mean of every n gradients.
 
-    Call `step()` and free the gradients after each backward. Of n calls, n-1 add `grad/n` to a state `acc`
-    and change nothing else; the n-th runs the rule with the sum, so that what follows in the chain, such as
-    clipping, sees the mean. The rule's `t` counts its own steps. What was summed is in the state dict, in
-    the parameter's dtype or in `state_dtype`. Each parameter counts the gradients that it has had.
+    It is `chain(accum_grad, …)` of the rule. Call `step()` and free the gradients after each backward. Of n
+    calls, n-1 add `grad/n` to a state `acc` and change nothing else; the n-th runs the rule with the sum, so
+    that what follows in the chain, such as clipping, sees the mean. The rule's `t` counts its own steps. The
+    sum is in the state dict, in the parameter's dtype or in `state_dtype`. Each parameter counts its own
+    gradients.
 
     Args:
         source: a rule or a chain, as `optgen.optimizer` takes it, or an optgen class.
         n: the default of the class's hyperparameter `n`.
+
+    Returns:
+        A class as `optgen.optimizer` returns it.
 
     Raises:
         RuleError: the rule keeps a number for all tensors, which has no meaning before the last gradient.
@@ -95,16 +99,20 @@ def decay_groups(
     weight_decay: float,
     skip: str | Collection[str] | Callable[[str, Tensor], bool] | None = None,
 ) -> list[dict[str, Any]]:
-    """Two parameter groups of a model: what decays by `weight_decay`, then what does not decay.
+    """Split a model's parameters into two groups: with `weight_decay`, and without weight decay.
 
-    Every parameter is in one group and once, shared ones under their first name, frozen ones too.
+    Every parameter is in one group, once: shared ones by their first name, and those that need no gradient
+    too.
 
     Args:
-        model: whose parameters.
+        model: the module that has them.
         weight_decay: of the first group; the second has 0.
-        skip: what does not decay. By default parameters called `bias`, those of normalization layers, and
-            all others of less than two dimensions. In its place: patterns of whole names, such as
+        skip: the parameters of the second group. By default those called `bias`, those of normalization
+            layers, and all others of less than two dimensions. In its place: patterns of whole names, such as
             `"*.bias"` or `["*norm*", "embed.*"]`, or a function of name and parameter.
+
+    Returns:
+        Two dicts with `params`, a list, and `weight_decay`, for any optimizer's constructor.
 
     Raises:
         ValueError: a pattern matches no parameter.
@@ -122,11 +130,11 @@ def decay_groups(
     else:
         skipped = set()
         for pattern in [skip] if isinstance(skip, str) else skip:
-            found = {name for name in named if fnmatchcase(name, pattern)}
-            if not found:
+            matches = {name for name in named if fnmatchcase(name, pattern)}
+            if not matches:
                 names = ", ".join(list(named)[:3])
                 raise ValueError(f"skip pattern '{pattern}' matches no parameter; names begin {names}")
-            skipped |= found
+            skipped |= matches
     return [
         {"params": [p for name, p in named.items() if name not in skipped], "weight_decay": weight_decay},
         {"params": [p for name, p in named.items() if name in skipped], "weight_decay": 0.0},
@@ -139,15 +147,16 @@ def get_cosine_schedule_with_warmup(
     num_training_steps: float,
     last_epoch: int = -1,
 ) -> LambdaLR:
-    """A scheduler that raises lr linearly from 0, then lowers it along half a cosine to 0.
+    """Linear warmup from 0, then cosine decay to 0, as a torch scheduler.
 
-    At step s, counted from 0, lr is the optimizer's times `s / max(1, w)` for s < w, and then
-    `max(0, (1 + cos(pi*(s - w) / max(1, T - w))) / 2)`, which rises again after T.
+    The schedule of the same name in `transformers`. At step s, counted from 0, lr is the optimizer's times
+    `s / max(1, w)` for s < w, and then `max(0, (1 + cos(pi*(s - w) / max(1, T - w))) / 2)`, which rises again
+    after T.
 
     Args:
-        optimizer: whose lr, in every group.
-        num_warmup_steps: w.
-        num_training_steps: T, with the warmup.
+        optimizer: any; its lr is scaled in every group.
+        num_warmup_steps: w, the steps of the warmup.
+        num_training_steps: T, all steps, with the warmup.
         last_epoch: the last step when resuming, as in `LambdaLR`.
     """
 
@@ -161,7 +170,11 @@ def get_cosine_schedule_with_warmup(
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """The bytes of all tensors in an optimizer's state, step counts too; 0 before the first step."""
+    """The bytes of all tensors in an optimizer's `state`, step counts too; 0 before the first step.
+
+    Of a DTensor it counts the elements of all processes. Global states, which lie in the groups, are not
+    counted.
+    """
 
     def size(value: Any) -> int:
         if isinstance(value, Tensor):
@@ -178,12 +191,15 @@ def save_checkpoint(
     optimizer_state_dict: Mapping[str, Any],
     path: str | os.PathLike[str],
 ) -> None:
-    """Write both state dicts to a file, which is replaced whole, or on an error stays as it was.
+    """Write both state dicts to a file atomically: after an error the file is what it was.
 
     Args:
         model_state_dict: what `model.state_dict()` returns; not changed.
         optimizer_state_dict: what `optimizer.state_dict()` returns; not changed.
         path: the file; its folder must exist.
+
+    Raises:
+        OSError: it cannot be written.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -191,7 +207,7 @@ def save_checkpoint(
         with open(part, "xb") as file:
             torch.save(dict(zip(KEYS, (model_state_dict, optimizer_state_dict), strict=True)), file)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before the rename: a power failure must not leave an empty file there
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)  # there after an error only
@@ -200,10 +216,10 @@ def save_checkpoint(
 def load_checkpoint(
     path: str | os.PathLike[str], map_location: torch.device | str = "cpu"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's and the optimizer's state dict that `save_checkpoint` wrote.
+    """Read the model's and the optimizer's state dict that `save_checkpoint` wrote.
 
-    No code in the file is run: it may hold tensors, numbers, texts and containers, nothing else. Tensors
-    come to the CPU, or to `map_location`; `load_state_dict` takes them to where the parameters are.
+    No code in the file is run: it may contain tensors, numbers, strings and containers, nothing else. Tensors
+    are on the CPU, or on `map_location`; `load_state_dict` copies them to the parameters' devices.
 
     Args:
         path: the file.
@@ -214,9 +230,9 @@ def load_checkpoint(
         ValueError: the file holds something else.
         pickle.UnpicklingError: it holds objects of other kinds.
     """
-    found = torch.load(path, map_location=map_location, weights_only=True)
-    if not isinstance(found, dict) or not set(KEYS) <= found.keys():
-        what = f"the keys {', '.join(map(str, found))}" if isinstance(found, dict) else type(found).__name__
+    saved = torch.load(path, map_location=map_location, weights_only=True)
+    if not isinstance(saved, dict) or not set(KEYS) <= saved.keys():
+        what = f"the keys {', '.join(map(str, saved))}" if isinstance(saved, dict) else type(saved).__name__
         raise ValueError(f"{path} holds {what}; a checkpoint has {' and '.join(KEYS)}")
-    model_state_dict, optimizer_state_dict = (found[key] for key in KEYS)
+    model_state_dict, optimizer_state_dict = (saved[key] for key in KEYS)
     return model_state_dict, optimizer_state_dict

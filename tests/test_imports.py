@@ -59,7 +59,7 @@ OUTSIDE: dict[str, set[str] | None] = {
     "sklearn": {"cli.demo"},
     "fsspec": {"store.folder"},
     "safetensors": {"store.snapshot"},
-    "pydantic": {"config.settings"},
+    "pydantic": {"config.schema"},
     "yaml": {"config.reading"},
 }
 

@@ -242,7 +242,7 @@ def test_trap_25_copies_keep_all_that_matters():
     train(optimizer, mine, 2)
     for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         assert type(other).program.sources == type(optimizer).program.sources
-        assert other._settings == optimizer._settings
+        assert other._compile_options == optimizer._compile_options
         assert other.param_groups[0]["frozen"] == [1]
         assert repr(other) == repr(optimizer)
 

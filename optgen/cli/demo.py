@@ -26,7 +26,7 @@ from optgen.compiler import planned
 from optgen.errors import Source
 from optgen.ir.program import Program
 from optgen.optim.optimizer import optimizer
-from optgen.verify.check import Answer, Request, check, present, settings_of
+from optgen.verify.check import Answer, Request, check, option_sets, present
 
 RULE = '''\
 """CautiousBelief: the step of AdaBelief, where it agrees with the gradient; decoupled decay."""
@@ -97,8 +97,8 @@ def excerpt(source: str) -> str:
 def _check(console: Console, program: Program) -> bool:
     """Check the rule on every back end that can run here; print the table."""
     _heading(console, "the same bits on every back end")
-    settings, total = settings_of(program)
-    request = Request(program, present(), settings=settings[:1])
+    sets, total = option_sets(program)
+    request = Request(program, present(), option_sets=sets[:1])
     with _bar(console) as bar:
         task = bar.add_task("trials", total=len(request.backends) * len(request.dtypes))
         rows = check(request, lambda: bar.advance(task))

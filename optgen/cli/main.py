@@ -160,7 +160,7 @@ def _check_one(arguments: argparse.Namespace, backends: Sequence[str]) -> int:
     from optgen.verify.check import Answer, check
 
     request, total = _request(*chosen(arguments), arguments, backends)
-    with _progress("trials", len(backends) * len(request.dtypes) * len(request.settings)) as advance:
+    with _progress("trials", len(backends) * len(request.dtypes) * len(request.option_sets)) as advance:
         answer = Answer(request, total, check(request, advance))
     if arguments.json:
         _print_json(answer.record())
@@ -189,12 +189,12 @@ def _request(
     program: Program, fixed: Sequence[str], arguments: argparse.Namespace, backends: Sequence[str]
 ) -> tuple[Any, int]:
     """What the arguments ask of one program, and how many combinations its options have."""
-    from optgen.verify.check import LIMIT, STEPS, Request, settings_of
+    from optgen.verify.check import LIMIT, STEPS, Request, option_sets
 
     steps, limit = (10, 2) if arguments.all else (STEPS, LIMIT)
-    settings, total = settings_of(program, fixed, arguments.settings or limit)
+    sets, total = option_sets(program, fixed, arguments.settings or limit)
     dtypes = [d for d in DTYPES if d in (arguments.dtype or DTYPES)]
-    made = Request(program, backends, dtypes, arguments.state_dtype, settings, arguments.steps or steps)
+    made = Request(program, backends, dtypes, arguments.state_dtype, sets, arguments.steps or steps)
     return made, total
 
 

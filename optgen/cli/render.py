@@ -177,10 +177,10 @@ def _count(n: int, noun: str) -> str:
 def verdicts(answer: Answer) -> Group:
     """The rows of `optgen check`, and below them what disagrees."""
     request, rows = answer.request, answer.rows
-    labels = "; ".join(case.label for case in request.cases("numpy")[: len(request.settings)])
+    labels = "; ".join(case.label for case in request.cases("numpy")[: len(request.option_sets)])
     limits = {row.dtype: f"{row.allowed:.0e} in {row.dtype}" for row in rows if row.allowed}
     notes = [
-        f"{request.steps} steps over {rows[0].tensors} tensors; settings, {len(request.settings)} of "
+        f"{request.steps} steps over {rows[0].tensors} tensors; settings, {len(request.option_sets)} of "
         f"{answer.combinations}: {labels}",
         "allowed: no difference, for it has neither sums nor transcendental functions",
     ]
@@ -194,7 +194,7 @@ def verdicts(answer: Answer) -> Group:
             _cell(name),
             dtype,
             _verdict(row.verdict),
-            str(row.settings),
+            str(row.runs),
             "–" if row.error == 0 else f"{row.error:.1e}",
             f"{row.seconds:.1f}",
         )
@@ -220,7 +220,7 @@ def answers(found: Sequence[tuple[str, Answer]]) -> Group:
             cells.append(_verdict((wrong or [worst])[0].verdict))
             failures += [f"{name}: {r.backend} {r.dtype} {r.failures[0]}" for r in wrong]
         spent = sum(row.seconds for row in answer.rows)
-        table.add_row(_cell(name), *cells, str(len(answer.request.settings)), f"{spent:.1f}")
+        table.add_row(_cell(name), *cells, str(len(answer.request.option_sets)), f"{spent:.1f}")
     good = sum(answer.passed for _, answer in found)
     note = f"{good} of {len(found)} rules agree with the reference; a cell shows the worst of the dtypes"
     group = _section("every rule against the reference", table, note)

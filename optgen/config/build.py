@@ -1,4 +1,4 @@
-"""From a configuration to its schedulers, and all of them in one step.
+"""Builds the schedulers of a configuration, and steps them together.
 
 In: YAML text or a dict with `optim_sches`, and a model. Out: `OptimScheduler`s by name, in the order of the
 configuration. A mistake is a `ConfigError` with the key's path and, in YAML text, its line.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from optgen.config.reading import Places, read
 from optgen.config.scheduler import OptimScheduler
-from optgen.config.settings import Conf, ConfigError, Entry, Path, unknown, validated
+from optgen.config.schema import Conf, ConfigError, Entry, Path, unknown, validated
 from optgen.config.types import scheduler_class
 
 TAG = "optim_sches"
@@ -23,18 +23,18 @@ TimeFunc = Callable[[list[str]], contextlib.AbstractContextManager[Any]]
 
 
 class OptimSchedulerDict(dict[str, OptimScheduler]):
-    """Schedulers by name, which step together.
+    """Schedulers by name that step together, as a GAN's two optimizers do.
 
     Attributes:
         lr_history: the learning rate of each after every micro-step; clear it when it is read.
     """
 
     def __init__(self, schedulers: Mapping[str, OptimScheduler]):
-        """Take the schedulers; a parameter or a scaler of two of them is a ValueError."""
-        owners: dict[int, str] = {}
+        """Check that no two schedulers share a parameter or a scaler; ValueError if they do."""
+        owners: dict[int, str] = {}  # by the `id` of a parameter or a scaler
         for name, scheduler in schedulers.items():
             other = owners.setdefault(id(scheduler.scaler), name) if scheduler.scaler is not None else name
-            if other != name:  # the first one's update would change the factor of the other's gradients
+            if other != name:  # the first update would change the scale of the other's gradients
                 raise ValueError(f"'{other}' and '{name}' have one scaler: give each its own")
             for p in scheduler.params:
                 if owners.setdefault(id(p), name) != name:
@@ -53,22 +53,22 @@ class OptimSchedulerDict(dict[str, OptimScheduler]):
         logger: logging.Logger | None = None,
         time_func: TimeFunc | None = None,
     ) -> None:
-        """One micro-step of all: every gradient first, then the updates, so that losses may share a graph.
+        """One micro-step of all: every backward pass, then the updates, so that losses may share a graph.
 
         Args:
             losses: 0-d tensors by name; they stay as they are.
             step_num: the number of this micro-step in the whole run, from 1.
             epoch_num: the epoch, from 1.
-            logger: is told of updates that are left out.
-            time_func: makes a context for a part of the work, from `["loss_backward_time", name]` or
-                `["optim_time", name]`.
+            logger: gets a message for each update that is skipped because its gradient is not finite.
+            time_func: returns a context manager that times a part of the work, called with
+                `["loss_backward_time", name]` or `["optim_time", name]`.
 
         Raises:
             KeyError: a loss is missing.
-            RuntimeError: a loss has no gradient. No scheduler has done anything after either.
+            RuntimeError: a loss has no gradient. After either, no scheduler has changed.
         """
         acting = {name: scheduler for name, scheduler in self.items() if scheduler.acts(step_num)}
-        for scheduler in acting.values():
+        for scheduler in acting.values():  # raises for a missing loss, before any backward pass
             scheduler.selected(losses)
         timed = time_func or (lambda names: contextlib.nullcontext())
         before = {name: scheduler.accumulated for name, scheduler in acting.items()}
@@ -93,7 +93,7 @@ class OptimSchedulerDict(dict[str, OptimScheduler]):
         return {name: scheduler.state_dict() for name, scheduler in self.items()}
 
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned.
+        """Load the states that `state_dict` returned.
 
         Raises:
             ValueError: it has other names, or a state does not fit; nothing is loaded then.
@@ -111,12 +111,12 @@ class OptimSchedulerDict(dict[str, OptimScheduler]):
 
 
 def build_optim_sches(cfg: str | Mapping[str, Any], model: nn.Module, **exp_cfg: Any) -> OptimSchedulerDict:
-    """The schedulers of a configuration.
+    """Build the schedulers of a configuration.
 
     Args:
         cfg: YAML text, or the same as a dict. Under `optim_sches` it has `{name: {type, conf}}`, or one
-            `{type, conf}` alone, which is called `main`. Other sections are left alone.
-        model: what has the modules.
+            `{type, conf}` alone, which is called `main`. Other sections are ignored.
+        model: the module whose parameters are optimized.
         **exp_cfg: defaults for the general keys of every `conf`, such as `accum_grad` or `ft_factor`.
 
     Raises:
@@ -134,29 +134,30 @@ def build_optim_sches(cfg: str | Mapping[str, Any], model: nn.Module, **exp_cfg:
     entries, base = data[TAG], (TAG,)
     if not isinstance(entries, Mapping) or not entries:
         raise _at(ConfigError(f"a mapping from names is needed, not {entries!r}"), base, places)
-    alone = set(entries) == {"type", "conf"}
+    alone = set(entries) == {"type", "conf"}  # one scheduler without a name
     named = {"main": entries} if alone else entries
-    built = {}
+    schedulers = {}
     for name, entry in named.items():
         path: Path = base if alone else (TAG, name)
         try:
-            built[name] = _scheduler(entry, model, exp_cfg)
+            schedulers[name] = _scheduler(entry, model, exp_cfg)
         except ConfigError as error:
             raise _at(error, path, places) from error.__cause__
-    return OptimSchedulerDict(built)
+    return OptimSchedulerDict(schedulers)
 
 
 def _scheduler(entry: Any, model: nn.Module, exp_cfg: Mapping[str, Any]) -> OptimScheduler:
+    """Build the scheduler of one entry, with `exp_cfg` for the keys that it leaves out."""
     if not isinstance(entry, Mapping):
         raise ConfigError(f"type and conf are needed, not {entry!r}")
-    given = validated(Entry, entry)
-    cls = scheduler_class(given.type)
-    conf = {**exp_cfg, **given.conf}
+    checked = validated(Entry, entry)
+    cls = scheduler_class(checked.type)
+    conf = {**exp_cfg, **checked.conf}
     try:
-        for key in ("model", "scaler"):  # arguments of the class that are no keys
+        for key in ("model", "scaler"):  # arguments of the constructor that are no keys of a configuration
             if key in conf:
                 raise ConfigError(unknown(key, ())[0], (key,))
-        if "optim_loss" in conf:  # SpeeChain's later name
+        if "optim_loss" in conf:  # the name in later versions of SpeeChain
             if "optim_losses" in conf:
                 raise ConfigError("this is there twice, as optim_losses and optim_loss", ("optim_loss",))
             conf["optim_losses"] = conf.pop("optim_loss")
@@ -168,35 +169,36 @@ def _scheduler(entry: Any, model: nn.Module, exp_cfg: Mapping[str, Any]) -> Opti
 
 
 def _at(error: ConfigError, path: Path, places: Places | None) -> ConfigError:
-    """The error under a path, at its place in YAML text."""
+    """The error with the path that its key is under, and the key's position in YAML text."""
     if places is None:
         return error.under(path)
-    whole = (*path, *error.path)
-    inside = places.inside(whole, error.span) if error.span is not None else None
-    return error.under(path, inside or places.key(whole))
+    full_path = (*path, *error.path)
+    span = places.inside(full_path, error.span) if error.span is not None else None
+    return error.under(path, span or places.key(full_path))
 
 
 def state_dicts(optim_sches: Mapping[str, OptimScheduler]) -> dict[str, Any]:
-    """The states of schedulers by name, as a checkpoint keeps them."""
+    """The state dicts of schedulers by name, for a checkpoint."""
     return {name: scheduler.state_dict() for name, scheduler in optim_sches.items()}
 
 
 def freeze_modules(model: nn.Module, names: str | Iterable[str]) -> None:
-    """Let parameters need no gradient: those of the named modules, by the beginning of their path.
+    """Set `requires_grad` of the named modules' parameters to False.
 
     Args:
-        model: what has them.
-        names: `encoder`, `encoder.0`, the path of one parameter, several of those, or `all`.
+        model: the module that has them.
+        names: paths of modules or parameters, `encoder`, `encoder.0` or `encoder.0.weight`; one or several;
+            or `all`.
 
     Raises:
         ValueError: a name is the beginning of no parameter's path; nothing is frozen then.
     """
     chosen = []
     for name in [names] if isinstance(names, str) else list(names):
-        found = [p for n, p in model.named_parameters() if name == "all" or f"{n}.".startswith(f"{name}.")]
-        if not found:
+        members = [p for n, p in model.named_parameters() if name == "all" or f"{n}.".startswith(f"{name}.")]
+        if not members:
             children = ", ".join(n for n, _ in model.named_children())
             raise ValueError(f"no parameter's path begins with '{name}'; the modules are: {children}")
-        chosen += found
+        chosen += members
     for p in chosen:
         p.requires_grad_(False)

@@ -1,7 +1,7 @@
-"""The optimizer of a configuration: its class by name, its options, and those options that are schedules.
+"""Builds the optimizer of a configuration: its class by name, its options, and options that are schedules.
 
 In: `optim_type`, `optim_conf` and parameter groups. Out: an optimizer, of optgen where optgen has the
-class and of torch otherwise, and a `GroupSchedule` for each option that is a text.
+class and of torch otherwise, and a `GroupSchedule` for each option whose value is a text.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from optgen import library
-from optgen.config.settings import ConfigError, unknown
+from optgen.config.schema import ConfigError, unknown
 from optgen.errors import RuleError
 from optgen.optim.optimizer import Optimizer, optimizer
 from optgen.schedules.groups import GroupSchedule
 
 
 def optimizer_class(name: str | list[str]) -> type[torch.optim.Optimizer]:
-    """The class that `optim_type` names.
+    """Look up the class that `optim_type` names.
 
     Args:
         name: a class of optgen, `Adam`; one of torch.optim that optgen has not; a shipped rule, `adamw`; the
@@ -38,9 +38,9 @@ def optimizer_class(name: str | list[str]) -> type[torch.optim.Optimizer]:
             return optimizer(library.chain(*(shipped.get(part, part) for part in name)))
         if name in shipped:
             return optimizer(shipped[name], name)
-        found = getattr(torch.optim, name, None) if name.isidentifier() else None
-        if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
-            return found
+        torch_class = getattr(torch.optim, name, None) if name.isidentifier() else None
+        if isinstance(torch_class, type) and issubclass(torch_class, torch.optim.Optimizer):
+            return torch_class
         if name in library.names() or name.endswith(".rule") or os.path.sep in name:
             return optimizer(name)
     except RuleError as error:
@@ -55,7 +55,7 @@ def optimizer_class(name: str | list[str]) -> type[torch.optim.Optimizer]:
 def build(
     name: str | list[str], conf: Mapping[str, Any], groups: list[dict[str, Any]]
 ) -> tuple[torch.optim.Optimizer, list[GroupSchedule]]:
-    """The optimizer and the schedules of its hyperparameters.
+    """Make the optimizer of `optim_type` and `optim_conf`, and the schedules of its hyperparameters.
 
     Raises:
         ConfigError: the class or an option is wrong; at its key.
@@ -71,22 +71,23 @@ def build(
     options: dict[str, Any] = {}
     texts: dict[str, str] = {}
     for key, value in conf.items():
-        options[key], found = _split(key, value, defaults[key])
-        texts |= found
-    given = {key: value for key, value in options.items() if key not in texts}
+        options[key], texts_of_key = _split(key, value, defaults[key])
+        texts |= texts_of_key
+    options = {key: value for key, value in options.items() if key not in texts}
     try:
-        made = cls(groups, **given)
+        built = cls(groups, **options)
     except (TypeError, ValueError, RuntimeError) as error:
-        at = next(([key] for key in given if re.search(rf"\b{key}\b", str(error))), [])
+        # Constructors name the option in their message: the error is put at its key.
+        at = next(([key] for key in options if re.search(rf"\b{key}\b", str(error))), [])
         raise ConfigError(str(error), ("optim_conf", *at)) from error
     schedules = [GroupSchedule(path, text) for path, text in texts.items()]
     for schedule in schedules:
-        _check(schedule, made)
-    return made, schedules
+        _check(schedule, built)
+    return built, schedules
 
 
 def _defaults(cls: type[torch.optim.Optimizer]) -> dict[str, Any]:
-    """The options of a class and their defaults."""
+    """The options of an optimizer class, from its signature, with their defaults."""
     if issubclass(cls, Optimizer):
         parameters = cls.__signature__.parameters  # type: ignore[attr-defined]
     else:
@@ -95,7 +96,7 @@ def _defaults(cls: type[torch.optim.Optimizer]) -> dict[str, Any]:
 
 
 def _split(key: str, value: Any, default: Any) -> tuple[Any, dict[str, str]]:
-    """A value for the constructor, and the texts in it that stand for numbers."""
+    """Split an option into a value for the constructor and texts of schedules, by `name` or `name[i]`."""
     if isinstance(default, tuple) and isinstance(value, list | tuple) and len(value) == len(default):
         texts = {f"{key}[{i}]": v for i, v in enumerate(value) if _is_text(v, default[i])}
         return tuple(d if _is_text(v, d) else v for v, d in zip(value, default, strict=True)), texts
@@ -103,13 +104,15 @@ def _split(key: str, value: Any, default: Any) -> tuple[Any, dict[str, str]]:
 
 
 def _is_text(value: Any, default: Any) -> bool:
+    """Whether a value is a schedule's text: a string where the default is a number."""
     return isinstance(value, str) and isinstance(default, int | float) and not isinstance(default, bool)
 
 
-def _check(schedule: GroupSchedule, made: torch.optim.Optimizer) -> None:
+def _check(schedule: GroupSchedule, built: torch.optim.Optimizer) -> None:
+    """Check a schedule's text against the optimizer; a ConfigError at its key."""
     key, _, item = schedule.name.partition("[")
     path = ("optim_conf", key, int(item[:-1])) if item else ("optim_conf", key)
     try:
-        schedule.check(made)
+        schedule.check(built)
     except RuleError as error:
         raise ConfigError(error.message, path, error.span, error.help) from None

@@ -1,4 +1,4 @@
-"""What a training loop prints about schedulers, in SpeeChain's words.
+"""Log lines of a training loop about schedulers, word for word those of SpeeChain.
 
 In: a name and seconds. Out: a line of text.
 """

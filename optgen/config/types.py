@@ -1,4 +1,4 @@
-"""The types of schedulers: SpeeChain's two, one for every named schedule, and those that users register.
+"""The registry of scheduler types: SpeeChain's two, one for each named schedule, and those of users.
 
 In: the `type` of a configuration. Out: a subclass of `OptimScheduler`.
 """
@@ -12,19 +12,19 @@ from typing import Any, TypeVar
 
 from optgen import schedules
 from optgen.config.scheduler import OptimScheduler
-from optgen.config.settings import ConfigError
+from optgen.config.schema import ConfigError
 from optgen.schedules.named import NAMED, Schedule
 
 Class = TypeVar("Class", bound=type[OptimScheduler])
 
 
 class Scheduled(OptimScheduler):
-    """A scheduler whose learning rate is a named schedule of the real step; its base is optim_conf's lr."""
+    """A scheduler whose learning rate is a named schedule of the real step, with optim_conf's lr as base."""
 
     schedule: Schedule
 
     def update_lr(self, real_step: int, epoch_num: int | None = None) -> float:
-        """The schedule's value."""
+        """The schedule's value at a real step."""
         return self.schedule(real_step, self.base_lr)
 
     def extra_repr_fn(self) -> str:
@@ -33,7 +33,7 @@ class Scheduled(OptimScheduler):
 
 
 class Noamlr(Scheduled):
-    """Vaswani et al., 2017. With `d_model` the peak is `(d_model*warmup_steps)**-0.5`, and without it lr."""
+    """The schedule of Vaswani et al., 2017; its peak is lr, or `(d_model*warmup_steps)**-0.5`."""
 
     def sche_init(self, d_model: float | None = None, warmup_steps: float = 4000) -> None:
         """Take the width of the model and the step that has the peak."""
@@ -46,9 +46,9 @@ class Noamlr(Scheduled):
 
 
 class ExponentDecayLr(OptimScheduler):
-    """`lr*decay_factor**(epoch - 1)`.
+    """Exponential decay by epoch: `lr*decay_factor**(epoch - 1)`.
 
-    SpeeChain's multiplies its own last value again in every step; this is the closed form that it describes.
+    SpeeChain's code multiplies its last value again in every step; this is the formula that it documents.
     """
 
     def sche_init(self, decay_factor: float = 0.999) -> None:
@@ -59,7 +59,7 @@ class ExponentDecayLr(OptimScheduler):
         self._by_epoch = schedules.exponential(decay_factor)
 
     def update_lr(self, real_step: int, epoch_num: int | None = None) -> float:
-        """The value of an epoch, from 1."""
+        """The value of an epoch, counted from 1."""
         return self._by_epoch(epoch_num or 1, self.base_lr)
 
     def extra_repr_fn(self) -> str:
@@ -75,7 +75,7 @@ TYPES: dict[str, type[OptimScheduler]] = {
 
 
 def register(name: str) -> Callable[[Class], Class]:
-    """A decorator that gives a subclass of `OptimScheduler` a name for `type`.
+    """Class decorator: register a subclass of `OptimScheduler` under a name for `type`.
 
     Raises:
         ValueError: the name is another class's.
@@ -93,7 +93,7 @@ def register(name: str) -> Callable[[Class], Class]:
 
 
 def scheduler_class(name: str) -> type[OptimScheduler]:
-    """The class of a type: a registered name, or the dotted path of a class, whose module is imported.
+    """Look up the class of a `type`: a registered name, or the dotted path of a class, which is imported.
 
     Raises:
         ConfigError: there is none; it lists the names.
@@ -101,16 +101,16 @@ def scheduler_class(name: str) -> type[OptimScheduler]:
     if name in TYPES:
         return TYPES[name]
     module, _, attribute = name.rpartition(".")
-    found = None
+    cls = None
     if module:
         try:
-            found = getattr(import_module(module), attribute, None)
+            cls = getattr(import_module(module), attribute, None)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise  # the module is there, and something that it imports is not
-    if isinstance(found, type) and issubclass(found, OptimScheduler):
-        return found
-    if found is not None:
+    if isinstance(cls, type) and issubclass(cls, OptimScheduler):
+        return cls
+    if cls is not None:
         raise ConfigError(f"'{name}' is not a subclass of OptimScheduler", ("type",))
     close = get_close_matches(name, TYPES, 1, 0.8)
     known = f"known types: {', '.join(TYPES)}, or the dotted path of a class"
@@ -119,7 +119,7 @@ def scheduler_class(name: str) -> type[OptimScheduler]:
 
 
 def _named(name: str, make: Callable[..., Schedule]) -> type[OptimScheduler]:
-    """The scheduler of a named schedule, which takes its arguments."""
+    """Make the scheduler class of a named schedule, whose `sche_init` takes the schedule's arguments."""
 
     def sche_init(self: Any, **sche_conf: Any) -> None:
         self.schedule = make(**sche_conf)

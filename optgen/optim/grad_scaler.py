@@ -1,9 +1,9 @@
-"""Which step it is: counters on the host or on the device, gradient scalers, and CUDA graphs.
+"""What a `torch.amp.GradScaler` and the capture of a CUDA graph mean for a step.
 
-In: an optimizer's groups, and what a `torch.amp.GradScaler` has left on it. Out: whether the host may know
-the step, and counters that are advanced where they lie. The host does not know it under a scaler on a GPU,
-which skips a step without telling, nor in a CUDA graph, which is replayed without it; then the step count
-lies on the device, and the values that follow from it are computed there.
+In: an optimizer with a scaler's attributes `grad_scale` and `found_inf`, or a capture under way. Out: the
+scale and the skip flag as inputs of the kernels, or a RuntimeError. Under a scaler on a GPU the host cannot
+know whether a step was skipped, and the replay of a CUDA graph runs without the host; then step counts lie on
+the device, and the values that follow from them are computed there.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ import torch
 from torch import Tensor
 
 
-def scaling_of(optimizer: torch.optim.Optimizer, home: torch.device) -> dict[str, Tensor]:
-    """What a scaler has left for this step, 0-d float64: `grad_scale`, 1 where it has divided already, and
-    `found_inf`."""
+def scaler_values(optimizer: torch.optim.Optimizer, home: torch.device) -> dict[str, Tensor]:
+    """The `grad_scale` and `found_inf` that a GradScaler has set on the optimizer, as 0-d float64 on `home`.
+
+    torch's protocol for optimizers with `_step_supports_amp_scaling`: gradients are still multiplied by
+    `grad_scale`, or it is absent after `unscale_`, which makes it 1 here; the step is skipped where
+    `found_inf` is not 0.
+    """
     scale = vars(optimizer).get("grad_scale")
     if scale is None:
         scale = torch.ones((), device="cpu")
-    given = {"grad_scale": scale, "found_inf": vars(optimizer)["found_inf"]}
-    return {name: x.detach().to(home, torch.float64).reshape(()) for name, x in given.items()}
+    values = {"grad_scale": scale, "found_inf": vars(optimizer)["found_inf"]}
+    return {name: x.detach().to(home, torch.float64).reshape(()) for name, x in values.items()}
 
 
 def check_capture(name: str, groups: Sequence[Mapping[str, Any]], capturable: bool) -> None:
-    """Refuse a CUDA graph that is being captured where its replays would not be steps.
+    """Refuse to capture a CUDA graph whose replays would not each be a step.
 
     Raises:
         RuntimeError: the optimizer is not capturable, so that every replay would be the same step; or a

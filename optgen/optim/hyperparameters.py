@@ -1,7 +1,7 @@
-"""Hyperparameter values, checked before anything uses them.
+"""Validation of hyperparameters, before anything uses their values.
 
-In: what a user passed. Out: values as they are kept in a parameter group, or a `ValueError` that names
-the hyperparameter and what it takes.
+In: values that a user passed. Out: values as a parameter group has them, or a `ValueError` that names the
+hyperparameter and what it takes.
 """
 
 from __future__ import annotations
@@ -19,21 +19,16 @@ from optgen.ir.node import Node, Op, toposort
 from optgen.ir.program import Program, Requirement
 from optgen.ir.semantics import evaluate
 
-GROUP = "group:"  # begins the key of a state that is one for the whole optimizer
-OWN_KEYS = (
-    "params",
-    "rule",
-    "frozen",
-    "train_mode",
-    "steps",
-)  # of a parameter group, besides hyperparameters
+GROUP = "group:"  # prefix in `State.key` of a global state, which `param_groups` keep without the prefix
+# Keys of a parameter group besides hyperparameters and global states.
+OWN_KEYS = ("params", "rule", "frozen", "train_mode", "steps")
 
 
 def complete_group(program: Program, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyperparameters of a group, defaults filled in, each checked, and the rule's `require`s too.
+    """A group's hyperparameters: defaults filled in, each value checked, then the rule's `require`s.
 
-    Keys that are nobody's are left alone, as torch does (schedulers keep `initial_lr` there), unless one
-    looks like a misspelt hyperparameter.
+    Unknown keys are ignored, as torch does (schedulers keep `initial_lr` there), unless one looks like a
+    misspelt hyperparameter.
 
     Raises:
         ValueError: a value is of the wrong kind, a requirement fails, or a key is misspelt.
@@ -50,7 +45,13 @@ def complete_group(program: Program, group: Mapping[str, Any], defaults: Mapping
 
 
 def checked(program: Program, name: str, value: Any) -> Any:
-    """A hyperparameter's value as it is kept in a group; a list for a tuple becomes one."""
+    """Check the type of a hyperparameter's value against that of its default; a list becomes a tuple.
+
+    A tensor of one element stays a tensor, so that a captured CUDA graph can read it.
+
+    Raises:
+        ValueError: it is of another type, or a tuple of another length.
+    """
     default = program.hypers[name].default
     if not isinstance(default, tuple):
         return _item(name, value, default)
@@ -60,6 +61,7 @@ def checked(program: Program, name: str, value: Any) -> Any:
 
 
 def _item(name: str, value: Any, default: Any) -> Any:
+    """Check one value, or one item of a tuple, which is called `name`."""
     if isinstance(default, bool):
         if not isinstance(value, bool | np.bool_):
             raise ValueError(f"{name} is True or False, not {value!r}")
@@ -95,7 +97,7 @@ def check(program: Program, options: Mapping[str, Any]) -> None:
 
 
 def broken(program: Program, options: Mapping[str, Any]) -> Iterator[Requirement]:
-    """The rule's `require` conditions that do not hold for a group's options."""
+    """Evaluate the rule's `require` conditions under a group's options, and yield those that do not hold."""
     compiler = Compiler.of(program)
     truths = compiler.named(compiler.facts(options))
 
@@ -103,6 +105,7 @@ def broken(program: Program, options: Mapping[str, Any]) -> Iterator[Requirement
         if n.op is Op.FACT:
             return np.bool_(truths[n.value or ""])
         value = lookup(options, n.value or "")
+        # None as NaN, of which comparisons are false; whether an option is None is a FACT of its own.
         return np.float64(np.nan if value is None else float(value))
 
     for requirement in program.requires:

@@ -1,7 +1,7 @@
-"""What a person sees of an optimizer class: the signature of its constructor, and its docstring.
+"""The constructor signature and the docstring of an optimizer class.
 
-In: a program that can be trained with. Out: an `inspect.Signature` with types, and a text. Both follow
-from the rule alone: what `help`, editors and the type stub show comes from here.
+In: a program that is a complete rule. Out: an `inspect.Signature` with types, and a text. Both follow from
+the rule alone: `help`, editors and the type stub show them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KEYWORDS: dict[str, tuple[Any, Any]] = {  # of every constructor: type and defau
     "math": (Literal[MODES], "exact"),
     "state_dtype": (torch.dtype | None, None),
 }
-# torch's own flags, which constructors take and do not keep.
+# torch's own flags, which every constructor takes too.
 FLAGS: dict[str, tuple[Any, Any]] = {
     "foreach": (bool | None, None),
     "fused": (bool | None, None),
@@ -68,20 +68,20 @@ COMMON = """\
 
 
 def signature(program: Program) -> inspect.Signature:
-    """The constructor's parameters with their types and defaults; torch's own flags are not among them."""
-    either, keyword = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
-    found = [Parameter("params", either, annotation=ParamsT)]
+    """The constructor's parameters with types and defaults, without torch's own flags."""
+    positional, keyword = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
+    parameters = [Parameter("params", positional, annotation=ParamsT)]
     for name, hyper in program.hypers.items():
         if name not in KEYWORDS:
-            kind = annotation(program, name)
-            found.append(Parameter(name, either, default=hyper.default, annotation=kind))
-    for name, (kind, default) in KEYWORDS.items():
-        found.append(Parameter(name, keyword, default=default, annotation=kind))
-    return inspect.Signature(found)
+            annotated = annotation(program, name)
+            parameters.append(Parameter(name, positional, default=hyper.default, annotation=annotated))
+    for name, (annotated, default) in KEYWORDS.items():
+        parameters.append(Parameter(name, keyword, default=default, annotation=annotated))
+    return inspect.Signature(parameters)
 
 
 def annotation(program: Program, name: str) -> Any:
-    """The type of a hyperparameter: what its default says, and for a string what the rule allows."""
+    """The type of a hyperparameter: that of its default; for a string the values that the rule allows."""
     default = program.hypers[name].default
     if isinstance(default, tuple):
         return tuple[tuple(_kind(item) for item in default)]  # type: ignore[misc]
@@ -92,17 +92,18 @@ def annotation(program: Program, name: str) -> Any:
 
 
 def _kind(default: Any) -> Any:
+    """The type that stands for a default: any number is a float or a tensor."""
     if isinstance(default, bool | str):
         return type(default)
     return Number | None if default is None else Number
 
 
 def words(program: Program, name: str) -> tuple[str, ...]:
-    """The strings that the rule's requirements allow for an option; none where they allow others too."""
+    """The strings that the rule's `require`s allow for an option; empty if they allow any string."""
     options = {h.name: h.default for h in program.hypers.values()}
     compared = [f.value for f in program.facts.values() if f.subject == name and isinstance(f.value, str)]
     named = tuple(dict.fromkeys([str(options[name]), *compared]))
-    other = "".join(named) + "?"  # none of them
+    other = "".join(named) + "?"  # a string that no condition can name
     if not any(broken(program, {**options, name: other})):
         return ()
     return tuple(word for word in named if not any(broken(program, {**options, name: word})))
@@ -112,7 +113,7 @@ def words(program: Program, name: str) -> tuple[str, ...]:
 
 
 def docstring(program: Program, name: str, example: str) -> str:
-    """The title, the formula, what the constructor takes, the state, references and an example.
+    """The docstring of a class: title, formula, arguments, state, references and an example.
 
     Args:
         program: the rule, or a chain.
@@ -140,23 +141,24 @@ def docstring(program: Program, name: str, example: str) -> str:
 
 
 def _section(title: str, lines: Iterator[str]) -> str:
+    """A heading and its lines."""
     return "\n".join((title, *lines))
 
 
 def _described(doc: str) -> tuple[str, str, list[str]]:
-    """The title in a rule's docstring, the reference, and the other paragraphs.
+    """Split a rule's docstring into title, reference and remarks.
 
-    The first paragraph is a sentence, then, after two spaces or on a new line, the reference, which has a
-    year.
+    The first paragraph is a sentence, then, after two spaces or on a new line, a reference,
+    known by its year.
     """
     first, _, remarks = doc.partition("\n\n")
-    found = re.match(r"(.*?\.)(?:  |\n)(.*\b(?:1[5-9]|20)\d\d\b.*)", first, re.DOTALL)
-    title, reference = (found[1], found[2]) if found else (first, "")
+    match = re.match(r"(.*?\.)(?:  |\n)(.*\b(?:1[5-9]|20)\d\d\b.*)", first, re.DOTALL)
+    title, reference = (match[1], match[2]) if match else (first, "")
     return title, reference, [remarks] if remarks else []
 
 
 def _formula(program: Program) -> Iterator[str]:
-    """The statements of the rule as they are written, of each part of a chain under its name."""
+    """The statements of the rule as written; of a chain's parts, each under its name."""
     for i, part in enumerate(program.parts or (program,)):
         if program.parts:
             yield from [""] * bool(i) + [f"    # {part.name}"]
@@ -164,18 +166,19 @@ def _formula(program: Program) -> Iterator[str]:
 
 
 def statements(source: Source) -> list[str]:
-    """The lines of a rule without its docstring and declarations."""
+    """The lines of a rule's text without its docstring and declarations, comments included."""
     tree = grammar.read(source)
     dropped: set[int] = set()
-    kept: set[int] = set()
+    used: set[int] = set()
     for i, statement in enumerate(tree.body):
         place = range(statement.lineno, (statement.end_lineno or statement.lineno) + 1)
-        (dropped if _declares(statement, i) else kept).update(place)
-    lines = [line.rstrip() for n, line in enumerate(source.lines, 1) if n not in dropped - kept]
+        (dropped if _declares(statement, i) else used).update(place)
+    lines = [line.rstrip() for n, line in enumerate(source.lines, 1) if n not in dropped - used]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n").split("\n")
 
 
 def _declares(statement: ast.stmt, index: int) -> bool:
+    """Whether a statement is the rule's docstring or a declaration such as `hyper()`."""
     match statement:
         case ast.Expr(value=ast.Constant(value=str())):
             return index == 0
@@ -185,26 +188,27 @@ def _declares(statement: ast.stmt, index: int) -> bool:
 
 
 def _arguments(program: Program) -> Iterator[str]:
+    """A line for each hyperparameter: type, meaning, default and bounds."""
     yield "    params: tensors, pairs of a name and a tensor, or parameter groups, as in torch."
     for name, hyper in program.hypers.items():
         if name in KEYWORDS:
             continue
         meaning = "" if isinstance(hyper.default, tuple) and name == "eps" else MEANINGS.get(name, "")
         bounds = ", ".join(r.text for r in program.requires if name in _subjects(program, r))
-        told = filter(None, (meaning, f"default {hyper.default!r}", f"needs {bounds}" if bounds else ""))
-        yield _line(f"{name} ({spelled(annotation(program, name))})", "; ".join(told))
+        remarks = filter(None, (meaning, f"default {hyper.default!r}", f"needs {bounds}" if bounds else ""))
+        yield _line(f"{name} ({spelled(annotation(program, name))})", "; ".join(remarks))
     yield COMMON
 
 
 def _subjects(program: Program, requirement: Requirement) -> set[str]:
-    """The hyperparameters that a requirement is about."""
+    """The hyperparameters that a `require` condition reads."""
     leaves = [n for n in toposort([requirement.condition]) if n.op in (Op.HYPER, Op.FACT)]
     paths = (program.facts[n.value or ""].subject if n.op is Op.FACT else n.value or "" for n in leaves)
     return {path.partition("[")[0] for path in paths}
 
 
 def spelled(kind: Any) -> str:
-    """A type as source, with `Tensor` and `ParamsT` by their short names."""
+    """A type as source code, `Tensor` and `ParamsT` by their short names."""
     if kind is ParamsT:
         return "ParamsT"
     if words := get_args(kind) if str(kind).startswith("typing.Literal") else ():
@@ -217,15 +221,17 @@ def _quoted(word: str) -> str:
 
 
 def _states(program: Program) -> Iterator[str]:
+    """A line for each state: its key, what has one value of it, and its dtype."""
     yield "    step: the number of this parameter's steps, float32, or float64 where that is torch's default."
     for state in program.states.values():
         key = state.key.removeprefix(GROUP)
-        yield _line(key, _kept(state) if key == state.name else f"{state.name}, {_kept(state)}")
+        yield _line(key, _storage(state) if key == state.name else f"{state.name}, {_storage(state)}")
     if any(fact.subject not in ("maximize", *program.inputs) for fact in program.facts.values()):
         yield "    What the options or a tensor's shape leave unused is not kept."
 
 
-def _kept(state: State) -> str:
+def _storage(state: State) -> str:
+    """What has one value of a state, in which dtype and where."""
     if state.extent is Extent.ELEMENT:
         return f"{state.extent.phrase}, in state_dtype or the parameter's dtype"
     if state.extent is Extent.ALL:
@@ -235,13 +241,15 @@ def _kept(state: State) -> str:
     return f"{state.extent.phrase}, float32, or float64 beside float64 parameters"
 
 
-def _input(made: Input) -> str:
+def _input(declared: Input) -> str:
+    """The line of an input of `step()`."""
     what = (
         "one number; the closure's result where it is not given"
-        if made.extent is Extent.ALL
+        if declared.extent is Extent.ALL
         else "a tensor of each parameter's shape, as a mapping from parameters or a sequence"
     )
-    return _line(made.name, what if made.default is None else f"{what}; default {made.default:g}")
+    default = "" if declared.default is None else f"; default {declared.default:g}"
+    return _line(declared.name, what + default)
 
 
 def _line(name: str, text: str) -> str:
@@ -249,10 +257,11 @@ def _line(name: str, text: str) -> str:
 
 
 def _example(program: Program, name: str) -> Iterator[str]:
+    """A constructor call and a step with the inputs that the rule needs."""
     lr = program.hypers.get("lr")
     yield f"    >>> optimizer = {name}(model.parameters(){f', lr={lr.default!r}' if lr else ''})"
-    handed = [f"{n}={n}" for n, made in program.inputs.items() if made.extent is not Extent.ALL]
-    closure = ["closure"] if len(handed) < len(program.inputs) else []
-    yield f"    >>> optimizer.step({', '.join(closure + handed)})"
+    keywords = [f"{n}={n}" for n, declared in program.inputs.items() if declared.extent is not Extent.ALL]
+    closure = ["closure"] if len(keywords) < len(program.inputs) else []
+    yield f"    >>> optimizer.step({', '.join(closure + keywords)})"
     if program.modes:
         yield "    >>> optimizer.eval()  # before model.eval(), and optimizer.train() before training goes on"

@@ -1,4 +1,4 @@
-"""What a step is handed besides gradients: the inputs that a rule declares.
+"""The inputs of a step besides gradients, which a rule declares with `input()`.
 
 In: the keywords of `step()`, and the closure's loss. Out: a tensor for each parameter, or one number for all.
 """
@@ -18,28 +18,39 @@ from optgen.launch.dtensor import local, matching
 from optgen.launch.work import CODEC_OF, SUPPORTED
 
 
-def handed_to(
+def inputs_of_step(
     optimizer: torch.optim.Optimizer,
     program: Program,
-    given: Mapping[str, Any],
+    keywords: Mapping[str, Any],
     loss: Any,
     home: torch.device,
 ) -> dict[str, Any]:
-    """The inputs of a step by name: a mapping from parameters, or one number, 0-d float64 on `home`.
+    """Check the keywords of `step()` against the declared inputs, and complete them from the loss.
+
+    Args:
+        optimizer: whose parameters the tensors of a sequence belong to, in the order of its groups.
+        program: the rule.
+        keywords: those of `step()`.
+        loss: the closure's result, which a missing input with one number for all parameters is.
+        home: the device of the inputs that are one number.
+
+    Returns:
+        For each input that has a value: a mapping from parameters to tensors, whose shapes are not checked
+        yet (see `inputs_of_parameter`), or a 0-d float64 tensor on `home`. One with a default may be absent.
 
     Raises:
         TypeError: there is no such input, or one is missing.
-        ValueError: there is not one tensor for each parameter.
+        ValueError: there is not one tensor for each parameter, or an input is no number.
     """
-    declared, name = program.inputs, type(optimizer).__name__
-    for key in given:
-        if key not in declared:
-            known = ", ".join(declared) or "none"
+    declarations, name = program.inputs, type(optimizer).__name__
+    for key in keywords:
+        if key not in declarations:
+            known = ", ".join(declarations) or "none"
             raise TypeError(f"{name}.step() has no input '{key}'; the rule has: {known}")
-    handed: dict[str, Any] = {}
-    for key, made in declared.items():
-        value = given.get(key)
-        if made.extent is Extent.ALL:
+    inputs: dict[str, Any] = {}
+    for key, declaration in declarations.items():
+        value = keywords.get(key)
+        if declaration.extent is Extent.ALL:
             value = loss if value is None else value
             if value is not None:
                 value = _one_number(key, value, home)
@@ -49,15 +60,15 @@ def handed_to(
                 raise ValueError(f"input '{key}' needs a tensor for each of {len(params)} parameters")
             value = dict(zip(params, value, strict=True))
         if value is not None:
-            handed[key] = value
-        elif made.default is None:
-            hint = f"step(closure), or step({key}=…)" if made.extent is Extent.ALL else f"step({key}=…)"
-            raise TypeError(f"{name}.step() needs the input '{key}': call {hint}")
-    return handed
+            inputs[key] = value
+        elif declaration.default is None:
+            either = "step(closure), or " if declaration.extent is Extent.ALL else ""
+            raise TypeError(f"{name}.step() needs the input '{key}': call {either}step({key}=…)")
+    return inputs
 
 
 def _one_number(name: str, value: Any, home: torch.device) -> Tensor:
-    """An input that is one number, 0-d float64 on a device."""
+    """Convert an input that is one number to a 0-d float64 tensor on a device."""
     try:
         value = torch.as_tensor(value).detach()
         if not has_numbers(value) or value.is_complex():
@@ -68,15 +79,15 @@ def _one_number(name: str, value: Any, home: torch.device) -> Tensor:
         raise ValueError(f"input '{name}' must be one number: {error}") from None
 
 
-def for_parameter(handed: Mapping[str, Any], p: Tensor) -> dict[str, Tensor]:
-    """The inputs of one parameter by name.
+def inputs_of_parameter(inputs: Mapping[str, Any], p: Tensor) -> dict[str, Tensor]:
+    """The tensors of one parameter among the inputs of a step, by name.
 
     Raises:
-        ValueError: there is none for it, or one of another shape or dtype.
+        ValueError: there is none for it, or one of another shape, or of a dtype that kernels do not take.
     """
-    found = {}
-    for name, values in handed.items():
-        if isinstance(values, Tensor):  # one number for all
+    tensors = {}
+    for name, values in inputs.items():
+        if isinstance(values, Tensor):  # one number for all parameters, which the launcher takes
             continue
         value = values.get(p)
         fits = isinstance(value, Tensor) and has_numbers(local(value)) and value.dtype in CODEC_OF
@@ -86,5 +97,5 @@ def for_parameter(handed: Mapping[str, Any], p: Tensor) -> dict[str, Tensor]:
                 f"input '{name}' needs a tensor of {SUPPORTED} for the parameter of shape "
                 f"{tuple(p.shape)}, and has {what}"
             )
-        found[name] = resolved(matching(value.detach(), p)).to(p.device)
-    return found
+        tensors[name] = resolved(matching(value.detach(), p)).to(p.device)
+    return tensors

@@ -1,7 +1,7 @@
 """Schedules: hyperparameters as expressions of the step count.
 
-`scheduled` puts them into a rule, where they cost no launch and no recompilation; `lr_scheduler` makes a
-torch `LRScheduler` of one. The named ones (`cosine`, `noam`, …) are texts that both of them take.
+`scheduled` compiles them into a rule, where they cost no launch and no recompilation; `lr_scheduler` makes a
+torch `LRScheduler` of one. The named ones (`cosine`, `noam`, …) are texts that both take.
 """
 
 from __future__ import annotations

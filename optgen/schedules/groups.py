@@ -1,7 +1,7 @@
-"""A schedule in the parameter groups of an optimizer, of optgen or of torch.
+"""A schedule applied to the parameter groups of an optimizer, of optgen or of torch.
 
-In: a schedule's text and a group. Out: the value for a step, and that value in the group. What the group
-had at first is kept there as `initial_lr`, as torch's schedulers do, so that state dicts hold it.
+In: a schedule's text and a group. Out: the value for a step, written into the group. The group's initial
+value is kept there as `initial_lr`, as torch's schedulers do, so that state dicts contain it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from optgen.schedules.values import value
 
 @dataclass(frozen=True)
 class GroupSchedule:
-    """One hyperparameter of every group, `name`, as an expression, `text`; see `ScheduledLR`."""
+    """A schedule, `text`, of the hyperparameter `name` in every group; see `ScheduledLR`."""
 
     name: str
     text: str
 
     @property
     def first(self) -> str:
-        """Where a group keeps what it had at first."""
+        """The key of a group's initial value: `initial_lr`."""
         return f"initial_{self.name}"
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse a wrong text, or groups that have no such hyperparameter.
+        """Refuse a text that is wrong, or groups without the hyperparameter.
 
         Raises:
             RuleError: the text is wrong; with its place.
@@ -47,17 +47,17 @@ class GroupSchedule:
             _compiled(self.text, self.name, tuple(hypers.items()))
 
     def start(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep what every group has now, unless it keeps something already."""
+        """Record every group's present value as its initial one, unless it has one already."""
         for group in optimizer.param_groups:
             group.setdefault(self.first, plain(lookup(group, self.name)))
 
     def value(self, optimizer: torch.optim.Optimizer, group: Mapping[str, Any], t: float) -> float:
-        """The value for a group in step `t`, counted from 1."""
-        found = _compiled(self.text, self.name, tuple(_hypers(optimizer, group).items()))
-        return value(found, t, _with(group, self.name, group[self.first]))
+        """The value for a group in step `t`, counted from 1, in float64."""
+        compiled = _compiled(self.text, self.name, tuple(_hypers(optimizer, group).items()))
+        return value(compiled, t, _with(group, self.name, group[self.first]))
 
     def write(self, group: dict[str, Any], new: float) -> None:
-        """Put a value into a group; a tensor keeps its identity, as a captured graph needs it."""
+        """Write a value into a group; a tensor is filled in place, for a captured CUDA graph reads it."""
         old = lookup(group, self.name)
         if isinstance(old, Tensor):
             old.fill_(new)
@@ -66,41 +66,42 @@ class GroupSchedule:
             group[name] = _with(group, self.name, new)[name]
 
 
-def plain(given: Any) -> Any:
-    """A value that nobody else can change in place."""
-    return given.clone() if isinstance(given, Tensor) else given
+def plain(value: Any) -> Any:
+    """A copy of a tensor, which nobody else can change in place; other values as they are."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
-def _with(group: Mapping[str, Any], path: str, given: Any) -> dict[str, Any]:
-    """The options of a group with another value for one of them, or for one item of a tuple."""
+def _with(group: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy of a group with another value for one hyperparameter, or for one item of a tuple."""
     name, _, item = path.partition("[")
     if not item:
-        return {**group, name: given}
+        return {**group, name: value}
     i = int(item[:-1])
-    return {**group, name: (*group[name][:i], given, *group[name][i + 1 :])}
+    return {**group, name: (*group[name][:i], value, *group[name][i + 1 :])}
 
 
 def _hypers(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
-    """The kind of every hyperparameter that a text may read: what stands for a default of it."""
+    """Every hyperparameter that a text may read, with a default that says what type it has."""
     program = getattr(optimizer, "program", None)
-    if program is not None:
+    if program is not None:  # an optimizer of optgen; of torch's only the groups' values are known
         return {h.name: h.default for h in program.hypers.values()}
     return {
-        key: kind
-        for key, given in group.items()
-        if key != "params" and not key.startswith("initial_") and (kind := _kind(given)) is not None
+        key: default
+        for key, value in group.items()
+        if key != "params" and not key.startswith("initial_") and (default := _kind(value)) is not None
     }
 
 
-def _kind(given: Any) -> Any:
-    """0.0 for a number; an option as it is; a tuple of numbers; None for what is no hyperparameter."""
-    if isinstance(given, bool | str):
-        return given
-    if isinstance(given, tuple | list) and given and all(isinstance(g, int | float | Tensor) for g in given):
-        return (0.0,) * len(given)
-    return 0.0 if isinstance(given, int | float | Tensor) else None
+def _kind(value: Any) -> Any:
+    """A default with the type of an option's value: 0.0 for a number, None for no hyperparameter."""
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, tuple | list) and value and all(isinstance(g, int | float | Tensor) for g in value):
+        return (0.0,) * len(value)
+    return 0.0 if isinstance(value, int | float | Tensor) else None
 
 
 @lru_cache(maxsize=256)
 def _compiled(text: str, path: str, hypers: tuple[tuple[str, Any], ...]) -> Expression:
+    """The parsed expression of a text; cached, for it is needed in every step."""
     return expression(Source(text, f"<{path}>"), path, {name: Hyper(name, d) for name, d in hypers})

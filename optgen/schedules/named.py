@@ -1,4 +1,4 @@
-"""The schedules of the literature, each a text of the rule language.
+"""Named schedules of the literature, each a text of the rule language.
 
 In: their constants. Out: a `Schedule`. `t` counts steps from 1, so torch's epoch is `t - 1`; `base` stands
 for the value that the hyperparameter has in its group. After its last step a schedule keeps its last value.
@@ -20,56 +20,59 @@ from optgen.schedules.values import value
 
 @dataclass(frozen=True)
 class Schedule:
-    """A schedule for any hyperparameter.
+    """A schedule of any hyperparameter.
 
     Attributes:
         title: the call that made it, such as `constant()`.
-        text: one value per step, of `t` and of `base`, the hyperparameter's value in its group.
+        text: an expression of `t` and of `base`, the hyperparameter's value in its group.
     """
 
     title: str
     text: str
 
     def __call__(self, t: float, base: float = 1.0) -> float:
-        """The value in step `t`, from 1, in float64."""
+        """The value in step `t`, counted from 1, in float64."""
         return value(self._expression, t, {"base": base})
 
     def __repr__(self) -> str:
         return self.title
 
     def of(self, path: str) -> str:
-        """The text for a hyperparameter: its own name, `lr` or `betas[0]`, in the place of `base`."""
+        """The text for a hyperparameter, `lr` or `betas[0]`, whose name replaces `base`."""
         return re.sub(r"\bbase\b", path, self.text)
 
     @cached_property
     def _expression(self) -> Expression:
+        """The parsed text."""
         return expression(Source(self.text, self.title), "base", {"base": Hyper("base", 1.0)})
 
 
-def _made(name: str, text: str, **arguments: object) -> Schedule:
-    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    return Schedule(f"{name}({given})", text)
+def _schedule(name: str, text: str, **arguments: object) -> Schedule:
+    """A schedule whose title is the call with its arguments."""
+    listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return Schedule(f"{name}({listed})", text)
 
 
 def _check(holds: bool, name: str, needs: str, **values: float) -> None:
-    """Refuse constants that a schedule cannot have; NaN holds nothing."""
+    """Raise a ValueError for constants out of bounds, NaN included, for which no comparison holds."""
     if not holds:
-        shown = ", ".join(f"{key} = {value!r}" for key, value in values.items())
-        raise ValueError(f"{name} needs {needs}, but {shown}")
+        listed = ", ".join(f"{key} = {value!r}" for key, value in values.items())
+        raise ValueError(f"{name} needs {needs}, but {listed}")
 
 
 def _number(value: float) -> str:
-    """A constant as the language writes it."""
+    """A number as rule text: `repr`, without a trailing `.0`."""
     return repr(float(value)).removesuffix(".0")
 
 
 def _rising(warmup: float) -> str:
+    """The text of a linear warmup from 0, over `warmup` steps."""
     return f"base*(t / {_number(warmup)})"
 
 
 def constant() -> Schedule:
-    """The group's own value in every step."""
-    return _made("constant", "base")
+    """The group's own value in every step: `base`."""
+    return _schedule("constant", "base")
 
 
 def warmup(steps: float) -> Schedule:
@@ -82,11 +85,11 @@ def warmup(steps: float) -> Schedule:
         ValueError: `steps` is less.
     """
     _check(steps >= 1, "warmup", "steps >= 1", steps=steps)
-    return _made("warmup", f"base*minimum(t / {_number(steps)}, 1)", steps=steps)
+    return _schedule("warmup", f"base*minimum(t / {_number(steps)}, 1)", steps=steps)
 
 
 def linear(total: float, start: float = 1 / 3, end: float = 1.0) -> Schedule:
-    """From `start*base` to `end*base` in `total` steps, as torch's `LinearLR`.
+    """Linear from `start*base` to `end*base` in `total` steps, as torch's `LinearLR`.
 
     Args:
         total: how many steps it takes, torch's `total_iters`; the last value is that of step `total + 1`.
@@ -98,11 +101,11 @@ def linear(total: float, start: float = 1 / 3, end: float = 1.0) -> Schedule:
     """
     _check(total > 0, "linear", "total > 0", total=total)
     slope = f"{_number(end - start)}*minimum((t - 1) / {_number(total)}, 1)"
-    return _made("linear", f"base*({_number(start)} + {slope})", total=total, start=start, end=end)
+    return _schedule("linear", f"base*({_number(start)} + {slope})", total=total, start=start, end=end)
 
 
 def exponential(gamma: float = 0.999, every: float = 1) -> Schedule:
-    """`base*gamma**((t - 1)/every)`: torch's `ExponentialLR`, where `every` is 1.
+    """Exponential decay: `base*gamma**((t - 1)/every)`, torch's `ExponentialLR` where `every` is 1.
 
     Args:
         gamma: the factor; more than 0.
@@ -113,11 +116,11 @@ def exponential(gamma: float = 0.999, every: float = 1) -> Schedule:
     """
     _check(gamma > 0 and every > 0, "exponential", "gamma > 0 and every > 0", gamma=gamma, every=every)
     steps = "t - 1" if every == 1 else f"(t - 1) / {_number(every)}"
-    return _made("exponential", f"base*{_number(gamma)}**({steps})", gamma=gamma, every=every)
+    return _schedule("exponential", f"base*{_number(gamma)}**({steps})", gamma=gamma, every=every)
 
 
 def step(size: float, gamma: float = 0.1) -> Schedule:
-    """`base*gamma**floor((t - 1)/size)`, as torch's `StepLR`.
+    """Step decay: `base*gamma**floor((t - 1)/size)`, as torch's `StepLR`.
 
     Args:
         size: how many steps have the same value; at least 1.
@@ -128,11 +131,11 @@ def step(size: float, gamma: float = 0.1) -> Schedule:
     """
     _check(size >= 1 and gamma > 0, "step", "size >= 1 and gamma > 0", size=size, gamma=gamma)
     text = f"base*{_number(gamma)}**floor((t - 1) / {_number(size)})"
-    return _made("step", text, size=size, gamma=gamma)
+    return _schedule("step", text, size=size, gamma=gamma)
 
 
 def polynomial(total: float, power: float = 1.0, floor: float = 0.0) -> Schedule:
-    """From `base` to `floor*base` as `(1 - (t - 1)/total)**power`; torch's `PolynomialLR` has no floor.
+    """Polynomial decay to `floor*base`: `(1 - (t - 1)/total)**power`, as torch's `PolynomialLR` to 0.
 
     Args:
         total: how many steps it takes; the last value is reached in step `total + 1`.
@@ -145,16 +148,16 @@ def polynomial(total: float, power: float = 1.0, floor: float = 0.0) -> Schedule
     _check(total > 0 and power > 0, "polynomial", "total > 0 and power > 0", total=total, power=power)
     rest = f"(1 - minimum((t - 1) / {_number(total)}, 1))**{_number(power)}"
     text = f"base*{_between(rest, floor)}"
-    return _made("polynomial", text, total=total, power=power, floor=floor)
+    return _schedule("polynomial", text, total=total, power=power, floor=floor)
 
 
 def _between(rest: str, floor: float) -> str:
-    """1 where `rest` is 1, and `floor` where it is 0."""
+    """The text of an interpolation: 1 where `rest` is 1, and `floor` where it is 0."""
     return rest if floor == 0 else f"({_number(floor)} + {_number(1 - floor)}*{rest})"
 
 
 def cosine(total: float, warmup: float = 0, floor: float = 0.0) -> Schedule:
-    """Half a cosine from `base` to `floor*base`, Loshchilov & Hutter, 2017, arXiv:1608.03983.
+    """Cosine decay from `base` to `floor*base`, Loshchilov & Hutter, 2017, arXiv:1608.03983.
 
     Without warmup this is torch's `CosineAnnealingLR(T_max=total, eta_min=floor*base)` up to its end.
 
@@ -173,11 +176,11 @@ def cosine(total: float, warmup: float = 0, floor: float = 0.0) -> Schedule:
     text = f"base*{_between(rest, floor)}"
     if warmup:
         text = f"{_rising(warmup)} if t <= {_number(warmup)} else {text}"
-    return _made("cosine", text, total=total, warmup=warmup, floor=floor)
+    return _schedule("cosine", text, total=total, warmup=warmup, floor=floor)
 
 
 def wsd(total: float, warmup: float, decay: float, floor: float = 0.0, shape: str = "linear") -> Schedule:
-    """Warmup, stable, decay: Hu et al., 2024, arXiv:2404.06395.
+    """Warmup, stable, decay (trapezoid), Hu et al., 2024, arXiv:2404.06395.
 
     Args:
         total: how many steps there are.
@@ -200,7 +203,7 @@ def wsd(total: float, warmup: float, decay: float, floor: float = 0.0, shape: st
     text = f"base*{_between(rest, floor)}"
     if warmup:
         text = f"{_rising(warmup)} if t <= {_number(warmup)} else {text}"
-    return _made("wsd", text, total=total, warmup=warmup, decay=decay, floor=floor, shape=shape)
+    return _schedule("wsd", text, total=total, warmup=warmup, decay=decay, floor=floor, shape=shape)
 
 
 def one_cycle(
@@ -211,7 +214,7 @@ def one_cycle(
     final_div_factor: float = 1e4,
     three_phase: bool = False,
 ) -> Schedule:
-    """Up to `base` and down again, Smith & Topin, 2018, arXiv:1708.07120, with the numbers of torch.
+    """One cycle, up to `base` and down again, Smith & Topin, 2018, arXiv:1708.07120, as in torch.
 
     The arguments are those of torch's `OneCycleLR`, whose `max_lr` is `base`. Its momentum goes the other
     way: with 0.85 as `base` that is `one_cycle(total, div_factor=0.85/0.95, final_div_factor=1)`.
@@ -244,12 +247,14 @@ def one_cycle(
     text = pieces[-1]
     for (end, _, _), piece in reversed([*zip(ends[:-1], pieces[:-1], strict=True)]):
         text = f"{piece} if t - 1 <= {_number(end)} else {text}"
-    given = {"total": total, "pct_start": pct_start, "anneal": anneal, "div_factor": div_factor}
-    return _made("one_cycle", text, **given, final_div_factor=final_div_factor, three_phase=three_phase)
+    constants = {"total": total, "pct_start": pct_start, "anneal": anneal, "div_factor": div_factor}
+    return _schedule(
+        "one_cycle", text, **constants, final_div_factor=final_div_factor, three_phase=three_phase
+    )
 
 
 def _piece(begin: float, end: float, a: float, b: float, anneal: str) -> str:
-    """From `a*base` to `b*base` between two epochs."""
+    """The text of a piece from `a*base` to `b*base` between two epochs, by cosine or linearly."""
     part = f"minimum((t - {_number(1 + begin)}) / {_number(end - begin)}, 1)"
     if anneal == "linear":
         return f"base*({_number(a)} + {_number(b - a)}*{part})"
@@ -257,7 +262,9 @@ def _piece(begin: float, end: float, a: float, b: float, anneal: str) -> str:
 
 
 def inverse_sqrt(warmup: float = 4000) -> Schedule:
-    """`base*t/warmup`, then `base*sqrt(warmup/t)`: Vaswani et al., 2017, scaled as in fairseq and T5.
+    """Inverse square root, Vaswani et al., 2017: `base*t/warmup`, then `base*sqrt(warmup/t)`.
+
+    Scaled as in fairseq and T5, so that the peak is `base`.
 
     Args:
         warmup: the step that has the peak, `base`; at least 1.
@@ -267,11 +274,11 @@ def inverse_sqrt(warmup: float = 4000) -> Schedule:
     """
     _check(warmup >= 1, "inverse_sqrt", "warmup >= 1", warmup=warmup)
     steps = _number(warmup)
-    return _made("inverse_sqrt", f"base*minimum(t / {steps}, sqrt({steps} / t))", warmup=warmup)
+    return _schedule("inverse_sqrt", f"base*minimum(t / {steps}, sqrt({steps} / t))", warmup=warmup)
 
 
 def noam(warmup: float = 4000, d_model: float | None = None) -> Schedule:
-    """Vaswani et al., 2017, arXiv:1706.03762: `d_model**-0.5 * min(t**-0.5, t*warmup**-1.5)`.
+    """Noam, Vaswani et al., 2017, arXiv:1706.03762: `d_model**-0.5 * min(t**-0.5, t*warmup**-1.5)`.
 
     Without `d_model` its factor is `base*warmup**0.5`, so that the peak, in step `warmup`, is `base`.
 
@@ -286,12 +293,12 @@ def noam(warmup: float = 4000, d_model: float | None = None) -> Schedule:
     _check(d_model is None or d_model > 0, "noam", "d_model > 0", d_model=d_model or 0)
     factor = f"base*{_number(math.sqrt(warmup))}" if d_model is None else _number(d_model**-0.5)
     text = f"{factor}*minimum(t**-0.5, t*{_number(warmup)}**-1.5)"
-    return _made("noam", text, warmup=warmup, d_model=d_model)
+    return _schedule("noam", text, warmup=warmup, d_model=d_model)
 
 
 NAMED: dict[str, Callable[..., Schedule]] = {
-    made.__name__: made
-    for made in (
+    function.__name__: function
+    for function in (
         constant, warmup, linear, exponential, step, polynomial, cosine, wsd, one_cycle, inverse_sqrt, noam,
     )
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Schedules as torch's `LRScheduler`s, for optimizers of optgen and of torch alike.
+"""Schedules as torch `LRScheduler`s, for optimizers of optgen and of torch.
 
 In: an optimizer and a schedule. Out: a scheduler that writes the schedule's value into every parameter
 group, for the first step when it is made and for the next one whenever `step()` is called.
@@ -16,16 +16,16 @@ from optgen.schedules.named import Schedule, noam
 
 
 class ScheduledLR(LRScheduler):
-    """A hyperparameter of every parameter group, as a schedule has it.
+    """A torch scheduler of one hyperparameter, which writes a schedule's values into every group.
 
-    The value for the first step is there at once. Then `step()` goes on by one step; call it after each
-    `optimizer.step()`. Like torch's schedulers it keeps what the group had at first, as `initial_lr`.
+    The constructor writes the value for the first step, and each `step()` that of the next; call it after
+    each `optimizer.step()`. Like torch's schedulers it keeps a group's initial value there as `initial_lr`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.
         schedule: a named schedule, or the text of one; in a text the hyperparameter's own name is its first
             value, other hyperparameters are what the group has now, and `t` is `last_epoch + 1`.
-        last_epoch: how many steps were done, less one; -1 for none.
+        last_epoch: the number of steps done so far, less one; -1 for none.
         name: the hyperparameter, `"weight_decay"` or `"betas[0]"`.
 
     Raises:
@@ -59,7 +59,7 @@ class ScheduledLR(LRScheduler):
         return [self._value(group) for group in self.optimizer.param_groups]
 
     def step(self, epoch: int | None = None) -> None:
-        """Go on by one step; call it after `optimizer.step()`.
+        """Advance by one step; call it after `optimizer.step()`.
 
         Args:
             epoch: as in torch, which deprecates it: go to this `last_epoch` in place of the next.
@@ -70,10 +70,11 @@ class ScheduledLR(LRScheduler):
                 self.schedule.write(group, self._value(group))
 
     def _value(self, group: dict[str, Any]) -> float:
+        """A group's value for the next step."""
         return self.schedule.value(self.optimizer, group, self.last_epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as plain values, which `torch.load` reads without trust."""
+        """The state as plain values, which `torch.load` reads with `weights_only=True`."""
         schedule = {"name": self.schedule.name, "text": self.schedule.text}
         return {**super().state_dict(), "schedule": schedule}
 
@@ -88,7 +89,7 @@ def lr_scheduler(
     last_epoch: int = -1,
     name: str = "lr",
 ) -> ScheduledLR:
-    """A torch scheduler for a schedule; see `ScheduledLR`."""
+    """Make a torch scheduler of a schedule; see `ScheduledLR` for arguments and errors."""
     return ScheduledLR(optimizer, schedule, last_epoch, name)
 
 
@@ -97,9 +98,9 @@ class NoamLR(ScheduledLR):
 
     Args:
         optimizer: any `torch.optim.Optimizer`.
-        d_model: the width of the model, which then sets the peak, `(d_model*warmup_steps)**-0.5`.
+        d_model: the width of the model, which sets the peak to `(d_model*warmup_steps)**-0.5`, whatever `lr`.
         warmup_steps: the step that has the peak.
-        last_epoch: how many steps were done, less one; -1 for none.
+        last_epoch: the number of steps done so far, less one; -1 for none.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a schedule is worth in a step: its node, evaluated by the reference in float64.
+"""Evaluates a schedule in a step, with the reference's float64 semantics.
 
 In: an expression, the step and the hyperparameters. Out: a float.
 """
@@ -17,7 +17,7 @@ from optgen.language.schedule_expressions import Expression
 
 
 def value(schedule: Expression, t: float, options: Mapping[str, Any]) -> float:
-    """The value of a schedule in step `t`, counted from 1, where hyperparameters have these values."""
+    """Evaluate a schedule in step `t`, counted from 1, with these hyperparameters."""
 
     def leaf(n: Node) -> Any:
         if n.op is Op.COUNT:

@@ -1,7 +1,7 @@
-"""Parameter stores, and updates of what is in them, as in Gen.jl.
+"""Parameter stores with gradient accumulators, and optimizers over them, as in Gen.jl.
 
-In: parameters by (owner, name), gradients of log probabilities, configurations. Out: stores in memory, on a
-GPU or on a file system, whose parameters any rule can move.
+In: parameters by (owner, name), gradients of log probabilities, configurations of updates. Out: stores in
+memory, on a GPU or on a file system, whose parameters any rule can update.
 """
 
 from optgen.store.base import ParameterID, ParameterStore

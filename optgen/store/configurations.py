@@ -1,4 +1,4 @@
-"""Configurations of updates: which rule, with which hyperparameters.
+"""Configurations of updates: a rule with its hyperparameters, from which optimizers are made.
 
 In: what Gen.jl's constructors take, the name or text of any rule, or a class of torch.optim. Out: a
 `torch.optim.Optimizer` over a store's tensors. Gradients in a store are those of a log probability, so every
@@ -20,13 +20,16 @@ from optgen.optim.optimizer import optimizer
 
 
 class Configuration(ABC):
-    """What makes an optimizer for the parameters of one store."""
+    """A factory of optimizers for the parameters of one store."""
 
-    negates = False  # whether the optimizer is to see the negative gradients
+    negates = False  # whether the optimizer gets negated gradients, because it can only descend
 
     @abstractmethod
     def make(self, params: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """The optimizer of these parameters.
+        """Make the optimizer of these parameters.
+
+        Args:
+            params: floating-point tensors that share the memory of the store's values.
 
         Raises:
             ValueError: a hyperparameter's value is out of its bounds.
@@ -34,7 +37,7 @@ class Configuration(ABC):
 
 
 class RuleConf(Configuration):
-    """Any rule: `RuleConf("adamw", lr=1e-3)`.
+    """The configuration of any rule: `RuleConf("adamw", lr=1e-3)`.
 
     Args:
         rule: a shipped name, a path, the text of a rule, or a program, as `optgen.optimizer` takes it.
@@ -50,17 +53,17 @@ class RuleConf(Configuration):
         self._class = optimizer(rule)
 
     def __repr__(self) -> str:
-        given = {"maximize": self.maximize, **self.options}
-        return f"RuleConf({self.rule!r}, {', '.join(f'{k}={v!r}' for k, v in given.items())})"
+        arguments = {"maximize": self.maximize, **self.options}
+        return f"RuleConf({self.rule!r}, {', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
 
     def make(self, params: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """An instance of the rule's class; see the base class."""
+        """Make an instance of the rule's class; see the base class."""
         return self._class(list(params), maximize=self.maximize, **self.options)
 
 
 @dataclass(frozen=True)
 class FixedStepGradientDescent(Configuration):
-    """`p + step_size*g` (`rules/descent.rule`)."""
+    """Gradient ascent with a fixed step: `p + step_size*g` (`rules/descent.rule`)."""
 
     step_size: float
     _: KW_ONLY
@@ -68,16 +71,17 @@ class FixedStepGradientDescent(Configuration):
     backend: str = "auto"
 
     def make(self, params: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """See the base class."""
+        """Make the optimizer; see the base class."""
         options = {"lr": self.step_size, "backend": self.backend}
         return RuleConf("descent", maximize=self.maximize, **options).make(params)
 
 
 @dataclass(frozen=True)
 class GradientDescent(Configuration):
-    """`p + step_size_init*(step_size_beta + 1)/(step_size_beta + t)*g` (`rules/gen_decay.rule`).
+    """Gradient ascent with a step that decays as 1/t, as in Gen.jl (`rules/gen_decay.rule`).
 
-    t is 1 in the first update, and grows by one with each, whatever the gradients.
+    `p + step_size_init*(step_size_beta + 1)/(step_size_beta + t)*g`, where t is 1 in the first update and
+    grows by one with each, whatever the gradients.
     """
 
     step_size_init: float
@@ -87,17 +91,17 @@ class GradientDescent(Configuration):
     backend: str = "auto"
 
     def make(self, params: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """See the base class."""
+        """Make the optimizer; see the base class."""
         options = {"lr": self.step_size_init, "beta": self.step_size_beta, "backend": self.backend}
         return RuleConf("gen_decay", maximize=self.maximize, **options).make(params)
 
 
-DecayStepGradientDescent = GradientDescent  # as the API with stores calls it
+DecayStepGradientDescent = GradientDescent  # its name in the versions of Gen.jl that have stores
 
 
 @dataclass(frozen=True)
 class ADAM(Configuration):
-    """Adam as torch has it, epsilon added after the bias correction (`rules/adam.rule`)."""
+    """Adam, Kingma & Ba, 2015, as torch has it: eps is added after bias correction (`rules/adam.rule`)."""
 
     learning_rate: float
     beta1: float
@@ -108,16 +112,16 @@ class ADAM(Configuration):
     backend: str = "auto"
 
     def make(self, params: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """See the base class."""
+        """Make the optimizer; see the base class."""
         options = {"lr": self.learning_rate, "betas": (self.beta1, self.beta2), "eps": self.epsilon}
         return RuleConf("adam", maximize=self.maximize, backend=self.backend, **options).make(params)
 
 
 class TorchOptimConf(Configuration):
-    """A class of torch.optim, or one like it: `TorchOptimConf(torch.optim.SGD, lr=0.1)`.
+    """The configuration of a torch.optim class: `TorchOptimConf(torch.optim.SGD, lr=0.1)`.
 
-    To ascend it is handed negative gradients, so that it needs no `maximize` of its own. Its `step` takes no
-    closure here.
+    Any class with torch's protocol will do. To ascend it gets negated gradients, so that it needs no
+    `maximize` of its own. Its `step` is called without a closure.
     """
 
     def __init__(self, cls: type[torch.optim.Optimizer], *args: Any, maximize: bool = True, **options: Any):
@@ -125,10 +129,10 @@ class TorchOptimConf(Configuration):
         self.negates = maximize
 
     def __repr__(self) -> str:
-        given = [*map(repr, self.args), f"maximize={self.negates}"]
-        given += [f"{k}={v!r}" for k, v in self.options.items()]
-        return f"TorchOptimConf({', '.join([self.cls.__name__, *given])})"
+        arguments = [*map(repr, self.args), f"maximize={self.negates}"]
+        arguments += [f"{k}={v!r}" for k, v in self.options.items()]
+        return f"TorchOptimConf({', '.join([self.cls.__name__, *arguments])})"
 
     def make(self, params: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """An instance of the class; see the base class."""
+        """Make an instance of the class; see the base class."""
         return self.cls(list(params), *self.args, **self.options)

@@ -1,4 +1,4 @@
-"""Which store a computation uses, and which parameters an owner says it uses.
+"""Parameter contexts, which name a store, and the registry of the parameters that each owner uses.
 
 In: contexts, dicts that name a store; owners and names. Out: stores, and IDs grouped by store.
 """
@@ -23,7 +23,7 @@ Items = Iterable[str | ParameterID] | Callable[[Mapping[str, Any]], Grouped]
 
 @dataclass(frozen=True)
 class _Registration:
-    """What an owner uses: its IDs in the context's store or a function that finds them, and other owners."""
+    """An owner's registration: IDs in the context's store, or a function of the context; and callees."""
 
     ids: frozenset[ParameterID]
     find: Callable[[Mapping[str, Any]], Grouped] | None
@@ -51,10 +51,10 @@ def get_store(context: Mapping[str, Any] | None = None) -> ParameterStore:
 
 
 def register_parameters(owner: Hashable, items: Items, calls: Iterable[Hashable] = ()) -> None:
-    """Say which parameters an owner uses.
+    """Register the parameters that an owner uses.
 
     Args:
-        owner: whose gradients they get.
+        owner: the model or function that computes with them; anything hashable.
         items: names of its own and IDs of others' parameters, in the store of the context in use; or a
             function from a context to a dict from stores to sets of IDs.
         calls: other owners, whose parameters it uses too.
@@ -70,35 +70,35 @@ def register_parameters(owner: Hashable, items: Items, calls: Iterable[Hashable]
             ids.add((owner, item) if isinstance(item, str) else checked_id(item))
         except TypeError:
             raise ValueError(f"a parameter is a name or a tuple (owner, name), not {item!r}") from None
-    made = _Registration(frozenset(ids), items if callable(items) else None, tuple(calls))
-    with _registering:  # of two threads that register an owner, one is told
+    registration = _Registration(frozenset(ids), items if callable(items) else None, tuple(calls))
+    with _registering:  # of two threads that register one owner, the second must get the error
         if owner in _registered:
             raise ValueError(
                 f"the parameters of {owner_text(owner)} are registered already: unregister_parameters first"
             )
-        _registered[owner] = made
+        _registered[owner] = registration
 
 
 def unregister_parameters(owner: Hashable) -> None:
-    """Forget what `register_parameters` was told about an owner, if anything."""
+    """Remove an owner's registration, if there is one."""
     _registered.pop(owner, None)
 
 
 def get_parameters(
     owner: Hashable, context: Mapping[str, Any] | None = None
 ) -> dict[ParameterStore, set[ParameterID]]:
-    """The parameters that an owner is registered to use, and those of all that it calls, by store."""
+    """The IDs registered for an owner and for all that it calls, transitively, by store."""
     context = default_parameter_context if context is None else context
-    found: dict[ParameterStore, set[ParameterID]] = {}
+    by_store: dict[ParameterStore, set[ParameterID]] = {}
     waiting, seen = [owner], {owner}
     while waiting:
-        known = _registered.get(waiting.pop())
-        if known is None:
+        entry = _registered.get(waiting.pop())
+        if entry is None:
             continue
-        groups = known.find(context) if known.find else {get_store(context): known.ids} if known.ids else {}
+        groups = entry.find(context) if entry.find else {get_store(context): entry.ids} if entry.ids else {}
         for store, ids in groups.items():
-            found.setdefault(store, set()).update(ids)
-        fresh = [callee for callee in known.calls if callee not in seen]
-        waiting += fresh
-        seen.update(fresh)
-    return found
+            by_store.setdefault(store, set()).update(ids)
+        unseen = [callee for callee in entry.calls if callee not in seen]
+        waiting += unseen
+        seen.update(unseen)
+    return by_store

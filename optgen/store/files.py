@@ -1,9 +1,9 @@
-"""Parameters in a folder of a local or remote file system.
+"""The parameter store in a folder of a local or remote file system, with atomic commits.
 
-In: a URL that fsspec understands (a path, `memory://…`, `s3://…`). Out: a store that another process finds
-again. Working copies are in memory, on a device. A commit writes all that changed since the last one, found
-by the version counters of the tensors, in one atomic write (`optgen.store.snapshot` says how): killed at any
-instant, the store opens as it was before or after a commit, as a whole.
+In: a URL that fsspec understands (a path, `memory://…`, `s3://…`). Out: a store that another process can
+open. Working copies are in memory, on a device. A commit writes all that changed since the last one, by the
+version counters of the tensors, in one atomic write (`optgen.store.snapshot` says how): if the process is
+killed at any instant, the store opens as it was before or after a commit.
 
 Every change is committed before its method returns, an `update` as one commit of values, gradients and the
 optimizer's state, but for `increment_gradient`: increments are committed with the next change of any kind, or
@@ -49,12 +49,12 @@ from optgen.store.snapshot import (
     value_key,
 )
 
-MOST_PARTS = 16  # a commit that would leave more writes everything into one
+MOST_PARTS = 16  # a commit that would leave more files rewrites all tensors into one
 ATTEMPTS = 10  # to read a store that another process is writing
 
 
 class FileParameterStore(TorchParameterStore):
-    """Parameters in a folder, with working copies in memory.
+    """A parameter store in a folder, with working copies in memory.
 
     Args:
         url: the folder, which need not exist yet, or be empty, or hold a store.
@@ -81,9 +81,11 @@ class FileParameterStore(TorchParameterStore):
         self.url = os.fspath(url)
         self._folder = open_folder(url, storage_options)
         self._manifest = Manifest()
-        self._seen: set[int] = set()  # numbers of manifests that may be there: read, written, or cut short
-        self._saved: dict[str, tuple[Tensor, int]] = {}  # by key, what was last committed, in which version
-        self._committing = False
+        # Generations that may be the newest in the folder: read, written, or cut short by this process. Any
+        # other means that another process writes the store.
+        self._seen: set[int] = set()
+        self._committed: dict[str, tuple[Tensor, int]] = {}  # by key, a tensor and its version at that time
+        self._committing = False  # inside a commit, whose parts must not commit themselves
         self._load()
 
     def __repr__(self) -> str:
@@ -99,29 +101,29 @@ class FileParameterStore(TorchParameterStore):
     # Changes, each a commit
 
     def init_parameters(self, values: Mapping[ParameterID, Any], *, copy: bool = True) -> None:
-        """`init_parameter` for several, in one commit."""
+        """`init_parameter` for several parameters, in one commit."""
         for id in values:
-            value_key(id)  # it refuses an owner that is not a string
+            value_key(id)  # raises for an owner that is not a string
         with self._commit(values):
             super().init_parameters(values, copy=copy)
 
     def set_parameter_value(self, id: ParameterID, value: Any) -> None:
-        """Give a parameter another value, in memory and in the folder."""
+        """Set a parameter's value, in memory and in the folder."""
         with self._commit([id]):
             super().set_parameter_value(id, value)
 
     def reset_gradient(self, id: ParameterID) -> None:
-        """Make the gradient zero, in memory and in the folder."""
+        """Set the gradient to zeros, in memory and in the folder."""
         with self._commit([id]):
             super().reset_gradient(id)
 
     def set_gradient(self, id: ParameterID, value: Any) -> None:
-        """Make the gradient this, in memory and in the folder."""
+        """Set the gradient, in memory and in the folder."""
         with self._commit([id]):
             super().set_gradient(id, value)
 
     def set_optimizer_state(self, name: str, state: Mapping[str, Any]) -> None:
-        """Keep a state dict under a name, in memory and in the folder."""
+        """Store a state dict under a name, in memory and in the folder."""
         with self._commit([]):
             super().set_optimizer_state(name, state)
 
@@ -132,30 +134,30 @@ class FileParameterStore(TorchParameterStore):
         name: str | None = None,
         state: SavedState | None = None,
     ) -> None:
-        """Values, zeroed gradients and the optimizer's state in one commit; after an error nothing changed.
+        """Commit values, zeroed gradients and the optimizer's state at once; after an error nothing changed.
 
-        What `step` changed elsewhere, such as the state itself, is for its owner to undo.
+        Whatever else `step` changed, such as the optimizer's state, its owner must restore.
         """
         with self._commit(ids):
             super().update(ids, step, name, state)
 
     def flush(self) -> None:
-        """Commit the increments since the last commit, and what was changed in place."""
+        """Commit the increments since the last commit, and tensors that were changed in place."""
         with self._commit([]):
             pass
 
     @contextmanager
     def _commit(self, ids: Iterable[ParameterID]) -> Iterator[None]:
-        """Commit what the block changes; if it or the commit fails, undo its changes of these parameters.
+        """Commit the changes of the block; if it or the commit fails, restore these parameters.
 
-        Their locks are held until then, so that no increment falls between a change and its undoing.
+        Their locks are held until then: an increment between a change and its restoration would be lost.
         """
         with self._table:
-            if self._committing:  # a part of a larger change
+            if self._committing:  # the outer commit will write it
                 yield
                 return
             ids = list(ids)
-            with self._held([id for id in ids if id in self._entries]):
+            with self._locked([id for id in ids if id in self._entries]):
                 undo = [self._undo(id) for id in ids]
                 states = dict(self._states)
                 self._committing = True
@@ -172,24 +174,24 @@ class FileParameterStore(TorchParameterStore):
             self._clean(stale)
 
     def _undo(self, id: ParameterID) -> Callable[[], object]:
-        """What puts a parameter back as it is now."""
+        """Copy a parameter's value and gradient; returns a function that restores them."""
         entry = self._entries.get(id)
         if entry is None:
             return partial(self._entries.pop, id, None)
-        kept, value, gradient = entry, entry.value.detach().clone(), entry.gradient.clone()
+        before, value, gradient = entry, entry.value.detach().clone(), entry.gradient.clone()
 
         def back() -> None:
-            self._entries[id] = kept
-            with torch.no_grad(), kept.held():
-                kept.value.copy_(value)
-                kept.gradient.copy_(gradient)
+            self._entries[id] = before
+            with torch.no_grad(), before.locked():
+                before.value.copy_(value)
+                before.gradient.copy_(gradient)
 
         return back
 
     # The folder
 
     def _save(self) -> list[str]:
-        """Write what changed since the last commit as the next one. Returns the files that were there."""
+        """Write the tensors that changed as the next generation; returns the files that were there before."""
         names = self._folder.names()
         last = next(iter(generations(names)), 0)
         if last not in self._seen:
@@ -212,15 +214,18 @@ class FileParameterStore(TorchParameterStore):
             parts[part] = Part.of(data)
             self._folder.write(part, data)
         manifest = Manifest(last + 1, parts, {key: places.get(key, part) for key in tensors}, trees)
+        # Before the write: if that fails half way, its file may be there, and is ours.
         self._seen.add(last + 1)
         self._folder.write(manifest_name(last + 1), pack_manifest(manifest))
         self._manifest, self._seen = manifest, {last + 1}
-        kept = {key: saved for key, saved in self._saved.items() if key in places}
-        self._saved = kept | {key: (tensors[key][0], version) for key, (_, version) in copies.items()}
+        unchanged = {key: each for key, each in self._committed.items() if key in places}
+        self._committed = unchanged | {
+            key: (tensors[key][0], version) for key, (_, version) in copies.items()
+        }
         return names
 
     def _contents(self) -> tuple[dict[str, tuple[Tensor, Entry | None]], dict[str, Any]]:
-        """Every tensor by key, with the parameter whose lock it needs; the optimizers' states, packed."""
+        """Every tensor by key, with the entry whose lock it needs; and the optimizers' states as trees."""
         tensors: dict[str, tuple[Tensor, Entry | None]] = {}
         for name, entry in self._entries.items():
             tensors[value_key(name)] = entry.value, entry
@@ -233,24 +238,26 @@ class FileParameterStore(TorchParameterStore):
         return tensors, trees
 
     def _changed(self, key: str, tensor: Tensor) -> bool:
-        saved = self._saved.get(key)
-        return saved is None or saved[0] is not tensor or saved[1] != tensor._version
+        """Whether a tensor is another object, or has another version, than at the last commit."""
+        committed = self._committed.get(key)
+        return committed is None or committed[0] is not tensor or committed[1] != tensor._version
 
     def _moved(self, rewritten: set[str], tensors: Mapping[str, Any]) -> set[str]:
-        """Further tensors to write: those in parts of which less than half is still used."""
-        stay = [key for key in tensors if key not in rewritten]
+        """Compaction: unchanged tensors to write again, so that their sparsely used parts can be removed."""
+        unchanged = [key for key in tensors if key not in rewritten]
         used: dict[str, int] = {}
-        for key in stay:
+        for key in unchanged:
             tensor = tensors[key][0]
             place = self._manifest.tensors[key]
             used[place] = used.get(place, 0) + tensor.numel() * tensor.element_size()
         if len(used) >= MOST_PARTS:
-            return set(stay)
+            return set(unchanged)
+        # Less than half of the file is still used.
         sparse = {place for place, size in used.items() if 2 * size < self._manifest.parts[place].size}
-        return {key for key in stay if self._manifest.tensors[key] in sparse}
+        return {key for key in unchanged if self._manifest.tensors[key] in sparse}
 
     def _clean(self, names: Iterable[str]) -> None:
-        """Remove the files of earlier commits, finished or not."""
+        """Remove the files of earlier generations, complete or not."""
         needed = {manifest_name(self._manifest.generation), *self._manifest.parts}
         for name in names:
             if name in needed or not NAMES.fullmatch(name):
@@ -263,47 +270,47 @@ class FileParameterStore(TorchParameterStore):
                 warnings.warn(f"cannot remove '{name}' from {self._folder}: {error}", stacklevel=2)
 
     def _load(self) -> None:
-        """Read the newest commit, again if another process removes it meanwhile."""
+        """Read the newest generation; again if another process replaces it meanwhile."""
         for _ in range(ATTEMPTS):
             names = self._folder.names()
             try:
                 self._manifest = _newest(self._folder, names)
-                found: dict[str, Tensor] = {}
+                tensors: dict[str, Tensor] = {}
                 for name, part in self._manifest.parts.items():
                     read = unpack_part(self._folder.read(name), part, f"'{name}' in {self._folder}")
-                    found |= {key: read[key] for key in read if self._manifest.tensors.get(key) == name}
+                    tensors |= {key: read[key] for key in read if self._manifest.tensors.get(key) == name}
             except FileNotFoundError as error:
                 gone = error
                 if self._folder.names() == names:
                     break
             else:
                 self._seen = {next(iter(generations(names)), 0)}
-                self._fill(found)
+                self._fill(tensors)
                 return
         raise ValueError(f"the parameter store in {self._folder} is damaged: a file of it is missing: {gone}")
 
-    def _fill(self, found: Mapping[str, Tensor]) -> None:
-        """Make the entries and states of what was read."""
+    def _fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make the entries and optimizer states of the tensors that were read."""
         for key in self._manifest.tensors:
             kind, owner, *rest = names_of(key)
             if kind == "value":
                 id = (owner, rest[0])
-                value = self._adopted(found[key], True)
-                gradient = found[gradient_key(id)].to(value.device, copy=True)
-                self._entries[id] = Entry(value, gradient, next(self._numbers))
-        self._states = {n: unpack_tree(tree, found) for n, tree in self._manifest.optimizers.items()}
-        self._saved = {key: (tensor, tensor._version) for key, (tensor, _) in self._contents()[0].items()}
+                value = self._leaf(tensors[key], True)
+                gradient = tensors[gradient_key(id)].to(value.device, copy=True)
+                self._entries[id] = Entry(value, gradient, next(self._entry_numbers))
+        self._states = {n: unpack_tree(tree, tensors) for n, tree in self._manifest.optimizers.items()}
+        self._committed = {key: (tensor, tensor._version) for key, (tensor, _) in self._contents()[0].items()}
 
 
 def _newest(folder: Folder, names: Sequence[str]) -> Manifest:
-    """The newest whole manifest; an empty one in a folder with nothing in it but unfinished commits."""
-    found = generations(list(names))
+    """The newest complete manifest; an empty one if the folder has no files but unfinished commits."""
+    newest_first = generations(list(names))
     damage = None
-    for generation in found:
+    for generation in newest_first:
         name = manifest_name(generation)
         try:
             return unpack_manifest(folder.read(name), f"'{name}' in {folder}")
-        except UnknownVersion:
+        except UnknownVersion:  # a complete manifest: an older one is not what the store is
             raise
         except ValueError as error:  # where files are written in place: a commit that was cut short
             damage = damage or error
@@ -319,8 +326,8 @@ def _newest(folder: Folder, names: Sequence[str]) -> Manifest:
 
 
 def _copied(tensor: Tensor, entry: Entry | None) -> tuple[Tensor, int]:
-    """A copy of a tensor on the CPU, and its version then."""
+    """Copy a tensor to the CPU, with the version that it had then."""
     if entry is None:
         return tensor.detach().to("cpu", copy=True), tensor._version
-    with entry.held():
+    with entry.locked():
         return tensor.detach().to("cpu", copy=True), tensor._version

@@ -1,9 +1,9 @@
-"""A folder of small, named blobs, on whatever file system.
+"""Durable files in one folder of a local or remote file system.
 
-In: a URL. Out: listing, reading, and writing that has reached the disk when it returns. On a local file
-system a blob appears whole or not at all (a temporary name, fsync, rename); on others it is what their
-`pipe_file` makes of it, one put on an object store, and possibly half a blob after a failure elsewhere.
-What must not depend on that is checked by those who read (see `optgen.store.snapshot`).
+In: a URL. Out: listing, reading, and writes that have reached the disk when they return. On a local file
+system a write is atomic (a temporary name, fsync, rename). On others it is what their `pipe_file` does: one
+put on an object store, and possibly half a file after a failure elsewhere. Readers detect such a file by its
+checksum (see `optgen.store.snapshot`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ INSTALL = "a file store needs {}: pip install 'optgen[store]'"
 
 
 def open_folder(url: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Folder:
-    """The folder at a URL or path; it need not exist yet.
+    """Open the folder at a URL or path; it need not exist yet.
 
     Raises:
         ImportError: fsspec is not installed, or what it needs for this kind of URL.
@@ -33,11 +33,11 @@ def open_folder(url: str | os.PathLike[str], options: Mapping[str, Any] | None =
 
 
 class Folder(ABC):
-    """Named blobs."""
+    """Files by name in one folder."""
 
     @abstractmethod
     def names(self) -> list[str]:
-        """What is in the folder now, sorted; nothing if there is no folder.
+        """The names of the files that are there now, sorted; none if there is no folder.
 
         Raises:
             NotADirectoryError: it is a file.
@@ -45,15 +45,15 @@ class Folder(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """A blob; FileNotFoundError if there is none."""
+        """The content of a file; FileNotFoundError if there is none."""
 
     @abstractmethod
     def write(self, name: str, data: bytes) -> None:
-        """Write a blob that lasts, making the folder where it is missing."""
+        """Write a file durably, and make the folder if it is missing."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a blob."""
+        """Remove a file."""
 
 
 class FsspecFolder(Folder):
@@ -66,37 +66,37 @@ class FsspecFolder(Folder):
         return str(self.system.unstrip_protocol(self.root))
 
     def path(self, name: str) -> str:
-        """Where a blob lies."""
+        """The path of a file."""
         return f"{self.root}/{name}"
 
     def names(self) -> list[str]:
-        """As in the base class; the file system's cache of listings is not believed."""
+        """As in the base class, past the file system's cache of listings."""
         self.system.invalidate_cache(self.root)
         try:
-            found = [path.rstrip("/") for path in self.system.ls(self.root, detail=False)]
+            paths = [path.rstrip("/") for path in self.system.ls(self.root, detail=False)]
         except FileNotFoundError:
             return []
-        if found == [self.root] and self.system.isfile(self.root):
+        if paths == [self.root] and self.system.isfile(self.root):
             raise NotADirectoryError(f"{self} is a file, not a folder")
-        # an object store may list the folder's own marker
-        return sorted(path.rsplit("/", 1)[-1] for path in found if path != self.root)
+        # An object store may list an empty object for the folder itself.
+        return sorted(path.rsplit("/", 1)[-1] for path in paths if path != self.root)
 
     def read(self, name: str) -> bytes:
-        """A blob; FileNotFoundError if there is none."""
+        """The content of a file; FileNotFoundError if there is none."""
         return bytes(self.system.cat_file(self.path(name)))
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a blob; what a failure leaves of it is up to the file system."""
+        """Write a file; what a failure leaves of it is up to the file system."""
         self.system.makedirs(self.root, exist_ok=True)
         self.system.pipe_file(self.path(name), data)
 
     def remove(self, name: str) -> None:
-        """Remove a blob."""
+        """Remove a file."""
         self.system.rm_file(self.path(name))
 
 
 class LocalFolder(Folder):
-    """A folder on this machine, written so that a power failure leaves each blob whole or absent."""
+    """A folder on this machine, where a power failure leaves each file whole or absent."""
 
     def __init__(self, root: str):
         self.root = root
@@ -105,7 +105,7 @@ class LocalFolder(Folder):
         return self.root
 
     def path(self, name: str) -> str:
-        """Where a blob lies."""
+        """The path of a file."""
         return os.path.join(self.root, name)
 
     def names(self) -> list[str]:
@@ -116,12 +116,12 @@ class LocalFolder(Folder):
             return []
 
     def read(self, name: str) -> bytes:
-        """A blob; FileNotFoundError if there is none."""
+        """The content of a file; FileNotFoundError if there is none."""
         with open(self.path(name), "rb") as file:
             return file.read()
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a blob, and let it reach the disk before its name does, and its name before returning."""
+        """Write a file atomically: fsync its content under another name, rename it, fsync the folder."""
         os.makedirs(self.root, exist_ok=True)
         temporary = self.path(f"{name}.tmp")
         with open(temporary, "wb") as file:
@@ -129,6 +129,7 @@ class LocalFolder(Folder):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path(name))
+        # Without this the rename may be lost in a power failure after the caller has gone on.
         if hasattr(os, "O_DIRECTORY"):  # where a folder can be opened
             folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -137,5 +138,5 @@ class LocalFolder(Folder):
                 os.close(folder)
 
     def remove(self, name: str) -> None:
-        """Remove a blob."""
+        """Remove a file."""
         os.remove(self.path(name))

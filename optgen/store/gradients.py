@@ -1,6 +1,6 @@
-"""From log probabilities to accumulated gradients, and a training loop over them.
+"""Gradients of log probabilities, accumulated in stores, and a training loop over them.
 
-In: scalars that autograd can follow back to a store's values. Out: increments of the gradients.
+In: scalars with an autograd graph that begins at a store's values. Out: increments of the gradients.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def accumulate_param_gradients(
     Gradients of several calls add up; none is averaged. Any number of threads may do so at once.
 
     Args:
-        logp: a scalar computed from the very tensors that `get_parameter_value` returns.
+        logp: a tensor of one element, computed from the tensors that `get_parameter_value` returns.
         store: whose parameters, of one store or several; by default of `default_parameter_store`.
         scale: what to multiply their gradients by.
         arguments: further tensors to return the gradients of, not scaled.
-        owner: whose computation it was; it may only have used what `register_parameters` says, in the first
-            store where that does not say which.
+        owner: whose computation it was; it may only have used what `register_parameters` says. Names
+            without a store are those of the first store.
         retain_graph: keep the graph for another call, as in torch.
 
     Returns:
@@ -49,24 +49,24 @@ def accumulate_param_gradients(
     if not logp.requires_grad:
         return (None,) * len(arguments)
     store = default_parameter_store if store is None else store
-    places = [store] if isinstance(store, ParameterStore) else list(store)
-    params = [(place, id) for place in places for id in place.ids()]
-    values = [place.get_parameter_value(id) for place, id in params]
-    found = torch.autograd.grad(
+    stores = [store] if isinstance(store, ParameterStore) else list(store)
+    params = [(each, id) for each in stores for id in each.ids()]
+    values = [each.get_parameter_value(id) for each, id in params]
+    gradients = torch.autograd.grad(
         logp.reshape(()), [*values, *arguments], allow_unused=True, retain_graph=retain_graph
     )
-    used = [(*param, g) for param, g in zip(params, found, strict=False) if g is not None]
-    if owner is not None:
-        registered = get_parameters(owner, {PARAMETER_STORE_KEY: places[0]})
-        for place, id, _ in used:
-            if id not in registered.get(place, ()):
+    increments = [(*param, g) for param, g in zip(params, gradients, strict=False) if g is not None]
+    if owner is not None:  # all checks come before the first increment
+        registered = get_parameters(owner, {PARAMETER_STORE_KEY: stores[0]})
+        for each, id, _ in increments:
+            if id not in registered.get(each, ()):
                 raise ValueError(
                     f"the gradient of {owner_text(owner)} depends on {label(id)}, which it is not registered "
                     "to use: name it in register_parameters"
                 )
-    for place, id, gradient in used:
-        place.increment_gradient(id, gradient, scale)
-    return found[len(params) :]
+    for each, id, gradient in increments:
+        each.increment_gradient(id, gradient, scale)
+    return gradients[len(params) :]
 
 
 def train(
@@ -84,12 +84,12 @@ def train(
     callback: Callable[[int, int, float], None] | None = None,
     generator: torch.Generator | None = None,
 ) -> list[float]:
-    """Train parameters on data that is generated anew in each epoch.
+    """Train parameters on data that is generated anew in each epoch, as Gen.jl's `train!`.
 
     Args:
-        model: the log probability of a datum.
+        model: the log probability of a datum, a tensor of one element.
         data_generator: returns a datum.
-        update: what to apply after each minibatch: a `ParamUpdate` or what `init_optimizer` returns.
+        update: applied after each minibatch: a `ParamUpdate`, or what `init_optimizer` returns.
         store: whose parameters; by default `default_parameter_store`.
         num_epoch: how many epochs.
         epoch_size: how many data to generate in each.

@@ -1,4 +1,4 @@
-"""The parameter API of released versions of Gen.jl: `ParamUpdate` and functions of an owner and a name.
+"""The API of Gen.jl's released versions: `ParamUpdate`, and functions of an owner and a parameter's name.
 
 In: owners, names, a configuration. Out: the same stores and optimizers as in `optgen.store.updates`.
 """
@@ -16,7 +16,7 @@ from optgen.store.updates import init_optimizer
 
 
 class ParamUpdate:
-    """An update of parameters by owner: `ParamUpdate(conf, (foo, ["a", "b"]), (bar, ["theta"]))`.
+    """The optimizers of several owners: `ParamUpdate(conf, (foo, ["a", "b"]), (bar, ["theta"]))`.
 
     Each owner has its own optimizer, with its own state and count. An owner given twice counts once, as the
     last one says. Names are looked up by `apply`, which raises KeyError for one that was not initialised.
@@ -26,7 +26,7 @@ class ParamUpdate:
         *selections: pairs of an owner and a list of names; or a dict of such; or one owner alone, for the
             parameters of its own that are initialised now. None at all make an update that does nothing.
         store: where the parameters are; by default `default_parameter_store`.
-        name: what the store keeps the states of the optimizers under, followed by the owner.
+        name: the key under which the store keeps the optimizers' states, each followed by its owner.
 
     Raises:
         TypeError: a selection is none of these.
@@ -52,13 +52,13 @@ class ParamUpdate:
         }
 
     def apply(self, **inputs: Any) -> None:
-        """Update every parameter by its gradient, and make the gradients zero."""
+        """Update every parameter by its gradient, and set the gradients to zeros; one commit an owner."""
         for optimizer in self.optimizers.values():
             optimizer.apply_update(**inputs)
 
 
 def _selected(selections: tuple[Any, ...], store: ParameterStore) -> dict[Hashable, Collection[str]]:
-    """The names by owner."""
+    """The names of parameters by owner."""
     if len(selections) == 1 and isinstance(selections[0], Mapping):
         pairs = list(selections[0].items())
     elif len(selections) == 1 and not isinstance(selections[0], tuple):
@@ -73,17 +73,17 @@ def _selected(selections: tuple[Any, ...], store: ParameterStore) -> dict[Hashab
 
 
 def init_param(owner: Hashable, name: str, value: Any, store: ParameterStore | None = None) -> None:
-    """Give a parameter a value, and a gradient of zeros, whatever it had before."""
+    """Set a parameter's value, of any shape, and its gradient to zeros."""
     _store(store).init_parameter((owner, name), value)
 
 
 def get_param(owner: Hashable, name: str, store: ParameterStore | None = None) -> Tensor:
-    """A parameter's value; KeyError if it was not initialised."""
+    """A parameter's value as a leaf tensor; KeyError if it was not initialised."""
     return _store(store).get_parameter_value((owner, name))
 
 
 def set_param(owner: Hashable, name: str, value: Any, store: ParameterStore | None = None) -> None:
-    """Give a parameter another value of its shape; its gradient stays. A new one is initialised."""
+    """Set a parameter's value, of the shape that it has; its gradient stays. A new one is initialised."""
     place = _store(store)
     try:
         place.set_parameter_value((owner, name), value)
@@ -97,14 +97,15 @@ def get_param_grad(owner: Hashable, name: str, store: ParameterStore | None = No
 
 
 def set_param_grad(owner: Hashable, name: str, value: Any, store: ParameterStore | None = None) -> None:
-    """Make a parameter's gradient this; ValueError for another shape."""
+    """Set a parameter's gradient; ValueError for another shape."""
     _store(store).set_gradient((owner, name), value)
 
 
 def zero_param_grad(owner: Hashable, name: str, store: ParameterStore | None = None) -> None:
-    """Make a parameter's gradient zero."""
+    """Set a parameter's gradient to zeros."""
     _store(store).reset_gradient((owner, name))
 
 
 def _store(store: ParameterStore | None) -> ParameterStore:
+    """The given store, or the default one."""
     return default_parameter_store if store is None else store

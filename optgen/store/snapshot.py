@@ -1,16 +1,16 @@
-"""How a store lies in a folder, and what makes a commit one write.
+"""The file format of a store, in which a commit is atomic because it is one write.
 
     part-000000000007.safetensors      the tensors that commit 7 changed
-    store-000000000007.json            the manifest of commit 7: where each tensor lies, and the rest
+    store-000000000007.json            the manifest of commit 7: which part has each tensor, optimizer states
 
 In: tensors by key and the states of optimizers, as trees. Out: bytes of parts and manifests, and back.
 
-A commit writes one part, under a name that nothing refers to yet, then one manifest, and then removes what
-the new manifest does not name. The store is what its newest whole manifest says: **the write of the manifest
-is the commit**. Before it the old manifest is the newest, and everything it names is still there; after it,
-the new one. A manifest carries the checksum of itself, so that half a manifest counts as none where a file
-system writes in place, and the checksums of its parts, so that damage is noticed. No rename is needed, and
-nothing is ever overwritten that a manifest names.
+A commit writes one part, under a name that nothing refers to yet, then one manifest, and then removes the
+files that the new manifest does not name. The newest complete manifest defines the store: **the write of the
+manifest is the commit**. Before it the old manifest is the newest, and everything that it names is still
+there; after it, the new one. A manifest has a checksum of itself, so that half a manifest counts as none
+where a file system writes in place, and checksums of its parts, so that damage is detected. No rename is
+needed, and no file that a manifest names is ever overwritten.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ NAMES = re.compile(r"(?:store-(\d{12})\.json|part-\d{12}\.safetensors)(?:\.tmp)?
 
 @dataclass(frozen=True)
 class Part:
-    """A file of tensors: its size and checksum."""
+    """A file of tensors, by its size and checksum."""
 
     size: int
     crc32: int
 
     @classmethod
     def of(cls, data: bytes) -> Part:
-        """What these bytes are as a part."""
+        """The size and checksum of these bytes."""
         return cls(len(data), crc32(data))
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store is at one commit: which part each tensor is in, and the optimizers' states as trees."""
+    """The store at one commit: which part each tensor is in, and the optimizers' states as trees."""
 
-    generation: int = 0
-    parts: Mapping[str, Part] = field(default_factory=dict)
-    tensors: Mapping[str, str] = field(default_factory=dict)
-    optimizers: Mapping[str, Any] = field(default_factory=dict)
+    generation: int = 0  # the number of the commit; 0 for an empty store
+    parts: Mapping[str, Part] = field(default_factory=dict)  # by file name
+    tensors: Mapping[str, str] = field(default_factory=dict)  # by key, the name of the part
+    optimizers: Mapping[str, Any] = field(default_factory=dict)  # by the name that a state is stored under
 
 
 def manifest_name(generation: int) -> str:
@@ -68,18 +68,18 @@ def part_name(generation: int) -> str:
 
 
 def generations(names: list[str]) -> list[int]:
-    """The commits whose manifests are among these names, the newest first."""
-    found = [NAMES.fullmatch(name) for name in names if not name.endswith(".tmp")]
-    return sorted((int(m[1]) for m in found if m and m[1]), reverse=True)
+    """The generations whose manifests are among these file names, the newest first."""
+    matches = [NAMES.fullmatch(name) for name in names if not name.endswith(".tmp")]
+    return sorted((int(m[1]) for m in matches if m and m[1]), reverse=True)
 
 
 def key_of(kind: str, *names: str) -> str:
-    """A tensor's key: its kind and names, each so encoded that `/` separates them."""
+    """The key of a tensor: a kind and names, percent-encoded, so that `/` separates them."""
     return "/".join([kind, *(quote(name, safe="", errors="surrogatepass") for name in names)])
 
 
 def names_of(key: str) -> list[str]:
-    """The kind and the names in a key."""
+    """Decode a key: the kind and the names."""
     return [unquote(part, errors="surrogatepass") for part in key.split("/")]
 
 
@@ -98,6 +98,7 @@ def gradient_key(id: ParameterID) -> str:
 
 
 def _owner(id: ParameterID) -> str:
+    """An owner that another process can name: a string."""
     if not isinstance(id[0], str):
         raise TypeError(
             f"a file store needs strings for owners, not {id[0]!r}: another process must find '{id[1]}' again"
@@ -106,7 +107,7 @@ def _owner(id: ParameterID) -> str:
 
 
 def pack_manifest(manifest: Manifest) -> bytes:
-    """A manifest as bytes, with the checksum of its content."""
+    """Serialize a manifest as JSON with a checksum of its content."""
     content = {
         "generation": manifest.generation,
         "parts": {name: [part.size, part.crc32] for name, part in manifest.parts.items()},
@@ -118,7 +119,7 @@ def pack_manifest(manifest: Manifest) -> bytes:
 
 
 def unpack_manifest(data: bytes, where: str) -> Manifest:
-    """The manifest in these bytes.
+    """Deserialize a manifest and check it.
 
     Raises:
         ValueError: they are damaged, or something else, or of a version that is not known here.
@@ -150,7 +151,7 @@ def _checksum(content: Any) -> int:
 
 
 def pack_part(tensors: Mapping[str, Tensor]) -> bytes:
-    """Tensors as the bytes of a safetensors file."""
+    """Serialize tensors as a safetensors file."""
     try:
         from safetensors.torch import save
     except ImportError as error:
@@ -159,10 +160,10 @@ def pack_part(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def unpack_part(data: bytes, part: Part, where: str) -> dict[str, Tensor]:
-    """The tensors in a part, on the CPU.
+    """Deserialize the tensors of a part, on the CPU.
 
     Raises:
-        ValueError: it is not what its manifest says it is.
+        ValueError: its size or its checksum is not the manifest's.
     """
     try:
         from safetensors.torch import load
@@ -175,7 +176,7 @@ def unpack_part(data: bytes, part: Part, where: str) -> dict[str, Tensor]:
 
 
 def pack_tree(tree: Any, keys: Mapping[int, str]) -> Any:
-    """A state dict as what JSON can say; `keys` has the key of each tensor by its `id`.
+    """Convert a state dict to JSON values; `keys` has the key of each tensor by its `id`.
 
     Raises:
         TypeError: something in it is neither a container, a number, a string, None nor a tensor.
@@ -195,7 +196,7 @@ def pack_tree(tree: Any, keys: Mapping[int, str]) -> Any:
 
 
 def unpack_tree(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The state dict that `pack_tree` packed."""
+    """Convert JSON values of `pack_tree` back to a state dict."""
     if not isinstance(packed, dict):
         return packed
     ((kind, content),) = packed.items()
@@ -208,7 +209,7 @@ def unpack_tree(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def tree_tensors(tree: Any) -> list[Tensor]:
-    """The tensors of a state dict, in its order, each once."""
+    """The tensors in a state dict, depth first, each once."""
     if isinstance(tree, Tensor):
         return [tree]
     items = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list | tuple) else ()

@@ -1,4 +1,4 @@
-"""The functional front, with the meaning of Optimisers.jl: rules are values, and state is a tree of its own.
+"""A functional API with the semantics of Optimisers.jl: rules are values, and state is a tree of its own.
 
     state = tree.setup(tree.Adam(1e-3), model)
     state, model = tree.update(state, model, grads)
@@ -61,6 +61,7 @@ else:
 
 
 def __dir__() -> list[str]:
+    """The public names, of which rules' constructors are made on first use."""
     from optgen.library import classes
 
     return sorted({*__all__, *NAMES, *classes()})

@@ -1,4 +1,4 @@
-"""Trees: what the children of a node are, which of them are trained, and how to make it again.
+"""Tree traversal: the children of a node, which of them are trained, and how to rebuild the node.
 
 In: dicts, lists, tuples and whatever else `torch.utils._pytree` knows; modules, dataclasses, and classes
 that `trainable` is told about. Out: their children with keys. Arrays are torch tensors and NumPy arrays of
@@ -26,7 +26,7 @@ Array = Tensor | np.ndarray
 
 @singledispatch
 def trainable(node: Any) -> Mapping[str, Any] | None:
-    """The children that are trained, by attribute, of classes registered here; None: all of them.
+    """Which attributes of a class are trained, for classes registered here; None for all children.
 
     `trainable.register(Layer, lambda layer: {"alpha": layer.alpha})` leaves all else in a Layer alone.
     """
@@ -35,12 +35,12 @@ def trainable(node: Any) -> Mapping[str, Any] | None:
 
 @dataclass
 class Children:
-    """The children of a node."""
+    """The trained children of a node, and constructors for nodes like it."""
 
     items: list[tuple[Hashable, Any]]
     names: set[Hashable]  # of all children, also those that are not trained
-    remake: Callable[[Sequence[Any]], Any]  # the node with other children
-    nest: Callable[[Sequence[Any]], Any]  # something of the same nesting
+    remake: Callable[[Sequence[Any]], Any]  # a copy of the node with other children
+    nest: Callable[[Sequence[Any]], Any]  # a container of the same nesting for state trees
 
 
 def children(node: Any) -> Children | None:
@@ -57,8 +57,8 @@ def children(node: Any) -> Children | None:
         if is_dataclass(node) and not isinstance(node, type):
             return _attributes(node, {f.name: getattr(node, f.name) for f in fields(node)})
         return None
-    found, spec = pytree.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
-    items = [(_key(path[0]), child) for path, child in found]
+    entries, spec = pytree.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    items = [(_key(path[0]), child) for path, child in entries]
 
     def remake(new: Sequence[Any]) -> Any:
         return pytree.tree_unflatten(new, spec)
@@ -67,7 +67,7 @@ def children(node: Any) -> Children | None:
 
 
 def _moves(p: Tensor) -> bool:
-    """Whether a parameter is trained; modules that `destructure` makes have plain tensors for theirs."""
+    """Whether a module's parameter is trained: also a plain tensor, which `destructure` puts in its place."""
     return p.requires_grad or not isinstance(p, nn.Parameter)
 
 
@@ -75,50 +75,52 @@ def _key(entry: Any) -> Hashable:
     """The key, index or name in an entry of a pytree path."""
     for name in ("key", "idx", "name"):
         if hasattr(entry, name):
-            found: Hashable = getattr(entry, name)
-            return found
+            key: Hashable = getattr(entry, name)
+            return key
     return str(entry)
 
 
-def _attributes(node: Any, found: dict[str, Any]) -> Children:
-    names = {*found, *(node._parameters if isinstance(node, nn.Module) else getattr(node, "__dict__", ()))}
+def _attributes(node: Any, trained: dict[str, Any]) -> Children:
+    """The children of a node with attributes: a module, a dataclass or a registered class."""
+    names = {*trained, *(node._parameters if isinstance(node, nn.Module) else getattr(node, "__dict__", ()))}
     if isinstance(node, nn.Module):
         names |= {*node._buffers, *node._modules}
 
     def remake(new: Sequence[Any]) -> Any:
-        return _with_attributes(node, dict(zip(found, new, strict=True)))
+        return _with_attributes(node, dict(zip(trained, new, strict=True)))
 
     def nest(new: Sequence[Any]) -> Any:
-        return dict(zip(found, new, strict=True))
+        return dict(zip(trained, new, strict=True))
 
-    return Children(list(found.items()), names, remake, nest)
+    return Children(list(trained.items()), names, remake, nest)
 
 
 def _with_attributes(node: Any, new: Mapping[str, Any]) -> Any:
-    """A shallow copy with other attributes. A module's parameters may become any tensors."""
+    """A shallow copy of a node with other attributes; a module's parameters may become any tensors."""
     if not isinstance(node, nn.Module):
-        made = copy.copy(node)
+        new_node = copy.copy(node)
         for name, value in new.items():
-            object.__setattr__(made, name, value)
-        return made
-    made = object.__new__(type(node))  # parametrized modules refuse copy.copy
-    made.__dict__.update(node.__dict__)
+            object.__setattr__(new_node, name, value)
+        return new_node
+    # Not copy.copy, which parametrized modules refuse. The original keeps its own three dictionaries.
+    new_node = object.__new__(type(node))
+    new_node.__dict__.update(node.__dict__)
     for table in ("_parameters", "_buffers", "_modules"):
-        made.__dict__[table] = dict(getattr(node, table))
+        new_node.__dict__[table] = dict(getattr(node, table))
     for name, value in new.items():
-        made.__dict__["_modules" if name in made._modules else "_parameters"][name] = value
-    return made
+        new_node.__dict__["_modules" if name in new_node._modules else "_parameters"][name] = value
+    return new_node
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf is trained: it is not of integers or truth values."""
+    """Whether a leaf is trained: a tensor or NumPy array of floating point or complex numbers."""
     if isinstance(leaf, Tensor):
         return leaf.is_floating_point() or leaf.is_complex()
     return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fc"
 
 
 def check_storage(array: Array, path: Path) -> None:
-    """Refuse what cannot be trained.
+    """Refuse an array whose dtype optgen cannot train.
 
     Raises:
         ValueError: the array is complex, or of a dtype that optgen does not support.
@@ -133,32 +135,33 @@ def check_storage(array: Array, path: Path) -> None:
 
 
 def arrays(node: Any, path: Path = ()) -> Iterator[tuple[Path, Array]]:
-    """Every array with its path, in the order of traversal; tied ones at every place."""
-    found = children(node)
-    if found is None:
+    """Every trained array with its path, depth first; tied ones at every place."""
+    inside = children(node)
+    if inside is None:
         if is_array(node):
             yield path, node
         return
-    for key, child in found.items:
+    for key, child in inside.items:
         yield from arrays(child, (*path, key))
 
 
-def replaced(node: Any, new: Mapping[int, Any], made: dict[int, Any] | None = None) -> Any:
-    """The tree with other leaves, by their `id`; nodes without any stay the very objects that they are."""
-    made = {} if made is None else made
-    if id(node) in made:
-        return made[id(node)]
-    found = children(node)
-    if found is None:
+def replaced(node: Any, new: Mapping[int, Any], memo: dict[int, Any] | None = None) -> Any:
+    """The tree with other leaves, by the old ones' `id`; subtrees without any are not copied."""
+    # By id, so that a node which is at two places stays one object. The caller keeps all nodes alive.
+    memo = {} if memo is None else memo
+    if id(node) in memo:
+        return memo[id(node)]
+    inside = children(node)
+    if inside is None:
         return new.get(id(node), node)
-    others = [replaced(child, new, made) for _, child in found.items]
-    same = all(a is b for a, (_, b) in zip(others, found.items, strict=True))
-    made[id(node)] = node if same else found.remake(others)
-    return made[id(node)]
+    others = [replaced(child, new, memo) for _, child in inside.items]
+    same = all(a is b for a, (_, b) in zip(others, inside.items, strict=True))
+    memo[id(node)] = node if same else inside.remake(others)
+    return memo[id(node)]
 
 
 def text_of(path: Path) -> str:
-    """A path as messages write it."""
+    """A path as error messages show it."""
     return ".".join(map(str, path)) or "the root"
 
 
@@ -166,44 +169,46 @@ def text_of(path: Path) -> str:
 
 
 def shares(array: np.ndarray) -> bool:
-    """Whether torch can write into an array's own memory."""
+    """Whether `torch.from_numpy` can share an array's memory and write into it."""
     return bool(array.flags.writeable and array.dtype.isnative and all(s >= 0 for s in array.strides))
 
 
 def tensor_of(array: Array) -> Tensor:
-    """A tensor of the array's memory, or of a copy where torch cannot write into it."""
+    """A tensor that shares the array's memory, or a copy where torch cannot write into it."""
     if isinstance(array, Tensor):
         return array.detach()
     return torch.from_numpy(array if shares(array) else np.array(array, array.dtype.newbyteorder("=")))
 
 
 def identity(array: Array) -> Hashable:
-    """What arrays of the same elements have in common, in whatever order of dimensions.
+    """A key that tied arrays share: same memory, dtype and strides, in whatever order of dimensions.
 
-    Views of the same elements with other sizes, as from `reshape`, have not.
+    Views of the same elements with other sizes, as from `reshape`, have other keys. So has every array
+    without an address of its own: empty ones, sparse ones, those on meta.
     """
     if isinstance(array, Tensor):
         if array.layout is not torch.strided or not array.numel() or not _has_memory(array):
             return id(array)
-        place, strides = array.data_ptr(), array.stride()
+        address, strides = array.data_ptr(), array.stride()
     else:
-        place, strides = array.__array_interface__["data"][0], array.strides
+        address, strides = array.__array_interface__["data"][0], array.strides
         if not array.size:
             return id(array)
-    walked = sorted((s, n) for s, n in zip(strides, array.shape, strict=True) if n > 1)
+    dims = sorted((s, n) for s, n in zip(strides, array.shape, strict=True) if n > 1)
     where = str(getattr(array, "device", "numpy"))
-    return where, place, str(array.dtype), len(walked), array.ndim, *walked
+    return where, address, str(array.dtype), len(dims), array.ndim, *dims
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has an address: not on "meta", and not where `torch.func` follows it."""
+    """Whether a tensor has an address: not on meta, and not a wrapper of `torch.func`."""
     return not tensor.is_meta and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def aligned(other: Tensor, of: Tensor, to: Tensor) -> Tensor:
-    """A tensor that is to `of` what the result is to `to`: dimensions in the order of its strides."""
+    """Permute a tensor as `to` is a permutation of `of`: tied arrays may be transposes of each other."""
     if of.shape == to.shape and of.stride() == to.stride():
         return other
+    # Dimensions correspond by their place in the order of strides, which a permutation leaves as it is.
     mine, theirs = (sorted(range(t.dim()), key=lambda d: (t.stride(d), t.shape[d])) for t in (of, to))
     order = [0] * len(theirs)
     for a, b in zip(mine, theirs, strict=True):

@@ -1,4 +1,4 @@
-"""Rules as values: what to do, with which hyperparameters, and no state.
+"""Rules as values: a program and its hyperparameters, immutable and without state.
 
 In: hyperparameters under the names of Optimisers.jl or of the rule's file. Out: a `Rule`, and chains of
 them. A chain has the meaning of Optimisers.jl: each part takes what the part before it would subtract from
@@ -25,7 +25,8 @@ from optgen.passes.variants import as_transform
 
 ALIASES = {"centered": "centred", "lambda_": "lambda", "ε": "epsilon", "η": "eta", "λ": "lambda", "ρ": "rho"}
 ADAM = {"eta": "lr", "beta": "betas", "epsilon": "eps"}
-# Its name: the rule, our name for each field in its order, and the defaults that are not the rule's.
+# By constructor of Optimisers.jl: the shipped rule; for each field, in its order, the rule's hyperparameter;
+# and the defaults of Optimisers.jl where the rule has others.
 NAMES: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
     "Descent": ("descent", {"eta": "lr"}, {}),
     "Momentum": ("momentum", {"eta": "lr", "rho": "momentum"}, {}),
@@ -61,11 +62,11 @@ IDENTITY = '"""Identity: the gradient itself is the step."""\np = p - g'
 
 
 class Kind:
-    """A constructor of rules: takes values by position, in the order of its fields, or by name.
+    """A constructor of rules, such as `tree.Adam`: takes values in the order of its fields, or by name.
 
     Args:
-        name: what it is called.
-        program: what its rules compute.
+        name: the constructor's.
+        program: of its rules.
         fields: the hyperparameter that each positional argument sets; by default their own names.
         defaults: in place of the program's, by hyperparameter.
     """
@@ -87,15 +88,17 @@ class Kind:
         return f"<rule {self.__name__}({', '.join(self.fields.values())})>"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kind:
-        return self  # it never changes
+        return self  # immutable, and compared by identity
 
     def __reduce__(self) -> Any:
+        # By name or by text, so that an unpickled rule equals one that is made here. Pickles name `named` and
+        # `_kind`.
         if named(self.__name__) is self:
             return named, (self.__name__,)
         return _kind, (self.__name__, as_tuple(rule_text(self.program)))
 
     def __call__(self, *args: Any, **options: Any) -> Rule:
-        """The rule with these values, defaults for the others.
+        """Make a rule of these values, with defaults for the others.
 
         Raises:
             TypeError: too many values, an unknown name, or a value of the wrong kind.
@@ -103,35 +106,35 @@ class Kind:
         """
         if len(args) > len(self.fields):
             raise TypeError(f"{self.__name__} takes {len(self.fields)} values at most, not {len(args)}")
-        given = dict(zip(self.fields, args, strict=False))
+        values = dict(zip(self.fields, args, strict=False))
         for name, value in options.items():
             target = self.target(name)
             if target is None:
                 raise TypeError(unknown(self.__name__, name, self.names))
-            if target in given:
+            if target in values:
                 raise TypeError(f"{self.__name__} got several values for '{name}'")
-            given[target] = value
-        return Rule((self.part({**self.defaults, **given}),))
+            values[target] = value
+        return Rule((self.part({**self.defaults, **values}),))
 
     def part(self, values: Mapping[str, Any]) -> Part:
-        """The kind with checked values.
+        """Check the values of all hyperparameters, and bind them.
 
         Raises:
             TypeError: a value is of the wrong kind.
             ValueError: a value is out of bounds.
         """
-        kept = {h: _kept(self.program, h, values[h]) for h in self.order}
-        check(self.program, kept)
-        return Part(self, tuple(kept.items()))
+        normalised = {h: _normalised(self.program, h, values[h]) for h in self.order}
+        check(self.program, normalised)
+        return Part(self, tuple(normalised.items()))
 
     def target(self, name: str) -> str | None:
-        """The hyperparameter that a field or the rule itself calls so."""
+        """The hyperparameter that a field, an alias or the rule itself calls so; None if there is none."""
         name = ALIASES.get(name, name)
         return next((h for h in self.order if name in (h, self.fields.get(h))), None)
 
     @property
     def names(self) -> list[str]:
-        """What its hyperparameters are called, fields first."""
+        """The names of its hyperparameters, by which a call takes them: fields first."""
         return [self.fields.get(h, h) for h in self.order]
 
 
@@ -139,13 +142,13 @@ _kinds: dict[tuple[str, tuple[str, ...]], Kind] = {}
 
 
 def _kind(name: str, texts: tuple[str, ...]) -> Kind:
-    """The kind that was pickled: the same object each time, so that rules compare equal."""
+    """Unpickling: the constructor with this name and text, one object, so that rules compare equal."""
     return _kinds.setdefault((name, texts), Kind(name, from_texts(texts)))
 
 
 @dataclass(frozen=True)
 class Part:
-    """A kind with a value for each of its hyperparameters."""
+    """One rule of a chain: a constructor, and a value for each of its hyperparameters."""
 
     kind: Kind
     values: tuple[tuple[str, Any], ...]
@@ -158,7 +161,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Rule:
-    """What to do, with values for every hyperparameter. Equal rules do the same.
+    """An update rule with values for all hyperparameters; equal rules compute the same.
 
     Attributes:
         parts: one, or those of a chain in order.
@@ -183,18 +186,18 @@ class Rule:
 
     @property
     def program(self) -> Program:
-        """What it computes. RuleError where it is a transform that needs a rule before it."""
+        """The program of the rule or chain; RuleError for a transform that needs a rule before it."""
         return _sequence(tuple(part.kind for part in self.parts))[0]
 
     @property
     def values(self) -> dict[str, Any]:
-        """The value of each hyperparameter of `program`."""
+        """The value of each hyperparameter of `program`, by its name there."""
         program, names = _sequence(tuple(part.kind for part in self.parts))
-        found = {n[h]: v for n, part in zip(names, self.parts, strict=True) for h, v in part.values}
-        return {name: found[name] for name in program.hypers}
+        values = {n[h]: v for n, part in zip(names, self.parts, strict=True) for h, v in part.values}
+        return {name: values[name] for name in program.hypers}
 
     def adjusted(self, *eta: float, strict: bool = True, **values: Any) -> Rule:
-        """The rule with other values for some hyperparameters, in every part that has them.
+        """A copy of the rule with other values for some hyperparameters, in every part that has them.
 
         Args:
             *eta: the learning rate; parts without one stay as they are.
@@ -217,6 +220,7 @@ class Rule:
 
 
 def _adjusted(part: Part, rates: Mapping[str, float], values: Mapping[str, Any]) -> Part:
+    """A copy of a part with other values: `rates` where it has a field for them, `values` by name."""
     new, kind = dict(part.values), part.kind
     for name, value in {**rates, **values}.items():
         target = kind.target(name)
@@ -229,14 +233,14 @@ def _adjusted(part: Part, rates: Mapping[str, float], values: Mapping[str, Any])
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
-    """What to say about a name that is no hyperparameter's."""
+    """The error text for a name that no hyperparameter has."""
     close = get_close_matches(name, known, 1)
     hint = f"did you mean '{close[0]}'?" if close else f"it has: {', '.join(known) or 'none'}"
     return f"{what} has no hyperparameter '{name}'; {hint}"
 
 
-def _kept(program: Program, name: str, value: Any) -> Any:
-    """A value as rules keep it: numbers are floats."""
+def _normalised(program: Program, name: str, value: Any) -> Any:
+    """Check a hyperparameter's value, numbers as floats, so that rules with equal values are equal."""
     try:
         value = checked(program, name, value)
     except ValueError as error:
@@ -252,19 +256,21 @@ def _plain(value: Any) -> Any:
 
 @cache
 def _sequence(kinds: tuple[Kind, ...]) -> tuple[Program, list[dict[str, str]]]:
-    """The program of a chain, and what it calls the hyperparameters of each part."""
-    units: list[list[Program]] = []  # a rule and the transforms that come after it, or a transform before
+    """The program of a chain, and for each part its names there of the part's hyperparameters."""
+    # A unit is a rule with the transforms of its update, or a transform of gradients. All units but the last
+    # become transforms of the gradient, as Optimisers.jl has it; the last one moves p.
+    units: list[list[Program]] = []
     for kind in kinds:
         if kind.program.kind == "after" and units:
             units[-1].append(kind.program)
         else:
             units.append([kind.program])
     inner = [library.chain(*unit) for unit in units]
-    whole = [as_transform(program) for program in inner[:-1]]
-    whole += [replace(program, parts=()) for program in inner[-1:]]
-    if not whole or whole[-1].kind == "before":
-        whole.append(library.rule(IDENTITY))
-    program = complete(library.chain(*whole))
+    stages = [as_transform(program) for program in inner[:-1]]
+    stages += [replace(program, parts=()) for program in inner[-1:]]
+    if not stages or stages[-1].kind == "before":  # nothing moves p yet
+        stages.append(library.rule(IDENTITY))
+    program = complete(library.chain(*stages))
     outer = places(program)
     names = []
     for i, unit in enumerate(units):
@@ -276,7 +282,7 @@ def _sequence(kinds: tuple[Kind, ...]) -> tuple[Program, list[dict[str, str]]]:
 
 
 def chain(*rules: Rule) -> Rule:
-    """Rules one after the other, each with the result of the one before as its gradient.
+    """Compose rules: each takes the step of the one before it as its gradient.
 
     All of them see the same p. Without rules the gradient itself is subtracted. Chains may be nested.
 
@@ -290,17 +296,20 @@ def chain(*rules: Rule) -> Rule:
             raise TypeError(f"chain takes rules, such as tree.Adam(), not {rule!r}")
         if rule.master is not None:
             raise ValueError("MixedPrecision must be outermost: MixedPrecision(chain(…))")
-    made = Rule(tuple(part for rule in rules for part in rule.parts), chained=True)
-    _ = made.program  # the error comes here
-    return made
+    chained = Rule(tuple(part for rule in rules for part in rule.parts), chained=True)
+    _ = chained.program  # raises here what would be raised in `setup`
+    return chained
 
 
 def MixedPrecision(first: torch.dtype | Rule, rule: Rule | None = None) -> Rule:
-    """A rule that moves a copy of the parameter in another dtype, float32 by default, and rounds it to p.
+    """A rule that moves a master copy of the parameter, in float32 by default, and rounds it to p.
 
     Args:
-        first: the dtype of the copy, before the rule; or the rule alone.
-        rule: what moves the copy.
+        first: the dtype of the copy, before the rule; or the rule alone, for float32.
+        rule: which moves the copy.
+
+    Returns:
+        The rule, with `master` set. Its leaves have a state `master`.
 
     Raises:
         TypeError: no rule, or no dtype of floating point.
@@ -315,7 +324,7 @@ def MixedPrecision(first: torch.dtype | Rule, rule: Rule | None = None) -> Rule:
 
 
 def rule(source: library.Rule, name: str | None = None) -> Kind:
-    """A constructor of rules from any text, path, shipped name or program.
+    """Make a constructor of rules from any text, path, shipped name or program.
 
     Args:
         source: as `optgen.rule` takes it.
@@ -342,6 +351,7 @@ _named: dict[str, Kind | None] = {}
 
 
 def _find(name: str) -> Kind | None:
+    """Look up a constructor's program and its field names."""
     if name in NAMES:
         source, fields, defaults = NAMES[name]
         return Kind(name, library.rule(source), fields, defaults)

@@ -1,4 +1,4 @@
-"""State trees: what is kept from step to step, for each array of a model.
+"""State trees: the optimizer state of each array of a model, in a tree of the model's nesting.
 
 In: a rule and a model. Out: a state tree of the same nesting, with a `Leaf` for each array that is trained,
 and `()` elsewhere. Tied arrays share one leaf.
@@ -30,42 +30,45 @@ from optgen.tree.rules import Rule
 
 
 class Engine:
-    """What the leaves of one program in one tree share: its launcher, and what is one for all of them."""
+    """The launcher and the global states that all leaves of one rule in one tree share."""
 
     def __init__(self, rule: Rule, backend: str, math: str):
         self.rule, self.backend, self.math = rule, backend, math
         self.program = rule.program
         self.launcher = Launcher(self.program, backend, math)
-        self.numbers: dict[str, Tensor] = {}
-        self.steps = 0
+        self.numbers: dict[str, Tensor] = {}  # global states, 0-d float64, on the device of the first array
+        self.steps = 0  # of the tree, which rules with global states count
 
     def start(self, values: Mapping[str, Any], device: torch.device) -> None:
-        """Give the states that are one for all tensors their first values."""
+        """Create the global states that are missing, with their initial values."""
         for state in self.program.states.values():
             if state.extent is Extent.ALL and state.name not in self.numbers:
                 first = self.launcher.number(state.init, values)
                 self.numbers[state.name] = torch.tensor(first, dtype=torch.float64, device=device)
 
     def __reduce__(self) -> Any:
+        # Without the launcher: compiled kernels and addresses mean nothing elsewhere.
         state = {"numbers": self.numbers, "steps": self.steps}
         return Engine, (self.rule, self.backend, self.math), state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
-        made = object.__new__(Engine)
-        made.__dict__.update(self.__dict__)  # with its launcher, which holds plans and tables, and no state
-        made.numbers = {name: value.clone() for name, value in self.numbers.items()}
-        memo[id(self)] = made
-        return made
+        new = object.__new__(Engine)
+        # Copies share the launcher, which has plans and tables and no state; steps take its lock.
+        new.__dict__.update(self.__dict__)
+        new.numbers = {name: value.clone() for name, value in self.numbers.items()}
+        memo[id(self)] = new
+        return new
 
 
 @dataclass(eq=False)
 class Leaf:
-    """The rule and the state of one array.
+    """The rule and the state of one array, or of tied arrays.
 
     Attributes:
         rule: what moves it.
-        state: a tensor by key; `step` counts its steps.
-        frozen: whether it stays as it is.
+        state: tensors by the keys of `state_dict`; `step` is a 0-d count of its steps, `master` the copy of
+            `MixedPrecision`.
+        frozen: whether steps leave it alone.
     """
 
     rule: Rule
@@ -73,7 +76,7 @@ class Leaf:
     engine: Engine = field(repr=False)
     shape: tuple[int, ...] = ()  # of the array
     frozen: bool = False
-    index: int = 0  # among the leaves of its tree: random numbers follow from it
+    index: int = 0  # among the leaves of its tree, which the random numbers of a rule depend on
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Leaf):
@@ -90,7 +93,7 @@ class Leaf:
         return f"Leaf({self.rule!r}, {state}{', frozen=True' if self.frozen else ''})"
 
     def begin(self, target: Tensor) -> None:
-        """Make the state that is missing, as it is before the first step."""
+        """Create the state that is missing, with its initial values."""
         if self.rule.master is not None:
             target = self.state.setdefault("master", target.detach().to(self.rule.master, copy=True))
         self.state.setdefault("step", torch.tensor(0.0, dtype=counter_dtype()))
@@ -102,13 +105,20 @@ class Leaf:
 
 
 def setup(rule: Rule, model: Any, *, backend: str = "auto", math: str = "exact") -> Any:
-    """The state tree of a model.
+    """Create the state tree of a model: a `Leaf` for each trained array, of the model's nesting.
 
     Args:
         rule: such as `tree.Adam()`.
-        model: a tree of arrays, or one array.
-        backend: as for optimizer classes.
-        math: likewise.
+        model: a tree of arrays, or one array: torch tensors and NumPy arrays in float16, float32 or float64,
+            tensors also in bfloat16.
+        backend: "auto" (Triton on a GPU, Numba on the CPU), "triton", "cpu" or "numpy".
+        math: "exact" (the same bits on every back end) or "fast".
+
+    Returns:
+        The state tree, with `()` in place of what is not trained. Tied arrays share one leaf.
+
+    Warns:
+        UserWarning: nothing in the model is trained.
 
     Raises:
         TypeError: the first argument is no rule.
@@ -120,9 +130,9 @@ def setup(rule: Rule, model: Any, *, backend: str = "auto", math: str = "exact")
     leaves: dict[Any, Leaf] = {}
 
     def mirror(node: Any, path: Path) -> Any:
-        found = children(node)
-        if found is not None:
-            return found.nest([mirror(child, (*path, key)) for key, child in found.items])
+        inside = children(node)
+        if inside is not None:
+            return inside.nest([mirror(child, (*path, key)) for key, child in inside.items])
         if not is_array(node):
             return ()
         check_storage(node, path)
@@ -134,26 +144,26 @@ def setup(rule: Rule, model: Any, *, backend: str = "auto", math: str = "exact")
             engine.start(rule.values, target.device)
         return leaves[key]
 
-    made = mirror(model, ())
+    tree = mirror(model, ())
     if not leaves:
         warnings.warn("setup found no trainable parameters in this model", UserWarning, stacklevel=2)
-    return made
+    return tree
 
 
 # What may be changed between steps
 
 
 def leaves(state: Any) -> list[Leaf]:
-    """The leaves of a state tree or of a part of it, each once.
+    """The leaves of a state tree or of a part of it, each once, depth first.
 
     Raises:
         ValueError: there is something else in it, as in a model.
     """
-    found: dict[int, Leaf] = {}
+    by_id: dict[int, Leaf] = {}
 
     def visit(node: Any) -> None:
         if isinstance(node, Leaf):
-            found[id(node)] = node
+            by_id[id(node)] = node
             return
         inside = children(node)
         if inside is None or isinstance(node, nn.Module):
@@ -164,11 +174,11 @@ def leaves(state: Any) -> list[Leaf]:
             visit(child)
 
     visit(state)
-    return list(found.values())
+    return list(by_id.values())
 
 
 def freeze(state: Any) -> None:
-    """Keep what a state tree, or a part of it, belongs to, and its state, as they are until `thaw`.
+    """Freeze the arrays of a state tree, or of a part of it, and their state until `thaw`.
 
     Args:
         state: what `setup` returned, or a part of it; changed in place.
@@ -181,7 +191,7 @@ def freeze(state: Any) -> None:
 
 
 def thaw(state: Any) -> None:
-    """Undo `freeze`. ValueError for what is no state tree."""
+    """Undo `freeze`; ValueError for anything but a state tree or a part of one."""
     for leaf in leaves(state):
         leaf.frozen = False
 
@@ -199,14 +209,15 @@ def adjust(state: Any, *eta: float, strict: bool = True, **values: Any) -> None:
         TypeError: no value, or one of the wrong kind.
         ValueError: no rule has such a hyperparameter, or a value is out of bounds; nothing is changed.
     """
-    found = leaves(state)
-    rules = dict.fromkeys(leaf.rule for leaf in found)
+    selected = leaves(state)
+    rules = dict.fromkeys(leaf.rule for leaf in selected)
     for name in values if strict else ():
         if not any(part.kind.target(name) for rule in rules for part in rule.parts):
             for rule in rules:
-                rule.adjusted(**{name: values[name]})  # it says what there is
+                rule.adjusted(**{name: values[name]})  # raises, and lists the names that there are
+    # All new rules first: an error must leave every leaf as it was.
     new = {rule: rule.adjusted(*eta, strict=False, **values) for rule in rules}
-    for leaf in found:
+    for leaf in selected:
         leaf.rule = new[leaf.rule]
 
 
@@ -214,13 +225,13 @@ def adjusted(state: Any, *eta: float, strict: bool = True, **values: Any) -> Any
     """A copy of a state tree, or of a rule, with other hyperparameters; see `adjust`."""
     if isinstance(state, Rule):
         return state.adjusted(*eta, strict=strict, **values)
-    made = copy.deepcopy(state)
-    adjust(made, *eta, strict=strict, **values)
-    return made
+    copied = copy.deepcopy(state)
+    adjust(copied, *eta, strict=strict, **values)
+    return copied
 
 
 def to(state: Any, device: torch.device | str) -> Any:
-    """A copy of a state tree on a device, ties kept. What the host computes stays on the CPU.
+    """Copy a state tree to a device, ties kept; step counts and states computed by the host stay on the CPU.
 
     Args:
         state: what `setup` returned, or a part of it; it stays as it is.
@@ -229,18 +240,18 @@ def to(state: Any, device: torch.device | str) -> Any:
     Raises:
         ValueError: it is no state tree.
     """
-    made = copy.deepcopy(state)
-    for leaf in leaves(made):
+    copied = copy.deepcopy(state)
+    for leaf in leaves(copied):
         launcher = leaf.engine.launcher
-        kept = launcher.compiler.specialised(launcher.compiler.facts(leaf.rule.values)).states.values()
-        host = {"step", *(s.key for s in kept if s.extent is Extent.STEP)}
+        declared = launcher.compiler.specialised(launcher.compiler.facts(leaf.rule.values)).states.values()
+        host = {"step", *(s.key for s in declared if s.extent is Extent.STEP)}
         leaf.state = {k: v if k in host else v.to(device) for k, v in leaf.state.items()}
         leaf.engine.numbers = {k: v.to(device) for k, v in leaf.engine.numbers.items()}
-    return made
+    return copied
 
 
 def state_bytes(state: Any) -> int:
-    """The bytes of all tensors in a state tree, step counts included.
+    """The bytes of all tensors in a state tree, step counts included, global states not.
 
     Raises:
         ValueError: it is no state tree.

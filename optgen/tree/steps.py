@@ -1,8 +1,8 @@
-"""Steps: a model moved by gradients, in place or not.
+"""Steps of the functional API: a model updated with gradients, in place or as a copy.
 
 In: a state tree, a model, and gradients of the model's nesting. Out: the state tree and the model after one
 step. The gradients of tied arrays are summed, and all arrays of one step go through the launcher together,
-as in `optgen.optim.optimizer`.
+as in `optgen.optim.steps`. As there, whatever can fail comes before the first launch.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from optgen.tree.states import Engine, Leaf
 
 @dataclass
 class Move:
-    """One array of a step: its leaf, all places of it, the tensor at the first, and its gradient there."""
+    """The update of one array in a step, or of tied arrays: leaf, tensor, summed gradient and inputs."""
 
     leaf: Leaf
     path: Path
     target: Tensor
-    arrays: list[Array] = field(default_factory=list)
-    given: list[Any] = field(default_factory=list)  # the gradients that were added
-    grad: Tensor | None = None
+    arrays: list[Array] = field(default_factory=list)  # at all places; `path` and `target` are of the first
+    summed: list[Any] = field(default_factory=list)  # the gradients in `grad`, by identity
+    grad: Tensor | None = None  # laid out like `target`
     inputs: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -59,8 +59,9 @@ def update(state: Any, model: Any, grads: Any, **inputs: Any) -> tuple[Any, Any]
     Args:
         state: what `setup` or the last step returned.
         model: of the same nesting.
-        grads: likewise; None, or a key that is missing, is no gradient: that part does not move, nor does
-            its state. For a module also a dict by dotted names, or `gradients(module)`.
+        grads: likewise, each of its array's shape, as a tensor or an array; it is converted to a dtype that
+            the kernel takes. None, or a key that is missing, is no gradient: that part does not move, nor
+            does its state. For a module also a dict by dotted names, or `gradients(module)`.
         **inputs: what the rule declares with `input()`: a tree of the same nesting, or one number.
 
     Returns:
@@ -71,20 +72,20 @@ def update(state: Any, model: Any, grads: Any, **inputs: Any) -> tuple[Any, Any]
         ValueError: the trees do not fit; the message says where.
     """
     new: dict[int, Any] = {}
-    first: dict[Any, tuple[Tensor, Tensor]] = {}
+    first: dict[Any, tuple[Tensor, Tensor]] = {}  # by identity, the old and the new tensor at the first place
     for _, array in arrays(model):
         if id(array) in new:
             continue
         old, key = tensor_of(array), identity(array)
         if key not in first:
             first[key] = old, old.clone(memory_format=torch.preserve_format)
-        mine = aligned(first[key][1], first[key][0], old)
+        aligned_copy = aligned(first[key][1], first[key][0], old)
         if isinstance(array, Tensor):
-            kept = isinstance(array, nn.Parameter)
-            new[id(array)] = nn.Parameter(mine, array.requires_grad) if kept else mine
+            is_parameter = isinstance(array, nn.Parameter)
+            new[id(array)] = nn.Parameter(aligned_copy, array.requires_grad) if is_parameter else aligned_copy
             new[id(array)].requires_grad_(array.requires_grad)
         else:
-            new[id(array)] = mine.numpy()
+            new[id(array)] = aligned_copy.numpy()
     return update_(copy.deepcopy(state), replaced(model, new), grads, **inputs)
 
 
@@ -96,14 +97,15 @@ def update_(state: Any, model: Any, grads: Any, **inputs: Any) -> tuple[Any, Any
         The same state tree, and the model: the same object, unless it has NumPy arrays that cannot be
         written, which are new in the model that is returned.
     """
-    with Uninterrupted():  # so that no handler changes what has been checked
+    with Uninterrupted():  # a signal handler could change what has been checked
         return _update(state, model, grads, inputs)
 
 
 def _update(state: Any, model: Any, grads: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Match trees into one `Move` for each array, then make the step under the launchers' locks."""
     moves: dict[Any, Move] = {}
     owners: dict[int, Move] = {}
-    for path, leaf, array, grad, handed in _pairs(state, model, grads, inputs, ()):
+    for path, leaf, array, grad, array_inputs in _pairs(state, model, grads, inputs, ()):
         key = identity(array)
         if key not in moves:
             moves[key] = _first(owners, path, leaf, array)
@@ -113,18 +115,23 @@ def _update(state: Any, model: Any, grads: Any, inputs: Mapping[str, Any]) -> tu
             raise ValueError(f"the arrays at {places} are tied now, and have two states")
         move.arrays.append(array)
         if grad is not None and not leaf.frozen:
-            _add(move, path, array, grad, handed)
+            _add(move, path, array, grad, array_inputs)
     moving = [move for move in moves.values() if move.grad is not None]
     for move in moving:
         move.leaf.begin(move.target)
     engines = list({id(m.leaf.engine): m.leaf.engine for m in moving}.values())
-    launchers = sorted({engine.launcher for engine in engines}, key=id)  # which copies of a state tree share
+    # Copies of a state tree share a launcher and its tables. Locks are taken in one order everywhere, so that
+    # two threads never wait for each other.
+    launchers = sorted({engine.launcher for engine in engines}, key=id)
     new: dict[int, np.ndarray] = holding([x.lock for x in launchers], _move, engines, moving, inputs)
     return state, replaced(model, new) if new else model
 
 
 def _move(engines: Sequence[Engine], moving: list[Move], inputs: Mapping[str, Any]) -> dict[int, np.ndarray]:
-    """Make the step, once all that can fail has been done; the new values of arrays that are not written."""
+    """Prepare the launches of all engines, then launch and count; values of read-only arrays by id.
+
+    `_prepare` is all that may raise: once an engine has launched, the others must too.
+    """
     steps = [(engine, _prepare(engine, moving, inputs)) for engine in engines]
     new: dict[int, np.ndarray] = {}
     for engine, ready in steps:
@@ -137,7 +144,7 @@ def _move(engines: Sequence[Engine], moving: list[Move], inputs: Mapping[str, An
 
 
 def _finish(move: Move) -> dict[int, np.ndarray]:
-    """Count a step, and write the array's new value where the kernel has not; those that cannot be, by id."""
+    """Count an array's step, and write its value where the kernel did not: master and NumPy copies."""
     leaf, new = move.leaf, {}
     leaf.state["step"] += 1
     if "master" in leaf.state:
@@ -153,7 +160,7 @@ def _finish(move: Move) -> dict[int, np.ndarray]:
 
 
 def _first(owners: dict[int, Move], path: Path, leaf: Leaf, array: Array) -> Move:
-    """The move of an array that the step has not met yet.
+    """The `Move` of an array that this step meets for the first time.
 
     Raises:
         ValueError: the state belongs to another array.
@@ -170,26 +177,27 @@ def _first(owners: dict[int, Move], path: Path, leaf: Leaf, array: Array) -> Mov
     return move
 
 
-def _add(move: Move, path: Path, array: Array, grad: Any, handed: Mapping[str, Any]) -> None:
-    """Add the gradient that an array has at one of its places."""
+def _add(move: Move, path: Path, array: Array, grad: Any, inputs: Mapping[str, Any]) -> None:
+    """Add an array's gradient at one of its places to the sum of its move."""
     target = tensor_of(array)
     tensor = aligned(_like(grad, target, path, "gradient"), target, move.target)
     if move.grad is None:
         move.inputs = {
             name: aligned(_like(value, target, path, name), target, move.target)
-            for name, value in handed.items()
+            for name, value in inputs.items()
         }
         move.grad = tensor
-    elif not any(grad is g for g in move.given):  # else torch has added it up already
+    # A module's tied parameters are one object with one `.grad`, in which torch has summed both places.
+    elif not any(grad is g for g in move.summed):
         move.grad = move.grad + tensor
-    move.given.append(grad)
+    move.summed.append(grad)
 
 
 def _like(value: Any, target: Tensor, path: Path, what: str) -> Tensor:
-    """A gradient or an input as a tensor for an array.
+    """Convert a gradient or an input to a tensor of the array's shape and device, in a dtype for kernels.
 
     Raises:
-        ValueError: it has another shape, or is no array.
+        ValueError: it has another shape, is complex, or is no array.
     """
     try:
         tensor = resolved(value.detach()) if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
@@ -208,45 +216,45 @@ def _like(value: Any, target: Tensor, path: Path, what: str) -> Tensor:
     return tensor.to(target.device)
 
 
-def _prepare(engine: Engine, moves: list[Move], given: Mapping[str, Any]) -> Ready | None:
-    """One step of the arrays that a program moves, up to its first launch; None if all are empty."""
+def _prepare(engine: Engine, moves: list[Move], inputs: Mapping[str, Any]) -> Ready | None:
+    """The step of one engine's arrays up to its first launch; None if all are empty."""
     launcher, mine = engine.launcher, [m for m in moves if m.leaf.engine is engine]
-    numbers = engine.numbers | _numbers(engine, given, mine[0].target.device)
-    handed = {*numbers, *mine[0].inputs}
+    global_values = engine.numbers | _global_inputs(engine, inputs, mine[0].target.device)
+    known_inputs = {*global_values, *mine[0].inputs}
     groups: dict[Rule, int] = {}
     work = []
     for move in mine:
         rule, state = move.leaf.rule, move.leaf.state
         group = groups.setdefault(rule, len(groups))
         target = state.get("master", move.target)
-        facts = launcher.compiler.facts(rule.values, target.dim(), handed)
-        wanted = launcher.compiler.specialised(facts).states.values()
-        states = {s.name: state[s.key] for s in wanted if s.extent is not Extent.ALL}
+        facts = launcher.compiler.facts(rule.values, target.dim(), known_inputs)
+        declared = launcher.compiler.specialised(facts).states.values()
+        states = {s.name: state[s.key] for s in declared if s.extent is not Extent.ALL}
         step = state["step"].item() + 1.0
         if target.numel():
             work.append(Work(target, move.grad, states, group, facts, step, move.inputs, move.leaf.index))
     options = [rule.values for rule in groups]
-    return launcher.prepare(work, options, None, numbers, engine.steps) if work else None
+    return launcher.prepare(work, options, None, global_values, engine.steps) if work else None
 
 
-def _numbers(engine: Engine, given: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """The inputs that are one number.
+def _global_inputs(engine: Engine, inputs: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """The inputs that are one number for all arrays, 0-d float64 on a device; checks the names of all inputs.
 
     Raises:
         TypeError: the rule has no such input, or needs one that is missing.
     """
     declared = engine.program.inputs
-    for name in given:
+    for name in inputs:
         if name not in declared:
             raise TypeError(f"the rule has no input '{name}'; it has: {', '.join(declared) or 'none'}")
     for name, one in declared.items():
-        if name not in given and one.default is None:
+        if name not in inputs and one.default is None:
             raise TypeError(f"the rule needs the input '{name}': update(state, model, grads, {name}=…)")
-    whole = {name for name, one in declared.items() if one.extent is Extent.ALL}
+    global_names = {name for name, one in declared.items() if one.extent is Extent.ALL}
     return {
         name: torch.as_tensor(value, dtype=torch.float64, device=device).detach().reshape(())
-        for name, value in given.items()
-        if name in whole
+        for name, value in inputs.items()
+        if name in global_names
     }
 
 
@@ -256,9 +264,9 @@ def _numbers(engine: Engine, given: Mapping[str, Any], device: torch.device) -> 
 def _pairs(
     state: Any, node: Any, grad: Any, inputs: Mapping[str, Any], path: Path
 ) -> Iterator[tuple[Path, Leaf, Array, Any, dict[str, Any]]]:
-    """Each trained array with its path, leaf, gradient and inputs."""
-    found = children(node)
-    if found is None:
+    """Walk state, model, gradients and inputs together; yields path, leaf, array, gradient, inputs."""
+    inside = children(node)
+    if inside is None:
         if not isinstance(state, Leaf):
             if is_array(node):
                 what = "nothing" if isinstance(state, tuple) else type(state).__name__
@@ -270,47 +278,48 @@ def _pairs(
         if not is_array(node):
             raise ValueError(f"the state tree has a leaf at {text_of(path)}, where the model has {node!r}")
         own = state.engine.program.inputs
-        handed = {n: v for n, v in inputs.items() if n in own and own[n].extent is not Extent.ALL}
-        yield path, state, node, grad, handed
+        array_inputs = {n: v for n, v in inputs.items() if n in own and own[n].extent is not Extent.ALL}
+        yield path, state, node, grad, array_inputs
         return
-    kept = _entries(state, path)
-    wrong = set(grad) - found.names if isinstance(grad, Mapping) else set()
-    if wrong := {n for n in wrong if not _dotted(n, found.names)}:
+    states = _entries(state, path)
+    wrong = set(grad) - inside.names if isinstance(grad, Mapping) else set()
+    if wrong := {n for n in wrong if not _dotted(n, inside.names)}:
         raise ValueError(f"the gradients have '{min(map(str, wrong))}' at {text_of(path)}, the model has not")
-    for key, child in found.items:
-        if key not in kept:
+    for key, child in inside.items:
+        if key not in states:
             raise ValueError(
                 f"the state tree has nothing at {text_of((*path, key))}: set it up for this model"
             )
         others = {
-            name: _child(value, key, path, found.names) for name, value in inputs.items() if not _one(value)
+            name: _child(value, key, path, inside.names) for name, value in inputs.items() if not _one(value)
         }
         others |= {name: value for name, value in inputs.items() if _one(value)}
-        yield from _pairs(kept[key], child, _child(grad, key, path, found.names), others, (*path, key))
+        yield from _pairs(states[key], child, _child(grad, key, path, inside.names), others, (*path, key))
 
 
 def _one(value: Any) -> bool:
-    """Whether an input is one number."""
+    """Whether an input is one number, and no tree."""
     return isinstance(value, float | int) or (isinstance(value, Tensor) and value.dim() == 0)
 
 
 def _entries(state: Any, path: Path) -> dict[Any, Any]:
-    found = None if isinstance(state, Leaf) else children(state)
-    if found is None:
+    """The children of a state tree's node by key."""
+    inside = None if isinstance(state, Leaf) else children(state)
+    if inside is None:
         raise ValueError(
             f"{type(state).__name__} stands at {text_of(path)} where the state tree has a node: "
             "pass what setup(rule, model) returned"
         )
-    return dict(found.items)
+    return dict(inside.items)
 
 
 def _dotted(name: Any, names: set[Any]) -> bool:
-    """Whether a name begins with one of these and a dot, `encoder.weight`."""
+    """Whether a name begins with one of these names and a dot, as `encoder.weight` does with `encoder`."""
     return isinstance(name, str) and any(name.startswith(f"{n}.") for n in names)
 
 
 def _child(grad: Any, key: Any, path: Path, names: set[Any]) -> Any:
-    """The gradient of a child."""
+    """A child's part of the gradients or of an input, None without; mappings may have dotted names."""
     if grad is None:
         return None
     if isinstance(grad, Mapping):
@@ -320,8 +329,8 @@ def _child(grad: Any, key: Any, path: Path, names: set[Any]) -> Any:
             n[len(f"{key}.") :]: v for n, v in grad.items() if isinstance(n, str) and n.startswith(f"{key}.")
         }
         return below or None
-    found = children(grad)
-    entries = None if found is None else dict(found.items)
+    inside = children(grad)
+    entries = None if inside is None else dict(inside.items)
     if entries is None or (isinstance(key, int) and len(entries) != len(names)) or not names & {*entries}:
         raise ValueError(
             f"the gradients at {text_of(path)} do not have the model's nesting: {type(grad).__name__}"
@@ -330,8 +339,8 @@ def _child(grad: Any, key: Any, path: Path, names: set[Any]) -> Any:
 
 
 def gradients(module: Any) -> Any:
-    """The tree of a model's `.grad`s, None where there is none."""
-    found = children(module)
-    if found is None:
+    """The tree of a model's `.grad`s, None where there is none: what `update` takes."""
+    inside = children(module)
+    if inside is None:
         return module.grad if isinstance(module, Tensor) else None
-    return found.nest([gradients(child) for _, child in found.items])
+    return inside.nest([gradients(child) for _, child in inside.items])

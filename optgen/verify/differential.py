@@ -1,13 +1,13 @@
-"""One trial: a back end in lockstep with the reference, over tensors of every shape and layout.
+"""Differential test: a back end in lockstep with the reference, over tensors of every shape and layout.
 
-In: a program and a `Case`. Out: an `Outcome`. One optimizer of the back end, one of the reference in the
-same dtype and one of the reference in float64 take the same steps; after each, `p`, every state and the
-memory around them are compared.
+In: a program and a `Case`. Out: an `Outcome`. Three optimizers take the same steps: one of the back end, one
+of the reference in the same dtype, and one of the reference in float64, for the error of both. After each
+step `p`, every state and the memory around them are compared.
 
-How closely they must agree follows from the IR: without a sum or a transcendental function beyond STEP
-the bits are equal; with one, a tensor's difference stays below `TOLERANCE` times the largest value that
-the tensor has had, for an accumulator keeps the rounding of all that it has held. Where one number for the
-whole optimizer drives all tensors, and they it (Prodigy's `d`), roundings feed back: `FEEDBACK` times that.
+How closely they must agree follows from the IR: without a sum or a transcendental function beyond STEP the
+bits must be equal; with one, a tensor's difference must stay below `TOLERANCE` times the largest value that
+the tensor has had, for an accumulator keeps the rounding errors of all its values. With a global state that
+depends on all tensors, and they on it (Prodigy's `d`), rounding errors feed back: `FEEDBACK` times that.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2.0**-6,
 FEEDBACK = 10
 INEXACT = frozenset({Op.SUM, Op.POW, Op.MOD})  # of what is no function; a function's row says it
 SEED = 20240229
-ABSENT = 1  # the tensor that has no gradient in every fifth step, the first among them
-FEW = ("odd", "2**k + 1")  # samples of a case that is not thorough
+ABSENT = 1  # the index of a tensor without a gradient in the first and every fifth step after it
+FEW = ("odd", "2**k + 1")  # names of the samples of a case that is not thorough
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A tensor to update: a view of contiguous memory, and how its gradient lies."""
+    """A parameter to test with: a view of contiguous memory, and the layout of its gradient."""
 
     name: str
     memory: tuple[int, ...]
@@ -62,10 +62,10 @@ def _like_channels_last(values: Tensor) -> Tensor:
 
 
 def samples(interpreted: bool, thorough: bool = True) -> list[Sample]:
-    """A tensor of each kind that a kernel must treat apart; small ones for Triton's interpreter."""
-    # Below 32768 elements, where torch starts its own threads: they fight with those of other processes.
+    """A parameter for each case that kernels distinguish; small ones for Triton's interpreter."""
+    # Below 32768 elements: from there on torch starts threads, which compete with those of other processes.
     one_more, several = (65, 129) if interpreted else (1025, 20_001)
-    every = [
+    all_samples = [
         Sample("0-d", ()),
         Sample("one element", (1,)),
         Sample("odd", (7,)),
@@ -78,11 +78,11 @@ def samples(interpreted: bool, thorough: bool = True) -> list[Sample]:
         Sample("slice", (9, 12), lambda x: x[::2, 1:8]),
         Sample("gradient transposed", (6, 11), gradient=_like_transposed),
     ]
-    return every if thorough else [s for s in every if s.name in FEW]
+    return all_samples if thorough else [s for s in all_samples if s.name in FEW]
 
 
 def _gradients(chosen: Sequence[Sample], step: int) -> Iterator[Tensor | None]:
-    """Each tensor's gradient in float64: magnitudes over four decades, one zero in ten."""
+    """The gradient of each sample in a step, in float64: magnitudes over four decades, a tenth zeros."""
     generator = torch.Generator().manual_seed(SEED + step)
     for index, sample in enumerate(chosen):
         shape = sample.view(torch.empty(sample.memory)).shape
@@ -93,7 +93,18 @@ def _gradients(chosen: Sequence[Sample], step: int) -> Iterator[Tensor | None]:
 
 
 class Trainee:
-    """An optimizer over samples. `rounded` is the dtype whose values all trainees of a case start from."""
+    """An optimizer with one parameter for each sample, and the same steps as every other one.
+
+    Args:
+        kind: the optimizer's class.
+        chosen: the samples.
+        options: hyperparameters.
+        dtype: of parameters and gradients.
+        rounded: the dtype to which initial values, gradients and inputs are rounded first: the same in all
+            trainees of a case, so that one in float64 starts from the same numbers.
+        device: of all tensors.
+        **compile_options: `backend`, `state_dtype` and the like.
+    """
 
     def __init__(
         self,
@@ -103,7 +114,7 @@ class Trainee:
         dtype: torch.dtype,
         rounded: torch.dtype,
         device: str = "cpu",
-        **settings: Any,
+        **compile_options: Any,
     ):
         self.chosen, self.dtype, self.rounded, self.device = chosen, dtype, rounded, device
         generator = torch.Generator().manual_seed(SEED)
@@ -113,18 +124,19 @@ class Trainee:
         groups: list[dict[str, Any]] = [{"params": self.params[::2]}, {"params": self.params[1::2]}]
         hyper = kind.program.hypers.get("lr")
         lr = options.get("lr", hyper.default if hyper else None)
-        whole = any(state.extent is Extent.ALL for state in kind.program.states.values())
-        if isinstance(lr, float) and not whole:
-            groups[1]["lr"] = lr / 2  # a second row of scalars
-        self.optimizer = kind(groups, **options, **settings)
+        global_states = any(state.extent is Extent.ALL for state in kind.program.states.values())
+        # A group of its own lr is a second row of scalars; global states must start alike in all groups.
+        if isinstance(lr, float) and not global_states:
+            groups[1]["lr"] = lr / 2
+        self.optimizer = kind(groups, **options, **compile_options)
 
     def step(self, step: int) -> None:
-        """One step with the gradients of that step.
+        """Take a step with the gradients and inputs of that number, and check that gradients are only read.
 
         Raises:
             AssertionError: the optimizer wrote into a gradient.
         """
-        given = []
+        gradients = []
         for param, sample, values in zip(
             self.params, self.chosen, _gradients(self.chosen, step), strict=True
         ):
@@ -132,58 +144,58 @@ class Trainee:
                 param.grad = None
                 continue
             param.grad = sample.gradient(values.to(self.rounded).to(self.dtype)).to(self.device)
-            given.append((sample, param.grad, param.grad.clone()))
+            gradients.append((sample, param.grad, param.grad.clone()))
         self.optimizer.step(**self.inputs(step))
-        for sample, now, before in given:
+        for sample, now, before in gradients:
             assert torch.equal(now, before), f"step {step} wrote into the gradient of '{sample.name}'"
 
     def inputs(self, step: int) -> dict[str, Any]:
-        """What the rule is handed besides gradients: positive numbers, or none in one step of three."""
+        """The inputs of a step: positive numbers; those with a default are missing in every third step."""
         generator = torch.Generator().manual_seed(1000 * SEED + step)
-        found: dict[str, Any] = {}
+        inputs: dict[str, Any] = {}
         for name, declared in self.optimizer.program.inputs.items():
             if declared.default is not None and step % 3 == 0:
                 continue
             if declared.extent is Extent.ALL:
-                found[name] = torch.rand((), generator=generator, dtype=torch.float64)
+                inputs[name] = torch.rand((), generator=generator, dtype=torch.float64)
                 continue
-            found[name] = {}
+            inputs[name] = {}
             for param in self.params:
                 values = torch.rand(param.shape, generator=generator, dtype=torch.float64)
-                found[name][param] = values.to(self.rounded).to(self.dtype).to(self.device)
-        return found
+                inputs[name][param] = values.to(self.rounded).to(self.dtype).to(self.device)
+        return inputs
 
     def stored(self) -> Iterator[tuple[Sample, str, Tensor]]:
-        """Every tensor that a step may change, parameters with the memory around them."""
+        """Every tensor that a step may write: parameters with the memory around them, and states."""
         for sample, memory, param in zip(self.chosen, self.memory, self.params, strict=True):
             yield sample, "p", memory
             for key, value in sorted(self.optimizer.state[param].items()):
                 yield sample, key, value
         for key, value in sorted(self.optimizer.param_groups[0].items()):
-            if isinstance(value, Tensor):  # one for the whole optimizer
+            if isinstance(value, Tensor):  # a global state
                 yield self.chosen[0], key, value
 
 
 def largest(x: Tensor) -> float:
-    """The largest finite magnitude in a tensor, 0 where there is none."""
+    """The largest finite magnitude in a tensor, 0 without any."""
     finite = x.detach()[x.isfinite()].double().abs()
     return finite.max().item() if finite.numel() else 0.0
 
 
 def difference(a: Tensor, b: Tensor, scale: float = 0.0) -> float:
-    """max|a-b| / max(max|b|, scale); 0 where all bits agree, up to a zero's sign and a NaN's payload."""
+    """The relative difference max|a-b| / max(max|b|, scale); 0 for equal bits, zeros and NaNs of any kind."""
     x, y = (t.detach().to("cpu", torch.float64) for t in (a, b))
-    other = ~((x == y) | (x.isnan() & y.isnan()))
-    if not other.any():
+    unequal = ~((x == y) | (x.isnan() & y.isnan()))
+    if not unequal.any():
         return 0.0
-    worst = (x - y)[other].abs().max().item()
+    worst = (x - y)[unequal].abs().max().item()
     scale = max(scale, largest(y))
     return worst / scale if math.isfinite(worst) and scale else math.inf
 
 
 @dataclass(frozen=True)
 class Case:
-    """One back end on one dtype under one setting of the options; `thorough` means all samples."""
+    """One differential test: a back end, a dtype, and options; `thorough` means all samples."""
 
     backend: str
     dtype: str
@@ -194,18 +206,18 @@ class Case:
 
     @property
     def label(self) -> str:
-        """The options as one would write them."""
+        """The options as keyword arguments."""
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items()) or "the defaults"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one case ended. `worst` and `error` are relative; `allowed` is 0 where bits must be equal."""
+    """The result of a case; `worst` and `error` are relative, `allowed` is 0 where bits must be equal."""
 
-    tensors: int
-    worst: float
-    allowed: float
-    error: float
+    tensors: int  # how many samples
+    worst: float  # the largest difference from the reference
+    allowed: float  # the largest difference without a failure
+    error: float  # the largest difference of a parameter from the reference in float64
     failure: str | None
     seconds: float
 
@@ -217,7 +229,7 @@ def exact(op: Op) -> bool:
 
 
 def allowed(program: Program, options: Options, dtypes: Iterable[torch.dtype], ndims: Iterable[int]) -> float:
-    """The relative difference that the numerics contract allows under these options: 0 for equal bits."""
+    """The relative difference that the numerics contract allows under these options; 0 means equal bits."""
     compiler = Compiler.of(program)
     for ndim in set(ndims):
         facts = compiler.facts({**compiler.defaults, **options}, ndim)
@@ -230,7 +242,7 @@ def allowed(program: Program, options: Options, dtypes: Iterable[torch.dtype], n
 
 
 def place(backend: str) -> tuple[str, bool]:
-    """The device that a back end runs on here, and whether it is Triton's interpreter."""
+    """The device on which a back end runs here, and whether it runs in Triton's interpreter."""
     if backend != "triton":
         return "cpu", False
     from optgen.backends.triton.kernels import interpreting
@@ -240,28 +252,30 @@ def place(backend: str) -> tuple[str, bool]:
 
 
 def run(program: Program, case: Case) -> Outcome:
-    """Run one case. Whatever the back end raises is a failure, and its text is kept."""
+    """Run one differential test; an exception of the back end is a failure with its text."""
     start = time.perf_counter()
     kind = optimizer(program)
     device, interpreted = place(case.backend)
     chosen = samples(interpreted, case.thorough)
-    dtype, kept = TORCH[case.dtype], TORCH[case.state_dtype] if case.state_dtype else None
-    limit = allowed(kind.program, case.options, {dtype, kept or dtype}, (len(s.memory) for s in chosen))
-    reference = Trainee(kind, chosen, case.options, dtype, dtype, backend="numpy", state_dtype=kept)
+    dtype, state_dtype = TORCH[case.dtype], TORCH[case.state_dtype] if case.state_dtype else None
+    limit = allowed(
+        kind.program, case.options, {dtype, state_dtype or dtype}, (len(s.memory) for s in chosen)
+    )
+    reference = Trainee(kind, chosen, case.options, dtype, dtype, backend="numpy", state_dtype=state_dtype)
     precise = Trainee(kind, chosen, case.options, torch.float64, dtype, backend="numpy")
     subject = reference
     if case.backend != "numpy":
-        settings = {"backend": case.backend, "state_dtype": kept}
-        subject = Trainee(kind, chosen, case.options, dtype, dtype, device, **settings)
-    everyone = list(dict.fromkeys((reference, precise, subject)))
+        compile_options = {"backend": case.backend, "state_dtype": state_dtype}
+        subject = Trainee(kind, chosen, case.options, dtype, dtype, device, **compile_options)
+    trainees = list(dict.fromkeys((reference, precise, subject)))
     worst, failure = 0.0, None
     scales: dict[tuple[str, str], float] = {}
     try:
         for when, act in _acts(case.steps, bool(kind.program.modes)):
-            for trainee in everyone:
+            for trainee in trainees:
                 act(trainee)
-            found, failure = _compare(subject, reference, limit, scales)
-            worst = max(worst, found)
+            largest_now, failure = _compare(subject, reference, limit, scales)
+            worst = max(worst, largest_now)
             if failure:
                 failure = f"{when}: {failure}"
                 break
@@ -274,7 +288,7 @@ def run(program: Program, case: Case) -> Outcome:
 
 
 def _acts(steps: int, modes: bool) -> Iterator[tuple[str, Callable[[Trainee], None]]]:
-    """What the trainees of a case do together, one after the other."""
+    """The steps and mode changes of a case, each with its name, which every trainee takes in turn."""
     for step in range(1, steps + 1):
         yield f"step {step}", lambda trainee, step=step: trainee.step(step)  # type: ignore[misc]
     if modes:
@@ -285,24 +299,24 @@ def _acts(steps: int, modes: bool) -> Iterator[tuple[str, Callable[[Trainee], No
 def _compare(
     subject: Trainee, reference: Trainee, limit: float, scales: dict[tuple[str, str], float] | None = None
 ) -> tuple[float, str | None]:
-    """The largest difference between two trainees, and the first that is too large, in words.
+    """The largest difference between two trainees, and a text about the first that is not allowed.
 
-    `scales` keeps the largest value that each tensor has had, and is brought up to date.
+    `scales` has the largest value so far of each tensor, and is updated.
     """
     worst, scales = 0.0, {} if scales is None else scales
     for (sample, key, mine), (_, other, right) in zip(subject.stored(), reference.stored(), strict=True):
         assert key == other, f"'{sample.name}' has state '{key}', in the reference '{other}'"
         place = sample.name, key
         scales[place] = max(scales.get(place, 0.0), largest(right))
-        found = difference(mine, right, scales[place])
-        if not found <= limit:
-            return found, f"{key} of '{sample.name}' {_first(mine, right)}"
-        worst = max(worst, found)
+        relative = difference(mine, right, scales[place])
+        if not relative <= limit:  # also for NaN
+            return relative, f"{key} of '{sample.name}' {_first(mine, right)}"
+        worst = max(worst, relative)
     return worst, None
 
 
 def _first(mine: Tensor, right: Tensor) -> str:
-    """Where two tensors differ most, and both values."""
+    """The element where two tensors differ most, with both values."""
     x, y = (t.detach().to("cpu", torch.float64).flatten() for t in (mine, right))
     gap = torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, (x - y).abs().nan_to_num(math.inf, math.inf))
     index = int(gap.argmax())

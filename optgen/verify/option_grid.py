@@ -1,4 +1,4 @@
-"""Every combination of a program's options that tells its conditions apart.
+"""The grid of a program's options: values that make each of its compile-time conditions true and false.
 
 In: a program, and which options are valid. Out: options, the defaults first, then one change, then two.
 """
@@ -13,12 +13,12 @@ from typing import Any
 from optgen.ir.facts import Fact, Value, holds
 from optgen.ir.program import Program
 
-EXAMINED = 1000  # combinations at most, before the search for valid ones gives up
-Options = dict[str, Any]
+EXAMINED = 1000  # combinations at most, valid or not
+Options = dict[str, Any]  # values of hyperparameters, only those that are not the defaults
 
 
 def default(program: Program, path: str) -> Any:
-    """The default of a hyperparameter, `betas`, or of one item of a tuple; an input counts as handed in."""
+    """The default of a hyperparameter, `betas`, or of an item, `betas[0]`; an input counts as given."""
     name, _, item = path.partition("[")
     if name in program.inputs:
         return 1
@@ -32,17 +32,17 @@ def every(
     fixed: Collection[str] = (),
     limit: int | None = None,
 ) -> tuple[list[Options], int]:
-    """Options that make each of the program's facts true and false: the defaults first, then one change, …
+    """Combinations of options that cover the program's conditions: the defaults, then one change, then two, …
 
     Args:
-        program: what has the facts; facts about `ndim` are left to the shapes.
-        valid: whether the rule's requirements hold.
+        program: has the conditions as facts; those about `ndim` and about inputs are not decided by options.
+        valid: whether the rule's `require`s hold.
         fixed: hyperparameters that keep their defaults.
         limit: how many to return at most.
 
     Returns:
-        Valid options by name, each only with what departs from the defaults; and how many combinations
-        there are, with those that the requirements exclude.
+        Valid options, each only with values that are not the defaults; and the number of all combinations,
+        also of those that a `require` excludes.
     """
     subjects: dict[str, list[Fact]] = {}
     for fact in program.facts.values():
@@ -50,18 +50,18 @@ def every(
             subjects.setdefault(fact.subject, []).append(fact)
     others = {s: _others(default(program, s), facts) for s, facts in subjects.items()}
     total = prod(1 + len(values) for values in others.values())
-    found: list[Options] = []
+    valid_options: list[Options] = []
     for examined, changes in enumerate(_departures(others)):
         options = _options(program, changes)
         if valid(options):
-            found.append(options)
-        if len(found) == limit or examined == EXAMINED:
+            valid_options.append(options)
+        if len(valid_options) == limit or examined == EXAMINED:
             break
-    return found, total
+    return valid_options, total
 
 
 def _departures(others: Mapping[str, Sequence[Value]]) -> Iterator[dict[str, Value]]:
-    """Every choice of other values for some subjects, the fewest changes first."""
+    """Every combination of other values for some subjects, the fewest changes first."""
     for count in range(len(others) + 1):
         for chosen in combinations(others, count):
             for values in product(*(others[subject] for subject in chosen)):
@@ -69,7 +69,7 @@ def _departures(others: Mapping[str, Sequence[Value]]) -> Iterator[dict[str, Val
 
 
 def _options(program: Program, changes: Mapping[str, Value]) -> Options:
-    """Values by path, `betas[0]`, as options by name."""
+    """Options by name, `betas`, of values by path, `betas[0]`."""
     options: Options = {}
     for path, value in changes.items():
         name, _, item = path.partition("[")
@@ -82,18 +82,19 @@ def _options(program: Program, changes: Mapping[str, Value]) -> Options:
     return options
 
 
-def _others(given: Value, facts: Sequence[Fact]) -> list[Value]:
-    """Values of one subject whose facts hold otherwise than for the default and for each other."""
-    pool: list[Value] = [given]
+def _others(default_value: Value, facts: Sequence[Fact]) -> list[Value]:
+    """Values of one subject that decide its facts in every way that the default does not."""
+    pool: list[Value] = [default_value]
     for fact in facts:
         value = fact.value
-        if isinstance(given, bool):
+        if isinstance(default_value, bool):
             pool += [True, False]
         elif value is None or isinstance(value, str | bool):
-            pool += [0.9] if given is None else [value] if isinstance(given, str) else []
+            pool += [0.9] if default_value is None else [value] if isinstance(default_value, str) else []
         else:
-            around = abs(float(value)) / 2 or 0.1
+            around = abs(float(value)) / 2 or 0.1  # for comparisons: above and below
             pool += [float(value), value + around, value - around]
+    # One value for each combination of truths; the default's comes first, and is left out.
     seen: dict[tuple[bool, ...], Value] = {}
     for candidate in pool:
         seen.setdefault(tuple(holds(fact, candidate) for fact in facts), candidate)

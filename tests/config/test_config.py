@@ -17,7 +17,7 @@ import optgen
 from optgen import config
 from optgen.config.build import OptimSchedulerDict, build_optim_sches
 from optgen.config.scheduler import OptimScheduler
-from optgen.config.settings import ConfigError
+from optgen.config.schema import ConfigError
 from optgen.config.types import TYPES, scheduler_class
 from optgen.schedules.named import NAMED
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from optgen.config.build import build_optim_sches
 from optgen.config.report import opening
-from optgen.config.settings import ConfigError
+from optgen.config.schema import ConfigError
 from optgen.config.types import TYPES
 
 DOCS = Path(__file__).parents[2] / "docs"

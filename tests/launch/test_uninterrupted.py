@@ -64,7 +64,7 @@ class Stepped:
             for name, given in self.optimizer.program.inputs.items()
             if given.extent is not Extent.ALL
         }
-        if self.optimizer._settings["fused"]:  # as a GradScaler leaves it
+        if self.optimizer._compile_options["fused"]:  # as a GradScaler leaves it
             self.optimizer.found_inf, self.optimizer.grad_scale = torch.zeros(()), torch.tensor(2.0)
 
     def step(self) -> None:

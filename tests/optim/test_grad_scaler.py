@@ -168,7 +168,7 @@ def test_capturable_changes_nothing_on_the_cpu():
             optimizer.zero_grad()
             loss_of(model, k).backward()
             optimizer.step()
-        assert copy.deepcopy(optimizer)._settings["capturable"] is capturable
+        assert copy.deepcopy(optimizer)._compile_options["capturable"] is capturable
     assert all(map(torch.equal, one.parameters(), two.parameters()))
 
 

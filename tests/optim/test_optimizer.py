@@ -331,7 +331,7 @@ def test_pickle_and_deepcopy():
             q = params[0].detach().clone().requires_grad_()
             p.grad = torch.ones(5)
             clone.step()
-            assert clone._settings["backend"] == "numpy"
+            assert clone._compile_options["backend"] == "numpy"
             assert not torch.equal(p, q)
 
 

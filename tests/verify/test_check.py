@@ -95,7 +95,7 @@ def test_a_mode_counts_too():
 
 def labels(text_or_name, fixed=(), limit=None):
     source = Source(text_or_name) if "=" in text_or_name else text_or_name
-    found, total = check.settings_of(library.rule(source), fixed, limit)
+    found, total = check.option_sets(library.rule(source), fixed, limit)
     return found, total
 
 
@@ -161,7 +161,7 @@ def test_many_conditions_do_not_take_forever():
 
 def test_defaults_that_violate_a_requirement_are_a_mistake_in_the_rule():
     with pytest.raises(RuleError, match="own needs lr > 1, but lr = 0"):
-        check.settings_of(program("hyper(lr=0.5)\nrequire(lr > 1)\np = p - lr*g"))
+        check.option_sets(program("hyper(lr=0.5)\nrequire(lr > 1)\np = p - lr*g"))
 
 
 # Samples
@@ -250,7 +250,7 @@ def test_a_broken_kernel_is_seen(monkeypatch, old, new):
 def test_a_wrong_value_is_named(monkeypatch):
     pytest.importorskip("numba")
     spoil(monkeypatch, "s1*m + s2*g", "s1*m - s2*g")
-    rows = check.check(check.Request(library.rule("lion"), ["cpu"], ["fp32"], settings=[{}], steps=2))
+    rows = check.check(check.Request(library.rule("lion"), ["cpu"], ["fp32"], option_sets=[{}], steps=2))
     assert [row.passed for row in rows] == [False]
     assert rows[0].verdict == "disagrees"
     assert "step 1: p of '0-d' is " in rows[0].failures[0]
@@ -325,7 +325,7 @@ def test_a_row_gathers_its_cases():
     row = check.Row("cpu", "CPU", "fp32", "fp32", 50)
     row.add(differential.Outcome(11, 1e-8, 1e-6, 2e-7, None, 1.0))
     row.add(differential.Outcome(3, 0.0, 1e-6, math.inf, None, 0.5))
-    assert (row.settings, row.tensors, row.worst, row.seconds) == (2, 11, 1e-8, 1.5)
+    assert (row.runs, row.tensors, row.worst, row.seconds) == (2, 11, 1e-8, 1.5)
     assert row.verdict == "within 1.0e-08"
     assert row.record()["error"] == "inf"
     row.add(differential.Outcome(3, 0.1, 1e-6, 0.0, "with x=1, step 3: …", 0.5))
@@ -333,10 +333,10 @@ def test_a_row_gathers_its_cases():
 
 
 def test_few_samples_under_settings_that_do_not_walk_tensors_otherwise():
-    adamw = check.Request(library.rule("adamw"), ["cpu"], ["fp32"], settings=[{}, {"amsgrad": True}])
+    adamw = check.Request(library.rule("adamw"), ["cpu"], ["fp32"], option_sets=[{}, {"amsgrad": True}])
     assert [c.thorough for c in adamw.cases("cpu")] == [True, False]
     text = "hyper(lr=0.1, deep=False)\nif ndim > 1 and deep:\n    g = 2*g\np = p - lr*g"
-    shaped = check.Request(program(text), ["cpu"], ["fp32"], settings=[{}, {"deep": True}])
+    shaped = check.Request(program(text), ["cpu"], ["fp32"], option_sets=[{}, {"deep": True}])
     assert [c.thorough for c in shaped.cases("cpu")] == [True, True]
 
 
@@ -346,7 +346,7 @@ def test_triton_is_checked_without_a_gpu():
     request = check.Request(lion, ["triton"], ["bf16", "fp32"], "fp32", [{}, {"maximize": True}], 2)
     seen = []
     rows = check.check(request, lambda: seen.append(1))
-    assert [(row.dtype, row.verdict, row.settings) for row in rows] == [
+    assert [(row.dtype, row.verdict, row.runs) for row in rows] == [
         ("bf16", "bit-exact", 2),
         ("fp32", "bit-exact", 2),
     ]
@@ -359,9 +359,9 @@ def test_a_process_that_dies_has_failed(monkeypatch):
     if not check._needs_process():
         pytest.skip("Triton runs in this process")
     monkeypatch.setattr(check, "WORKER", "raise SystemExit('out of\\nmemory')")
-    request = check.Request(library.rule("lion"), ["triton"], ["fp32"], settings=[{}, {"maximize": True}])
+    request = check.Request(library.rule("lion"), ["triton"], ["fp32"], option_sets=[{}, {"maximize": True}])
     [row] = check.check(request)
-    assert row.settings == 2
+    assert row.runs == 2
     assert row.failures == [
         "the process with Triton's interpreter ended early:\nout of\nmemory",
         "the process had ended: memory",

@@ -1,6 +1,6 @@
-"""The keys of a configuration, their kinds and bounds, and the one error for every mistake in them.
+"""The schema of a configuration, as pydantic models, and the one error for every mistake in it.
 
-In: plain data. Out: validated settings, or a `ConfigError` at the first wrong key. Numbers are numbers:
+In: plain data. Out: validated models of it, or a `ConfigError` at the first wrong key. Validation is strict:
 nothing is converted from text, and True is not 1.
 """
 
@@ -24,25 +24,25 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class ConfigError(RuleError):
-    """A mistake in a configuration: what is wrong, the key's dotted path, its place in YAML text, help."""
+    """A mistake in a configuration: the problem, the key's dotted path, its place in YAML text, help."""
 
     def __init__(self, problem: str, path: Path = (), span: Span | None = None, help: str | None = None):
         dotted = ".".join(map(str, path))
         super().__init__(f"{dotted}: {problem}" if dotted else problem, span, help)
         self.problem, self.path = problem, path
-        self.args = (problem, path, span, help)  # what pickle calls the class with
+        self.args = (problem, path, span, help)  # pickle calls the class with these
 
     def under(self, path: Path, span: Span | None = None) -> ConfigError:
-        """The error with the path of what the key is in, and the place of the key."""
+        """A copy of the error with a prefix to its path, and the position of the key if it is known."""
         return ConfigError(self.problem, (*path, *self.path), span or self.span, self.help)
 
 
 def unknown(name: str | int, known: Iterable[str]) -> tuple[str, str]:
-    """The problem and the help line of a key that nothing has."""
+    """The problem and the help line for an unknown key."""
     names = list(known)
     close = get_close_matches(str(name), names, 1)
-    listed = f"known keys: {', '.join(names) or 'none'}"
-    return "unknown key", f"did you mean '{close[0]}'?" if close else listed
+    all_keys = f"known keys: {', '.join(names) or 'none'}"
+    return "unknown key", f"did you mean '{close[0]}'?" if close else all_keys
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -50,7 +50,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Conf(BaseModel):
-    """The keys that every scheduler has; what is left is for its schedule."""
+    """The general keys of `conf`; extra ones are those of the scheduler's `sche_init`."""
 
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
@@ -70,29 +70,32 @@ class Conf(BaseModel):
 
     @field_validator("optim_losses", mode="before")
     @classmethod
-    def _losses(cls, given: Any) -> Any:
-        return [given] if isinstance(given, str) else given
+    def _losses(cls, value: Any) -> Any:
+        """One name stands for a list of one."""
+        return [value] if isinstance(value, str) else value
 
     @field_validator("optim_conf", mode="before")
     @classmethod
-    def _options(cls, given: Any) -> Any:
-        return {} if given is None else given
+    def _options(cls, value: Any) -> Any:
+        """An empty YAML section is None."""
+        return {} if value is None else value
 
     @field_validator("updated_modules", mode="before")
     @classmethod
-    def _modules(cls, given: Any) -> Any:
-        if isinstance(given, Mapping):
-            return {name: {} if options is None else options for name, options in given.items()}
-        names = [given] if isinstance(given, str) else given
+    def _modules(cls, value: Any) -> Any:
+        """A name or a list of names stands for a mapping to no options."""
+        if isinstance(value, Mapping):
+            return {name: {} if options is None else options for name, options in value.items()}
+        names = [value] if isinstance(value, str) else value
         if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
-            if given is None:
+            if value is None:
                 return None
             raise ValueError("write a module's name, a list of names, or a mapping from names to options")
         return {name: {} for name in names}
 
 
 class Entry(BaseModel):
-    """One scheduler: its type and the rest."""
+    """One scheduler of `optim_sches`: its type and its keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -101,7 +104,7 @@ class Entry(BaseModel):
 
 
 def validated(model: type[Model], data: Mapping[str, Any], known: Iterable[str] = ()) -> Model:
-    """Data as a model.
+    """Validate data with a model.
 
     Raises:
         ConfigError: at the first wrong key; `known` are further names for the help line.
@@ -109,9 +112,10 @@ def validated(model: type[Model], data: Mapping[str, Any], known: Iterable[str] 
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
+        # Unknown keys first: a misspelt key is also reported as missing.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    place = first["loc"]  # below the key it also names the branch of a union
-    path: Path = (*place[:1], *(part for part in place[1:] if isinstance(part, int)))
+    location = first["loc"]  # below the key pydantic also names the branch of a union
+    path: Path = (*location[:1], *(part for part in location[1:] if isinstance(part, int)))
     if first["type"] == "extra_forbidden":
         problem, help = unknown(path[-1], [*known, *model.model_fields])
         raise ConfigError(problem, path, None, help)
@@ -123,7 +127,10 @@ def validated(model: type[Model], data: Mapping[str, Any], known: Iterable[str] 
 
 
 def arguments(function: Callable[..., Any]) -> type[BaseModel]:
-    """A model of the keys that a function takes; without an annotation anything is taken."""
+    """A pydantic model of a function's keyword arguments, from its annotations.
+
+    An argument without an annotation takes anything; `**kwargs` allow other keys.
+    """
     try:
         hints = get_type_hints(function)
     except NameError:  # an annotation names what is imported for type checkers only
@@ -136,12 +143,12 @@ def arguments(function: Callable[..., Any]) -> type[BaseModel]:
         elif name != "self" and parameter.kind is not parameter.VAR_POSITIONAL:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[name] = (_kind(hints.get(name, Any)), default)
-    kinds = ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True, protected_namespaces=())
-    return create_model("Arguments", __config__=kinds, **fields)
+    config = ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True, protected_namespaces=())
+    return create_model("Arguments", __config__=config, **fields)
 
 
 def _kind(hint: Any) -> Any:
-    """An annotation, where `float` takes integers too and keeps them as they are."""
+    """An annotation in which `float` also takes integers, which stay integers: strict mode refuses them."""
     if hint is float:
         return int | float
     if isinstance(hint, UnionType) and float in get_args(hint):
