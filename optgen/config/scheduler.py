@@ -273,7 +273,7 @@ class OptimScheduler(ABC):
         """Divide the gradients by the scaler's scale."""
         if self.scaler is None:
             return
-        if self._has_grads:
+        if _has_grads(self.params):
             self.scaler.unscale_(self.optimizer)
         for p in self._grad_params[len(self.params) :]:  # not the optimizer's: for the norm only
             if p.grad is not None:
@@ -290,14 +290,9 @@ class OptimScheduler(ABC):
         if self.scaler is None:
             if finite:
                 self.optimizer.step()
-        elif self._has_grads:  # a scaler raises for an optimizer without gradients
+        elif _has_grads(self.params):  # a scaler raises for an optimizer without gradients
             self.scaler.step(self.optimizer)
             self.scaler.update()
-
-    @property
-    def _has_grads(self) -> bool:
-        """Whether one of the optimizer's parameters has a gradient."""
-        return any(p.grad is not None for p in self.params)
 
     def clear(self) -> None:
         """Discard the accumulated gradients."""
@@ -332,6 +327,10 @@ class OptimScheduler(ABC):
         if self.scaler is not None:
             self.scaler.load_state_dict(dict(state["scaler"]))
         self.accumulated = accum
+
+
+def _has_grads(params: Sequence[Tensor]) -> bool:
+    return any(p.grad is not None for p in params)
 
 
 @contextlib.contextmanager
