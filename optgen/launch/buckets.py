@@ -25,7 +25,7 @@ from optgen.launch.work import Work, shape_fact
 from optgen.plan.plan import Plan
 
 if TYPE_CHECKING:
-    from optgen.launch.device_scalars import Clock  # needs Triton
+    from optgen.launch.device_scalars import DeviceScalars  # needs Triton
 
 SPILL = 64  # elements that members' spills begin at multiples of
 NOWHERE = (EVERY, 0, EVERY, 0, 0)  # the place of a tensor that is no part of another
@@ -50,8 +50,9 @@ class Bucket:
     complete: bool = field(init=False, default=True)  # whether the last step came to its end
     filled: dict[str, float] = field(init=False, default_factory=dict)  # the numbers that the host has sent
     shared: dict[int, list[Share]] = field(init=False, default_factory=dict)  # by slot, see `shares`
-    clock: Clock | None = field(init=False, default=None)  # where the device has the counters,
-    once_clock: Clock | None = field(init=False, default=None)  # and for what is one for the whole optimizer
+    # Where the device has the step counts: values per step of the members, and those that are one for all.
+    device_scalars: DeviceScalars | None = field(init=False, default=None)
+    once_scalars: DeviceScalars | None = field(init=False, default=None)
     scalars: Scalars = field(init=False)  # the values per step that the host computes
     sources: dict[str, np.ndarray] = field(init=False)  # by store: which of the step's tensors
     groups: np.ndarray = field(init=False)  # of each member, its group,
@@ -116,7 +117,7 @@ class Bucket:
             self._slices(table, tilings)
 
     def _chunks(self, numels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The chunks of the tensors, and how many each has."""
+        """Divide the tensors into chunks; returns the table of chunks and how many each tensor has."""
         chunk = self.kernel.chunk
         counts = -(-numels // chunk)
         tensor = np.repeat(np.arange(len(numels)), counts)
@@ -143,7 +144,7 @@ class Bucket:
         return np.concatenate(found), np.array([len(f) for f in found], np.int64)
 
     def _slices(self, table: np.ndarray, tilings: Sequence[Tiling]) -> None:
-        """Places for what slices have, and for the parts of it that tiles find."""
+        """Allocate slots for values of slices, and for the tiles' partial results."""
         columns = self.layout.columns
         kept = sum(tiling.size(tiling.staying) for tiling in tilings)
         first, used = 0, kept
@@ -172,7 +173,7 @@ class Bucket:
         self.tables.lines[: self.kept] = float(np.array(LOWEST).view(np.float64))
 
     def put(self, array: np.ndarray) -> Any:
-        """An array where the kernel reads it."""
+        """Copy an array to where the kernel reads it."""
         if self.numpy_tables:
             return np.ascontiguousarray(array)
         return upload(array, self.device)
@@ -190,7 +191,7 @@ class Bucket:
         return self.kernel.numpy_tables
 
     def point(self, addresses: np.ndarray, moved: bool) -> list[Tensor]:
-        """Have addresses in the table: those that may move, or all. Returns the spills, to be kept alive.
+        """Write addresses into the table: those that may move, or all. Returns the spills, to be kept alive.
 
         `addresses` are those of all tensors of the step, which have passed the door.
         """
@@ -218,7 +219,7 @@ class Bucket:
         return torch.empty(int(sizes.sum()), dtype=dtype, device=self.device), starts
 
     def send(self) -> None:
-        """Have the device see the host's table."""
+        """Upload the table, if it has changed."""
         if self.numpy_tables:
             self.tables.tensors = self.host
         elif self.sent is None or not np.array_equal(self.sent, self.host):
@@ -226,35 +227,35 @@ class Bucket:
             self.sent = self.host.copy()
 
     def held(self) -> list[Any]:
-        """The tables that a CUDA graph reads which is captured now: its replays need them."""
-        clocks = [c.sent.copy() for c in (self.clock, self.once_clock) if c is not None]
+        """The tables that the CUDA graph being captured reads, to be kept alive for its replays."""
+        clocks = [c.sent.copy() for c in (self.device_scalars, self.once_scalars) if c is not None]
         return [copy(self.tables), self.moving, *clocks]
 
-    def set_clock(self, counters: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Have the device compute what follows from these counters and states, which lie there."""
-        if self.clock is None:
-            from optgen.launch.device_scalars import Clock
+    def set_device_scalars(self, counters: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Let the device compute the values per step from these counters and states, which lie there."""
+        if self.device_scalars is None:
+            from optgen.launch.device_scalars import DeviceScalars
 
             scalars, host = self.plan.scalars, self.plan.host.items()
             roots = {k: n if n.op is Op.CONST else scalars[int(n.value or 0)] for k, n in host}
-            self.clock = Clock(scalars, roots, self.plan.real, self.device, self.put)
-        self.clock.point(counters, states)
+            self.device_scalars = DeviceScalars(scalars, roots, self.plan.real, self.device, self.put)
+        self.device_scalars.point(counters, states)
         self.host[:, self.layout.columns["@row"]] = np.arange(len(self.members))
 
-    def tell_clock(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Have all ready that `count` needs: what can fail fails here."""
-        assert self.clock is not None
+    def prepare_device_scalars(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Upload options and compile what `count` launches: what can fail fails here."""
+        assert self.device_scalars is not None
         place = {n.value: k for k, n in enumerate(self.scalars.facts) if n.op is Op.SHAPE}
-        self.clock.set(groups, self.groups, lambda row, name: float(self.facts[row, place[name]]))
+        self.device_scalars.set(groups, self.groups, lambda row, name: float(self.facts[row, place[name]]))
         if self.tables.scalars is None:  # what the kernel is compiled for; `count` fills another one
-            self.tables.scalars = self.clock.empty()
+            self.tables.scalars = self.device_scalars.empty()
 
     def count(self, counters: Sequence[Tensor], stop: Tensor | None) -> None:
         """Fill the scalars, and the steps that random numbers follow from, on the device."""
-        assert self.clock is not None
+        assert self.device_scalars is not None
         if stop is None:
             stop = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.tables.scalars = self.clock.run(stop.to(self.device))
+        self.tables.scalars = self.device_scalars.run(stop.to(self.device))
         if self.plan.random:
             steps = torch.stack(list(counters)).to(torch.float64) + 1
             self.tables.tensors[:, self.layout.columns["@step"]] = steps.to(torch.int64)
@@ -265,17 +266,17 @@ class Bucket:
         if not isinstance(steps, Tensor):
             (row,) = Scalars(onces).rows([(options, steps + 1, ())])
             return {f"@once{i}": x for i, x in enumerate(row)}
-        if self.once_clock is None:
-            from optgen.launch.device_scalars import Clock
+        if self.once_scalars is None:
+            from optgen.launch.device_scalars import DeviceScalars
 
-            self.once_clock = Clock(onces, {}, "fp64", self.device, self.put)
-        self.once_clock.point([steps.to(self.device)], [{}])
-        self.once_clock.set([options], np.zeros(1, np.int64), lambda row, name: 0.0)
-        found = self.once_clock.run(torch.zeros((), dtype=torch.float64, device=self.device))
+            self.once_scalars = DeviceScalars(onces, {}, "fp64", self.device, self.put)
+        self.once_scalars.point([steps.to(self.device)], [{}])
+        self.once_scalars.set([options], np.zeros(1, np.int64), lambda row, name: 0.0)
+        found = self.once_scalars.run(torch.zeros((), dtype=torch.float64, device=self.device))
         return {f"@once{i}": found[0, i] for i in range(len(onces))}
 
     def shares(self, slots: Sequence[int]) -> list[Share]:
-        """The places of what these slots have for parts of tensors, of which other processes have more."""
+        """The partial sums in these slots that must be all-reduced over the processes that share a tensor."""
         for slot in slots:
             if slot not in self.shared:
                 self.shared[slot] = list(self._shares(slot))
@@ -294,7 +295,7 @@ class Bucket:
             yield Share(flat, where, keys, empty, reduction.op, mesh, dims)
 
     def _places(self, slot: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where values of a slot lie for these members, what orders them, and which are of empty parts."""
+        """Offsets into the slot table, sort keys, and a mask of parameters whose local shard is empty."""
         kind, columns, width = self.plan.extents[slot], self.layout.columns, len(self.plan.extents)
         at, keys, empty = [], [], []
         for i in rows:

@@ -55,7 +55,7 @@ def extent_of(tensor: Tensor) -> int:
 
 
 class Spans:
-    """Stretches of memory, and whether others overlap with them.
+    """Address ranges, and whether others overlap with them.
 
     Args:
         starts: first addresses, int64.
@@ -96,7 +96,7 @@ class Guard:
         self.free = self.addresses[len(fixed) :].tolist()
 
     def find(self, fixed: Tensors, free: Tensors) -> np.ndarray | None:
-        """Where all tensors lie, int64, fixed ones first, if they are what they were; until the next call."""
+        """Addresses of all tensors, int64, fixed ones first, until the next call; None if the guard fails."""
         if len(fixed) != len(self.fixed) or len(free) != len(self.free):
             return None
         if any(map(_is_nested, fixed)) or any(map(_is_nested, free)):  # of which the next ends the process
@@ -162,7 +162,7 @@ class CompiledGuard(Guard):
         self.words = np.array([*look, self.look[1], *(word for words in others for word in words)], np.int64)
 
     def find(self, fixed: Tensors, free: Tensors) -> np.ndarray | None:
-        """Where all tensors lie, int64, fixed ones first, if they are what they were; until the next call."""
+        """Addresses of all tensors, int64, fixed ones first, until the next call; None if the guard fails."""
         if len(fixed) != self.count or len(free) != self.free_count:
             return None
         found = self.module.guard(self.words, id(fixed), id(free))
@@ -187,7 +187,7 @@ def words_of(array: np.ndarray) -> list[int]:
 
 
 class Survey:
-    """Many tensors at a glance: what they are, where they lie and what each spans, all int64.
+    """Metadata of many tensors, read in one compiled call, int64: dtypes, devices, sizes, addresses, spans.
 
     `rows` has of each what must stay the same: its type, lazy views, bytes of the storage, dtype, device,
     dimensions, bytes of an element and of all that it spans, whether it is contiguous, and at which element
@@ -256,7 +256,7 @@ def _plain() -> tuple[list[int], int, list[int]]:
 
 
 def guard(fixed: Tensors, free: Tensors, warm: bool = False, survey: Survey | None = None) -> Guard:
-    """What tells whether these tensors are what they are now; they have passed the door.
+    """Guard these tensors, which have passed the door, as they are now.
 
     `warm` says that they have been compared so often that it pays to compile for few tensors too; `survey` is
     of all of them, if there is one.

@@ -187,7 +187,9 @@ class Launcher:
             bucket.sources = sources_of(bucket, work, places)
             if bucket.counted:
                 members = [work[m] for m in bucket.members]
-                bucket.set_clock([cast(Tensor, w.counter) for w in members], [w.states for w in members])
+                bucket.set_device_scalars(
+                    [cast(Tensor, w.counter) for w in members], [w.states for w in members]
+                )
         launches = [Launch(bucket, found) for bucket in buckets]
         wide = any(bucket.moving is not None for bucket in buckets)
         known_even = found.addresses % WIDEST == 0 if wide else None

@@ -1,6 +1,6 @@
 """Whether an optimizer's lists and dictionaries hold the objects that they held at the step before.
 
-In: lists of parameters and the state. Out: `Watch`, which compares them and picks out the tensors of a step;
+In: lists of parameters and the state. Out: `ObjectGuard`, which compares them and picks out a step's tensors;
 one for many objects does it in compiled code, where Numba is there, at some ten nanoseconds each. It keeps
 addresses and no tensor: what is found in place may be another object at the same address, so `launch.guards`
 looks at the tensors themselves.
@@ -22,8 +22,8 @@ Lists = Sequence[Sequence[Any]]
 State = Mapping[Any, Any]
 
 
-class Watch:
-    """What lists, a dictionary and the dictionaries in it hold, of which some objects are wanted."""
+class ObjectGuard:
+    """Guards the identity of the objects in lists and dictionaries, and picks out some of them."""
 
     def __init__(self, lists: Lists, state: State, wanted: Sequence[Any]):
         self.lengths = list(map(len, lists))
@@ -38,7 +38,7 @@ class Watch:
         self.pick = picker(self.places)
 
     def find(self, lists: Lists, state: State) -> list[Any] | None:
-        """The wanted objects, if all of it is as it was."""
+        """The wanted objects, if the guard holds; None if not."""
         if list(map(len, lists)) != self.lengths:
             return None
         present = _present(lists, state)
@@ -47,7 +47,7 @@ class Watch:
         return list(self.pick(present))
 
 
-class CompiledWatch(Watch):
+class CompiledObjectGuard(ObjectGuard):
     """The same, where lists and dictionaries are read in place."""
 
     def __init__(self, lists: Lists, state: State, wanted: Sequence[Any], module: ModuleType):
@@ -70,7 +70,7 @@ class CompiledWatch(Watch):
         )
 
     def find(self, lists: Lists, state: State) -> list[Any] | None:
-        """The wanted objects, if all of it is as it was."""
+        """The wanted objects, if the guard holds; None if not."""
         if id(state) != self.address or list(map(len, lists)) != self.lengths:
             return None
         if list(map(type, lists)).count(list) < len(lists):
@@ -79,10 +79,14 @@ class CompiledWatch(Watch):
         return found if self.module.hold(self.words, id(lists), id(found)) else None
 
 
-def watch(lists: Lists, state: State, wanted: Sequence[Any], warm: bool = False) -> Watch:
-    """What tells whether all of it is as it is now, and then picks out what is wanted of it, each once."""
+def object_guard(lists: Lists, state: State, wanted: Sequence[Any], warm: bool = False) -> ObjectGuard:
+    """Guard these lists and dictionaries as they are now, to pick out the wanted objects, each once."""
     module = compiled() if isinstance(state, dict) and (warm or len(wanted) >= MANY) else None
-    return Watch(lists, state, wanted) if module is None else CompiledWatch(lists, state, wanted, module)
+    return (
+        ObjectGuard(lists, state, wanted)
+        if module is None
+        else CompiledObjectGuard(lists, state, wanted, module)
+    )
 
 
 def picker(places: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:

@@ -1,4 +1,4 @@
-"""A recorded step in one call of compiled code, which nothing can cut: for steps whose cost is the host's.
+"""A recorded step as one call of compiled code that holds the interpreter's lock: for short steps.
 
 In: a recording whose tensors are compared in compiled code, and whose kernels are sweeps that take no longer
 than to wake another thread. Out: the step, or nothing changed. The call looks at the tensors and counters,
@@ -26,7 +26,7 @@ GRAD = sys.intern("grad")
 
 
 class OneCall:
-    """The call, and where what it reads lies.
+    """The compiled call of a recorded step, and the tables of addresses that it reads.
 
     Args:
         launches: of the recording, with tables that are up to date.

@@ -153,14 +153,14 @@ def part_of(w: Work) -> tuple[Any, ...]:
 
 
 def signature_of(w: Work) -> tuple[Any, ...]:
-    """What a bucket and its tables depend on of a part's tensors, but for addresses."""
+    """The metadata of a parameter's tensors that its bucket and tables depend on: all but addresses."""
     tensors = [w.param, *w.states.values(), *w.inputs.values(), *([] if w.grad is None else [w.grad])]
     counter = None if w.counter is None else w.counter.dtype
     return w.param.shape, w.param.device, counter, *((t.stride(), t.dtype) for t in tensors)
 
 
 def looks_of(work: Sequence[Work], places: Places, survey: Survey | None) -> list[Any]:
-    """What buckets and tables depend on of each part's tensors, but for addresses.
+    """The metadata that buckets and tables depend on, for each parameter's tensors: everything but addresses.
 
     Those of one process compare equal where that is the same; a survey is of all of `fixed_of`, `free_of`.
     """

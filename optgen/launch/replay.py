@@ -1,4 +1,4 @@
-"""A step like the one before it, without the work of finding that out tensor by tensor.
+"""Replay of a recorded step while its guards hold.
 
 In: a step that has just been recorded, and the groups and the state of its optimizer. Out: the same step
 again, if nothing but values, gradients, options and addresses of gradients has changed; otherwise nothing is
@@ -26,7 +26,7 @@ from optgen.launch.door import fixed_of, places_of
 from optgen.launch.dtensor import local
 from optgen.launch.guards import PLAIN
 from optgen.launch.launcher import Launcher
-from optgen.launch.object_guards import picker, watch
+from optgen.launch.object_guards import object_guard, picker
 from optgen.launch.recording import Ready
 from optgen.launch.run import Moment
 from optgen.launch.work import CODEC_OF, Work
@@ -87,7 +87,7 @@ class Replay:
         key: tuple[Any, ...],
         alone: Place | None = None,
     ) -> Replay | None:
-        """What can be made again of a step that has just been made; states that moved lie elsewhere now."""
+        """A replay of the step that has just been made; None if it cannot be, as where states moved."""
         others = any(isinstance(x, Mapping) and not isinstance(x, dict) for x in state.values())
         # One without elements is only counted: what it has besides is looked at when the step is recorded.
         counted = [w for w in ready.work if not w.launched]
@@ -138,7 +138,7 @@ class Replay:
         self.divided = [] if plain else [i for i, x in enumerate(wanted) if local(x) is not x]
         self.owners = sorted({*moving} & {*self.divided})
         self.specs = [wanted[i]._spec for i in self.divided]
-        self.watch = watch(*self._where(groups, state), wanted)
+        self.objects = object_guard(*self._where(groups, state), wanted)
 
     def _note_marks(self, moving: Mapping[int, bool], groups: Groups) -> None:
         """Note which parameters the step leaves alone, and which are only counted."""
@@ -153,7 +153,7 @@ class Replay:
                     self.still.append((index, position))
 
     def _where(self, groups: Groups, state: State) -> tuple[list[list[Tensor]], Mapping[Any, Any]]:
-        """The lists and the dictionary that must hold what they held."""
+        """The parameter lists and the state dictionary that the object guard looks at."""
         if self.alone is None:
             return [group["params"] for group in groups], state
         p = groups[self.alone[1]]["params"][self.alone[2]]
@@ -220,13 +220,13 @@ class Replay:
     def _find(
         self, groups: Groups, state: State, handed: Mapping[str, Any]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
-        """What the step writes and reads, and distributed parameters, if objects and options are the same.
+        """Check the guards on objects and options. Returns the tensors written, those read, and DTensors.
 
         The tensors themselves are still to be looked at.
         """
         if self.alone is None and [group.get("frozen") or [] for group in groups] != self.frozen:
             return None
-        fixed = self.watch.find(*self._where(groups, state))
+        fixed = self.objects.find(*self._where(groups, state))
         if fixed is None or self._others_move(groups):
             return None
         free: list[Any] = list(map(_grad_of, self.moving(fixed)))
@@ -253,11 +253,11 @@ class Replay:
             plain = {*map(type, fixed)} <= {*PLAIN}  # to free the gradient of another may call anything
             self.recording.warm(fixed, free, self.alone is None or plain)
             if not self.divided:
-                self.watch = watch(*self._where(groups, state), fixed, warm=True)
-                self.watch.find(*self._where(groups, state))  # compiled here, where no signal interrupts
+                self.objects = object_guard(*self._where(groups, state), fixed, warm=True)
+                self.objects.find(*self._where(groups, state))  # compiled here, where no signal interrupts
 
     def _alike(self, fixed: Sequence[Any], owners: Sequence[Any], free: Sequence[Any]) -> bool:
-        """Whether distributed tensors are divided as they were, and gradients and inputs as parameters."""
+        """Guard on DTensors: their placements, and those of gradients and inputs, are the recording's."""
         if not all(fixed[i]._spec is spec for i, spec in zip(self.divided, self.specs, strict=True)):
             return False
         each = 1 + len(self.inputs)
@@ -277,7 +277,7 @@ class Replay:
         facts: Mapping[int, Facts],
         handed: Mapping[str, Any],
     ) -> bool:
-        """Whether the compile-time conditions hold for a group that held for it."""
+        """Guard on options: the group's compile-time conditions are those of the recording."""
         values = [group.get(name, self) for name in self.subjects]  # which is no value, for one that is gone
         if not all(map(is_, values, self.values.get(index, ()))) or index not in self.values:
             compiler = self.launcher.compiler
@@ -289,7 +289,7 @@ class Replay:
         return True
 
     def _others_move(self, groups: Groups) -> bool:
-        """Whether a parameter has a gradient that had none, or one without elements has none any more."""
+        """Whether another parameter has a gradient now, or an empty one has lost it."""
         if self.still and any(groups[index]["params"][at].grad is not None for index, at in self.still):
             return True
         return bool(self.counted) and not all(

@@ -71,7 +71,7 @@ class Launch:
     # Before the first launch
 
     def _forget(self) -> None:
-        """Take nothing in the tables for what it should be."""
+        """Invalidate the tables: the next refresh writes everything."""
         self.fresh = False  # whether the last refresh came to its end
         self.moves = -1  # how often free tensors had moved when their addresses were taken
         self.alike = False  # whether rows are those of one count for all
@@ -87,7 +87,7 @@ class Launch:
         bucket, self.fresh = self.bucket, False
         changed = self.moves < 0
         if bucket.counted:
-            bucket.tell_clock(moment.groups)
+            bucket.prepare_device_scalars(moment.groups)
         else:
             changed |= self._scalars(moment.groups, moment.counts)
         if self.random:
@@ -181,7 +181,7 @@ class Launch:
         return True
 
     def fill(self, values: Mapping[str, float | Tensor]) -> None:
-        """Set numbers that are one for the whole optimizer."""
+        """Set scalars that are one for the whole optimizer."""
         table, places = self.bucket.tables.numbers, self.plan.numbers
         if self.bucket.numpy_tables:
             for name, value in values.items():
@@ -217,7 +217,7 @@ class Launch:
 
     @property
     def next(self) -> Step | None:
-        """What comes next."""
+        """The step of the plan that this bucket runs next; None after the last."""
         return self.plan.steps[self.done] if self.done < len(self.plan.steps) else None
 
     def begin(self, moment: Moment) -> None:
@@ -238,7 +238,7 @@ class Launch:
             self.bucket.kernel.run(step, self.bucket.tables)
 
     def shares(self, step: Step) -> list[Share]:
-        """What a step has left of which other processes have more."""
+        """The partial sums of a step that must be all-reduced over the processes that share a tensor."""
         return self.bucket.shares(step.slots) if self.divided and step.slots else []
 
     def end(self) -> None:
@@ -253,7 +253,7 @@ class Launch:
 
 
 def advance(runners: Sequence[Launch]) -> None:
-    """Run every bucket to its end; a sum over all tensors waits for the part of each bucket that has one."""
+    """Run every bucket's steps; a sum over all tensors waits for the partial sums of all buckets."""
     if len(runners) == 1 and not runners[0].divided:  # nothing to wait for
         for each in runners[0].plan.steps:
             runners[0].run(each)
@@ -303,7 +303,7 @@ def advance(runners: Sequence[Launch]) -> None:
 
 
 def _together(parts: Sequence[float | Tensor], op: Op) -> float | Tensor:
-    """The parts of all buckets as one number, in their order."""
+    """Reduce the buckets' partial results to one number, in the order of the buckets."""
     tensors = [p for p in parts if isinstance(p, Tensor)]
     if not tensors:
         numbers = np.array(parts, np.float64)

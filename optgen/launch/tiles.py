@@ -1,4 +1,4 @@
-"""Tiles: the part of a tensor with slices that one program walks, and where it leaves what it finds of them.
+"""Tiles: the part of a tensor with slices that one program walks, and where its partial results go.
 
 In: a layout and shapes. Out: rows of the tables. A tile is a range of lines by a range of columns. What it
 finds of a reduction to slices has places in a table, a row of one for each slice and as many rows as the

@@ -90,7 +90,7 @@ class Graph:
         return leaf
 
     def steps(self, placed: Mapping[Item, int], sweeps: Sequence[Step]) -> Iterator[Step]:
-        """The sweeps, and between them what waits for them, each as soon as they are done."""
+        """The sweeps in order, and after each the reductions and globals that it completes."""
         number, swept = 0, {r.slot: r for step in sweeps for r in step.reductions}
         ready = {i: self._after(n, placed) for i, n in self.small.items()}
         ready |= {i: placed[i] + 1 for i in self.values if isinstance(i, int)}
@@ -106,7 +106,7 @@ class Graph:
             yield from sweeps[boundary : boundary + 1]
 
     def _round(self, slots: Sequence[int], wanted: Mapping[Node, int]) -> tuple[list[int], dict[str, Node]]:
-        """Of the slots and totals still to come, those that need none of the others' totals."""
+        """The slots and totals still to be computed that depend on no other pending total."""
         pending = {f"@total{i}" for i in wanted.values()}
         left = {f"@slot{i}" for i in slots}
         now = []

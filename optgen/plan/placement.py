@@ -149,7 +149,7 @@ class Candidate:
 
 
 def _encode(codec: str, real: str, value: Node) -> Node:
-    """What to store for a value; what depends on nothing is worked out here."""
+    """Encode a value for its store; constants are encoded here."""
     raw = value if CODECS[codec].keeps(real) else CODECS[codec].encode(value)
     found = constant(raw) if raw.extent is Extent.CONST else None
     return raw if found is None else const(float(found), raw.dtype)

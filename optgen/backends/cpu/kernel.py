@@ -167,7 +167,7 @@ class CpuKernel(Kernel):
             other.result()
 
     def words(self, tables: Tables, found: Team) -> np.ndarray:
-        """What it reads: functions that say which thread it is, the number of chunks, addresses and sizes."""
+        """The argument of a compiled sweep: functions of the team, the number of chunks, addresses, sizes."""
         known = tables.words  # the other arrays stay
         if known is None or known[0] is not tables.tensors or known[1] is not tables.scalars:
             words = [*found.functions, len(tables.chunks)]

@@ -1,4 +1,4 @@
-"""Numba's functions, compiled under one roof: kept in the cache folder, and finished before a fork.
+"""Numba's machine code: one file in the cache folder for each function and signature, finished before a fork.
 
 In: functions of a module that `cache.load` has made. Out: dispatchers and C functions. A compiled function
 lies in one file, under the hash of all that its machine code depends on: the module's own hash, its argument

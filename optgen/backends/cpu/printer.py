@@ -1,4 +1,4 @@
-"""What Numba calls things: operators, constants, tables, and what a function reads before its arithmetic."""
+"""Numba spellings of operators, constants and table entries, and the loads before a function's arithmetic."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def table_cell(layout: Layout, column: str) -> str:
 
 
 def reading(layout: Layout, names: Names, found: Sequence[Node]) -> list[str]:
-    """Lines that read what a tensor has one of: scalars, finished reductions, states, keys, totals."""
+    """Lines that load a tensor's scalars: values per step, finished reductions, states, keys, totals."""
     plan = layout.plan
     real = TYPES[plan.real]
     lines = []
@@ -138,10 +138,10 @@ def slice_at(layout: Layout, n: Node, at: str) -> str:
 
 
 def neutral(op: Op) -> str:
-    """What changes no total."""
+    """The neutral element of a reduction."""
     return "0.0" if op is Op.SUM else "-np.inf"
 
 
 def accumulate(op: Op, total: str, part: str) -> str:
-    """A total with one more part."""
+    """A reduction's accumulator with one more partial result."""
     return f"{total} + {part}" if op is Op.SUM else f"maximum({total}, {part})"

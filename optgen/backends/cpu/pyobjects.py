@@ -94,7 +94,7 @@ def hold(words: Any, lists: int, out: int) -> bool:
     """`lists_hold` and `dicts_hold` of a list of lists.
 
     An array handed in costs as much as checking ten objects: where all lie is in `words`, for
-    `launch.object_guards.CompiledWatch` to say.
+    `launch.object_guards.CompiledObjectGuard` to say.
     """
     item, following, put, count = words[0], words[1], words[2], words[3]
     ends, objects, slots = vector(words, 4), vector(words, 6), vector(words, 8)

@@ -37,7 +37,7 @@ from optgen.plan.plan import Plan, Reduction, Step
 
 @dataclass(frozen=True)
 class Columns:
-    """What a sweep has of columns and nothing finer, by the stores that hold it while a tile is walked.
+    """Subexpressions that vary only by column, computed once a tile: loop-invariant code motion.
 
     It is computed once for each column of a tile, and not again on every line.
     """
@@ -67,7 +67,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it is written: which leaves it reads, and which stores it loads or writes."""
+    """A sweep that is being emitted: the leaves that it reads, the stores that it loads or writes."""
 
     layout: Layout
     step: Step
@@ -242,7 +242,7 @@ def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
 
 
 def _columns(sweep: Sweep, hoisted: Columns, inner: Sequence[Node], over: Sequence[Node]) -> list[str]:
-    """Lines that read what the columns of a matrix have, and compute what varies by column alone."""
+    """Lines that load the column values of a matrix, and compute what varies by column alone."""
     layout, names, matrix = sweep.layout, sweep.names, []
     for n in over:
         matrix.append(f"at = top // {table_cell(layout, f'@inner_{n.extent}')}*columns + left")
@@ -273,7 +273,7 @@ def _own_parts(layout: Layout, r: Reduction) -> list[str]:
 
 
 def _down(found: Sequence[Node]) -> list[Node]:
-    """The leaves that lines have values of."""
+    """The leaves with a value for each line of a tile."""
     return [n for n in found if n.extent.sliced and not across(n.extent)]
 
 

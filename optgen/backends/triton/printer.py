@@ -1,4 +1,4 @@
-"""What Triton calls things: operators, constants, tables, and what a kernel reads before its arithmetic."""
+"""Triton spellings of operators, constants and table entries, and the loads before a kernel's arithmetic."""
 
 from __future__ import annotations
 
@@ -187,10 +187,10 @@ def reduce_axis(op: Op, values: str, axis: int) -> str:
 
 
 def accumulate(op: Op, total: str, part: str) -> str:
-    """A total with one more part."""
+    """A reduction's accumulator with one more partial result."""
     return f"{total} + {part}" if op is Op.SUM else f"maximum({total}, {part})"
 
 
 def neutral(op: Op) -> str:
-    """What changes no total."""
+    """The neutral element of a reduction."""
     return "0.0" if op is Op.SUM else 'float("-inf")'

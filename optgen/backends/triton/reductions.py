@@ -1,4 +1,4 @@
-"""The kernels between phases: sums completed, values of slices and of all tensors, coarse states."""
+"""Kernels between phases: finish partial sums, reduce slices and over all tensors, write coarse states."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ PIECE = (
 
 
 def _lines(layout: Layout, r: Reduction) -> list[str]:
-    """Some slices of a tensor: add up the parts that its tiles have of them, or take what they have kept."""
+    """Some slices of a tensor: add up its tiles' partial sums, or take the maxima that were kept in place."""
     kind = r.extent
     lines = [*PIECE, f"entry = tensors + tensor*{layout.width}"]
     lines += [
@@ -118,7 +118,7 @@ def _lines(layout: Layout, r: Reduction) -> list[str]:
 
 
 def _at_slice(layout: Layout, kind: Extent, found: Sequence[Node], names: Names) -> list[str]:
-    """Lines that read what slices `at` of a kind have, of their own or of their matrix."""
+    """Lines that load the values of slices `at` of a kind, and those of their matrix."""
     lines = []
     for n in found:
         if n.extent.sliced:
@@ -166,7 +166,7 @@ def _small(layout: Layout, r: Reduction, names: Names, spell: Spell) -> list[str
 
 
 def _over(layout: Layout, found: Sequence[Reduction], names: Names, spell: Spell) -> list[str]:
-    """One program: what reductions over all tensors find in those of this launch."""
+    """One program: the part of a reduction over all tensors that the tensors of this launch contribute."""
     plan = layout.plan
     roots = [r.operand for r in found]
     texts, results = write(roots, plan.names, names, spell, names.taken)
@@ -191,7 +191,7 @@ def _over(layout: Layout, found: Sequence[Reduction], names: Names, spell: Spell
 
 
 def _global(layout: Layout, step: Step, names: Names) -> list[str]:
-    """One program: what is one for the whole optimizer, in float64."""
+    """One program: the values that are one for the whole optimizer, in float64."""
     plan, roots = layout.plan, [*step.values.values()]
     lines = []
     for n in toposort(roots):

@@ -88,7 +88,7 @@ def _indented(lines: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Tile:
-    """A sweep as it is written: the texts for a tile, a line of blocks, a column of blocks, and a block."""
+    """A sweep over tiles that is being emitted: source for a tile, a row of blocks, a column, a block."""
 
     layout: Layout
     step: Step
@@ -130,7 +130,7 @@ class Tile:
         return self._reductions(False)
 
     def none(self, r: Reduction, shape: str) -> str:
-        """What changes no total, in a shape; sums are in float64."""
+        """The neutral element of a reduction, in a shape; sums are in float64."""
         kind = "tl.float64" if r.op is Op.SUM else TYPES[self.layout.plan.real]
         return f"tl.full({shape}, {neutral(r.op)}, {kind})"
 
