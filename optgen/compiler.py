@@ -85,7 +85,7 @@ class Compiler:
         Args:
             options: values of hyperparameters; by default the defaults.
             ndim: of the tensor.
-            given: the inputs that the step was handed; by default all.
+            given: the inputs that the step has; by default all.
         """
         inputs = {
             name: None if given is not None and name not in given else 1 for name in self.program.inputs
@@ -158,5 +158,5 @@ def costs(program: Program) -> dict[str, int]:
 
 
 def kept_bytes(made: Plan) -> int:
-    """Bytes of element state per parameter; what a step is handed is no state."""
+    """Bytes of element state per parameter; inputs are no state."""
     return sum(CODECS[codec].bytes for store, codec in made.codecs.items() if store in made.states)

@@ -278,11 +278,11 @@ def _is_zero(x: sp.Expr) -> bool:
         return True
     # Most of what is no identity stops here. sympy's simplify would look for minutes, and guesses at numbers.
     symbols = sorted(x.free_symbols, key=str)
-    trial = [
+    point = [
         2 + i if s.is_integer else (-1) ** bool(s.is_nonpositive) * (1 + i / 7) for i, s in enumerate(symbols)
     ]
     with np.errstate(all="ignore"):
-        terms = [_value(term, dict(zip(symbols, trial, strict=True))) for term in sp.Add.make_args(x)]
+        terms = [_value(term, dict(zip(symbols, point, strict=True))) for term in sp.Add.make_args(x)]
         if abs(sum(terms)) > 1e-9 * max(map(abs, terms)):
             return False
     over = sp.fraction(sp.together(sp.expand_power_exp(x)))[0]

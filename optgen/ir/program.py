@@ -38,9 +38,9 @@ class State:
 
 @dataclass(frozen=True)
 class Input:
-    """What a step is handed besides gradients: a tensor for each parameter, or one number for all.
+    """What `step` is given besides gradients: a tensor for each parameter, or one number for all.
 
-    `default` stands for an input that is not handed in; None: it must be.
+    `default` stands for an input that is not given; None: it must be.
     """
 
     name: str

@@ -47,7 +47,7 @@ Update = tuple[Node, Node]
 
 
 def absent(name: str) -> Fact:
-    """The fact that an input is not handed in."""
+    """The fact that an input is not given."""
     return Fact(name, "is", None)
 
 
@@ -78,7 +78,7 @@ class Declared:
         return node(Op.HYPER, value=path)
 
     def input(self, name: str) -> Node:
-        """What the name of an input means: a default where none is handed in."""
+        """What the name of an input means: a default where none is given."""
         given = self.inputs[name]
         value = load(name, extent=given.extent)
         if given.default is None:
@@ -114,7 +114,7 @@ class Scope:
             self.replaced.setdefault(name, self.names.get(name))
         self.names[name] = meaning
 
-    def trial(self, run: Callable[[], None]) -> tuple[dict[str, Meaning], Update | None]:
+    def branch(self, run: Callable[[], None]) -> tuple[dict[str, Meaning], Update | None]:
         """What `run` assigns and the last update after it; the scope itself stays as it was."""
         outer, update = self.replaced, self.update
         replaced: dict[str, Meaning | None] = {}

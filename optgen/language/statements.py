@@ -238,8 +238,8 @@ class Statements:
         if decided is not None:
             self.block(at.body if decided else at.orelse)
             return
-        yes, yes_update = self.scope.trial(lambda: self.block(at.body))
-        no, no_update = self.scope.trial(lambda: self.block(at.orelse))
+        yes, yes_update = self.scope.branch(lambda: self.block(at.body))
+        no, no_update = self.scope.branch(lambda: self.block(at.orelse))
         self.expressions.here = self.span(at.test)
         names = self.scope.names
         for name in {**yes, **no}:

@@ -163,7 +163,7 @@ class Replay:
         self,
         groups: Groups,
         state: State,
-        handed: Mapping[str, Any],
+        inputs: Mapping[str, Any],
         numbers: Mapping[str, Tensor],
         steps: float | Tensor = 0.0,
         stop: Tensor | None = None,
@@ -173,12 +173,12 @@ class Replay:
         Args:
             groups: of the optimizer.
             state: of the optimizer.
-            handed: what the step is handed besides gradients, for each parameter.
+            inputs: the step's inputs by name, each a mapping from parameters or one number.
             numbers: as for `Launcher.prepare`, like the others.
             steps: how many steps the optimizer has made.
             stop: where it is not 0, nothing moves.
         """
-        found = self._find(groups, state, handed)
+        found = self._find(groups, state, inputs)
         if found is None or self.recording.guard.find(*found[:2]) is None or not self.recording.holds():
             return None
         fixed, free, owners = found
@@ -218,7 +218,7 @@ class Replay:
         return ready and one.make(*found[:2], free_grad=self.alone is not None)
 
     def _find(
-        self, groups: Groups, state: State, handed: Mapping[str, Any]
+        self, groups: Groups, state: State, inputs: Mapping[str, Any]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
         """Check the guards on objects and options. Returns the tensors written, those read, and DTensors.
 
@@ -232,7 +232,7 @@ class Replay:
         free: list[Any] = list(map(_grad_of, self.moving(fixed)))
         if self.inputs:
             params = self.moving(fixed)
-            rows = zip(free, *([handed[name].get(p) for p in params] for name in self.inputs), strict=True)
+            rows = zip(free, *([inputs[name].get(p) for p in params] for name in self.inputs), strict=True)
             free = [x for row in rows for x in row]
         owners = [fixed[i] for i in self.owners]
         if self.divided:
@@ -242,7 +242,7 @@ class Replay:
                 fixed[i] = fixed[i]._local_tensor
             free = [getattr(x, "_local_tensor", x) for x in free]
         for index, facts in self.facts.items():
-            if not self._as_before(groups[index], index, facts, handed):
+            if not self._as_before(groups[index], index, facts, inputs):
                 return None
         return fixed, free, owners
 
@@ -275,13 +275,13 @@ class Replay:
         group: Mapping[str, Any],
         index: int,
         facts: Mapping[int, Facts],
-        handed: Mapping[str, Any],
+        inputs: Mapping[str, Any],
     ) -> bool:
         """Guard on options: the group's compile-time conditions are those of the recording."""
         values = [group.get(name, self) for name in self.subjects]  # which is no value, for one that is gone
         if not all(map(is_, values, self.values.get(index, ()))) or index not in self.values:
             compiler = self.launcher.compiler
-            if any(compiler.facts(group, ndim, handed) != known for ndim, known in facts.items()):
+            if any(compiler.facts(group, ndim, inputs) != known for ndim, known in facts.items()):
                 return False
             # A tensor or a list may have other numbers next time.
             if all(v is self or _unchanging(v) for v in values):

@@ -26,7 +26,7 @@ SUPPORTED = "float32, float64, bfloat16 and float16"
 class Work:
     """One parameter's part in a step: its gradient (None in a mode), states by name, group and count.
 
-    `inputs` are further tensors that the step was handed; `index` counts the optimizer's parameters. Of a
+    `inputs` are what `step` was given besides gradients; `index` counts the optimizer's parameters. Of a
     distributed parameter, `owner`, all tensors are this process's parts; `shard` says where they lie.
     """
 
