@@ -1,10 +1,10 @@
-"""The pipeline from a rule to a kernel, stage by stage: text, program, specialised, planned, compiled.
+"""The pipeline from a rule to its plan, stage by stage: text, program, specialised, planned.
 
     library.rule(text)                     a Program: what the text says
     Compiler.facts(options, ndim)          Facts: which of its compile-time conditions hold for a group
     Compiler.specialised(facts)            a Program without conditions, through every pass
     Compiler.planned(facts, codecs)        a Plan: sweeps over stores, and what happens between them
-    cache.kernel(plan, backend, math)      a Kernel
+    backends.cache.kernel(plan, …)         a Kernel; `launch.launcher` asks for it, as it knows the layout
 
 Each stage is made once for its inputs. Everybody who needs one asks here.
 """

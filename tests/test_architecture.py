@@ -14,7 +14,6 @@ import optgen
 CHECKOUT = Path(optgen.__file__).parent.parent
 DOCS = CHECKOUT / "docs"
 PAGES = {name: (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("architecture", "contributing")}
-# Modules that the page names already, for its reader, though others are still being divided into them.
 
 
 def walk():

@@ -1,4 +1,4 @@
-"""Nodes to source text, for every back end that compiles: a back end is a table from op to text.
+"""Nodes to source text, for every back end that compiles: a back end has a speller for operations.
 
 In: the values that a function must produce, names for the leaves, and a spelling for each op. Out: lines
 and an expression for each value. Names come from the rule, so that the emitted kernel reads like it.

@@ -43,7 +43,7 @@ class Op(Enum):
     SCALAR = "scalar"  # value: index into Program.scalars
     SLOT = "slot"  # value: index of a finished reduction (after `plan`)
     SPILL = "spill"  # value: a temporary that an earlier phase wrote, "#0" (after `plan`)
-    TOTAL = "total"  # value: index into Plan.totals, what is one number for the optimizer (after `plan`)
+    TOTAL = "total"  # value: index into Plan.totals, or `once0` of the host's (after `plan`)
     NORMAL = "normal"  # a random number; value: which call of the rule it is
     UNIFORM = "uniform"
     INDEX = "index"  # an element's place in its tensor; value: low or high, 32 bits each

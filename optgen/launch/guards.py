@@ -79,7 +79,7 @@ class Spans:
 
 
 class Guard:
-    """What some tensors were; every one of them is a plain tensor with memory of its own size, see `door`."""
+    """Snapshot of tensors' metadata and addresses, which `find` checks; all have passed the door."""
 
     moves = 0  # how often free tensors have been found at other addresses than before
 
@@ -131,7 +131,7 @@ class Guard:
 
 
 class CompiledGuard(Guard):
-    """The same, for many tensors in one call."""
+    """A guard that checks all tensors in one compiled call."""
 
     def __init__(self, fixed: Tensors, free: Tensors, module: ModuleType, survey: Survey | None = None):
         self.module, self.count, self.free_count = module, len(fixed), len(free)
@@ -177,7 +177,7 @@ class CompiledGuard(Guard):
 
 
 def looks() -> tuple[Any, int]:
-    """What compiled code looks at a list of tensors with."""
+    """Addresses of the C functions and tables with which compiled code reads tensors."""
     return _look(), c_function("PyList_GetItem")
 
 
@@ -237,7 +237,7 @@ class Survey:
         return found
 
     def kinds(self, ends: Sequence[int]) -> list[tuple[bytes, bytes]]:
-        """Of stretches of tensors that end there: lazy views, dtypes, devices, sizes and strides of each."""
+        """Metadata of consecutive stretches of tensors, as comparable bytes: all but addresses."""
         what = np.ascontiguousarray(self.rows[:, [1, 3, 4, 5]]).tobytes()
         sizes, lengths = self.sizes.tobytes(), np.concatenate([[0], np.cumsum(16 * self.rows[:, 5])])
         stretches = zip(pairwise([0, *ends]), pairwise([0, *lengths[list(ends)].tolist()]), strict=True)

@@ -40,7 +40,7 @@ ARITHMETIC = (Op.ADD, Op.SUB, Op.MUL, Op.DIV)  # which Python writes as the rule
 
 
 class Decided(NamedTuple):
-    """What some hyperparameters decide; these are kept, as no other object then has their identity."""
+    """Cached values that depend on hyperparameters alone; these are kept: no other has their identity."""
 
     given: list[Any]
     passed: tuple[Any, ...]  # what `Program.changing` takes
@@ -113,7 +113,7 @@ class Scalars:
         return self.program.facts
 
     def rows(self, wanted: Iterable[Row]) -> list[list[float]]:
-        """A row of values for each."""
+        """Compute the scalars, one row for each group, step count and facts."""
         return [self._row(number, *each) for number, each in enumerate(wanted)]
 
     def _row(

@@ -91,6 +91,8 @@ class Launcher:
             )
         host, sliced = state.extent is Extent.STEP, state.extent.sliced
 
+        # `door.fitted` moves a coarse state where the plan's precision is another, as with float64 states
+        # beside float32 parameters.
         def make(param: Tensor) -> Tensor:
             kind = torch.float64 if host or param.dtype is torch.float64 else torch.float32
             shape = slice_shape(param, state.extent) if sliced else ()
@@ -159,6 +161,7 @@ class Launcher:
         parts = [part_of(w) for w in work]
         known = self._recordings.get(mode)
         fixed, free = fixed_of(work), free_of(work)
+        # `find` takes over the addresses of gradients that moved, also where `holds` then says no.
         if known and known.parts == parts and known.guard.find(fixed, free) is not None and known.holds():
             return known, []
         self._backends(work)
@@ -298,7 +301,7 @@ def resolve(backend: str, device: torch.device) -> str:
                 f"TRITON_INTERPRET=1 runs kernels on the CPU, and a parameter is on {device}: unset it "
                 "before Python starts, or move the model to the CPU"
             )
-    if device.type == "cuda" and chosen not in ours:
+    if device.type != "cpu" and chosen not in ours:
         raise ValueError(f"backend='{chosen}' needs tensors on the CPU, and a parameter is on {device}")
     if chosen == "triton" and device.type == "cpu":
         from optgen.backends.triton.kernels import interpreting

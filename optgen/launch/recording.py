@@ -48,7 +48,7 @@ class Recording:
 
     @property
     def buckets(self) -> list[Bucket]:
-        """What is launched."""
+        """The buckets, one for each launch of a phase."""
         return [launch.bucket for launch in self.launches]
 
     def holds(self) -> bool:
@@ -56,7 +56,7 @@ class Recording:
         return self.even is None or np.array_equal(self.guard.addresses % WIDEST == 0, self.even)
 
     def warm(self, fixed: list[Tensor], free: list[Tensor], in_one_call: bool) -> None:
-        """Have few tensors, which the guard has just found, looked at in compiled code too.
+        """Switch to compiled guards, once replays are frequent; the guard has just found the tensors.
 
         That and, where they may be, steps in one call are compiled here.
         """
@@ -122,7 +122,7 @@ class Recording:
 
 @dataclass
 class Ready:
-    """A step up to its first launch; `moves` are states that kernels will have in other memory."""
+    """A step that is checked and ready to launch; `moves` are states that kernels will have in other memory."""
 
     recording: Recording
     moment: Moment
@@ -147,7 +147,7 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def part_of(w: Work) -> tuple[Any, ...]:
-    """What a parameter's part in a step is, but for its tensors."""
+    """Key of a parameter's part in a step: facts, group, number, flags, names of states and inputs."""
     known = w.launched, w.grad is None, w.counter is None, w.counted, w.shard
     return w.facts, w.group, w.index, known, tuple(w.states), tuple(w.inputs)
 

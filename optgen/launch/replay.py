@@ -67,7 +67,7 @@ def _is_empty(p: Tensor) -> bool:
 
 
 class Replay:
-    """A recorded step, and where its tensors are among the parameters and in the state.
+    """Checks that the last step can be replayed, and prepares it: guards on objects and options.
 
     Args:
         launcher: which has made the step.

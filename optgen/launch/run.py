@@ -202,7 +202,7 @@ class Launch:
             torch._foreach_copy_([table[places[name]] for name in tensors], list(tensors.values()))
 
     def number(self, name: str) -> float | Tensor:
-        """One of those numbers: where the device has it, a view."""
+        """Read a scalar that is one for the whole optimizer; on a device, a view."""
         found = self.bucket.tables.numbers[self.plan.numbers[name]]
         return float(found) if self.bucket.numpy_tables else found
 

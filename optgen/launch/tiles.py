@@ -148,7 +148,7 @@ class Tiling:
         return self.across * self.view.lines
 
     def stays(self, r: Reduction) -> bool:
-        """Whether it is found in place."""
+        """Whether a maximum is reduced in place, by atomics, and needs no partial results."""
         return self.atomic and r.op is Op.AMAX
 
     def own(self, r: Reduction) -> bool:

@@ -1,4 +1,4 @@
-"""Programs from programs: chaining, other defaults, ascent.
+"""Chaining: transforms of the gradient, a rule and transforms of its update as one program.
 
 In: programs. Out: one program, by substitution, so that a chain plans and fuses like any rule.
 """

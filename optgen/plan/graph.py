@@ -61,6 +61,7 @@ class Graph:
             if n in slot:
                 operands[slot[n]] = new.args[0]
                 if n.args[0].extent is Extent.ELEMENT:
+                    # What the operand waits for lies before this slot: `placements` places them in order.
                     needs = frozenset([slot[n]])
                 new = node(Op.SLOT, value=str(slot[n]), extent=n.extent)
             done[n] = new

@@ -18,7 +18,9 @@ MAX_EXTRA = 4  # loads that a phase could add for the sake of spills; beyond the
 
 
 class Candidate:
-    """A placement with the cheapest cut for each phase; with `extra` loads in a phase, spills may be.
+    """A schedule: which phase writes what, and for each phase the cheapest loads and spills (minimum cut).
+
+    With `extra` loads in a phase, there may be spills.
 
     A new spill is priced for the phase at hand alone or, `shared`, as if all later ones would read it too.
     `reads` says where each phase finds the nodes that it does not compute; `spilled` has the number of
@@ -85,6 +87,7 @@ class Candidate:
         roots = [n for n in roots if n.extent is Extent.ELEMENT]
         order = [n for n in toposort(roots) if n.extent is Extent.ELEMENT]
         memory, extra = self._memory(k), (self.extra or {}).get(k, ())
+        # Thousandths of a byte: of a load and a spill that cost the same, the load wins by one of them.
         price = {n: 0 if n in extra else 1000 * self._bytes(memory[n]) for n in order if n in memory}
         writer: dict[Node, int] = {}
         for n in order if self.extra is not None else ():
