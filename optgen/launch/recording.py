@@ -122,7 +122,7 @@ class Recording:
 
 @dataclass
 class Ready:
-    """A step that is checked and ready to launch; `moves` are states that kernels will have in other memory."""
+    """A step that is checked, ready to launch; `moves` are states that kernels will have in other memory."""
 
     recording: Recording
     moment: Moment
