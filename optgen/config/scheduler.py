@@ -178,15 +178,9 @@ class OptimScheduler(ABC):
         return self.conf.enabled and self.real_step(step_num) % self.conf.step_per_update == 0
 
     def gradients(self, losses: Mapping[str, Tensor], step_num: int, retain_graph: bool = False) -> bool:
-        """Accumulate the gradients of one micro-step.
+        """Accumulate the gradients of one micro-step; returns whether its real step is complete.
 
-        Args:
-            losses: 0-d tensors by name.
-            step_num: the number of this micro-step, from 1.
-            retain_graph: keep the autograd graph, for another scheduler's backward pass.
-
-        Returns:
-            Whether it is the last micro-step of its real step, so that `update` must follow.
+        If so, `update` must follow. `retain_graph` keeps the autograd graph for another scheduler.
         """
         if not self.acts(step_num):
             return False
@@ -221,7 +215,7 @@ class OptimScheduler(ABC):
             return
         if self.scaler is not None:
             losses = [self.scaler.scale(loss) for loss in losses]
-        with self._grads({}):
+        with _temporary_grads(self._grad_params, {}):
             torch.autograd.backward(losses, retain_graph=retain_graph, inputs=params)
             grads = {i: p.grad for i, p in enumerate(self._grad_params) if p.grad is not None}
         # Not in place: after an error in another scheduler `accumulated` is set back to what it was.
@@ -229,23 +223,11 @@ class OptimScheduler(ABC):
             grads[i] = grad if i not in self.accumulated else self.accumulated[i] + grad
         self.accumulated = {**self.accumulated, **grads}
 
-    @contextlib.contextmanager
-    def _grads(self, grads: Mapping[int, Tensor]) -> Iterator[None]:
-        """Context in which the parameters' `.grad` are these, and afterwards what they were."""
-        before = [p.grad for p in self._grad_params]
-        for i, p in enumerate(self._grad_params):
-            p.grad = grads.get(i)
-        try:
-            yield
-        finally:
-            for p, grad in zip(self._grad_params, before, strict=True):
-                p.grad = grad
-
     def update(self, step_num: int, epoch_num: int = 1, logger: logging.Logger | None = None) -> None:
         """Update the parameters with the accumulated gradients, at the end of a real step."""
         real_step = self.real_step(step_num)
         self.set_lr(real_step, epoch_num)
-        with self._grads(self.accumulated):
+        with _temporary_grads(self._grad_params, self.accumulated):
             self.unscale()
             finite = self.clip()
             if not finite:
@@ -344,6 +326,19 @@ class OptimScheduler(ABC):
         if self.scaler is not None:
             self.scaler.load_state_dict(dict(state["scaler"]))
         self.accumulated = accum
+
+
+@contextlib.contextmanager
+def _temporary_grads(params: Sequence[Tensor], grads: Mapping[int, Tensor]) -> Iterator[None]:
+    """Context in which the parameters' `.grad` are these, by position, and afterwards what they were."""
+    before = [p.grad for p in params]
+    for i, p in enumerate(params):
+        p.grad = grads.get(i)
+    try:
+        yield
+    finally:
+        for p, grad in zip(params, before, strict=True):
+            p.grad = grad
 
 
 def _groups(model: nn.Module, modules: Mapping[str, Any] | None) -> list[dict[str, Any]]:
