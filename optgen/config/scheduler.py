@@ -101,6 +101,7 @@ class OptimScheduler(ABC):
         self.scaler = scaler
         if checked.use_amp and scaler is None:
             self.scaler = torch.amp.GradScaler(self.params[0].device.type)
+        # Overrides in SpeeChain's style may take the real step alone.
         self._takes_epoch = "epoch_num" in inspect.signature(self.update_lr).parameters
         try:  # last, for it may read what is set above
             self.sche_init(**sche_conf)
@@ -184,7 +185,7 @@ class OptimScheduler(ABC):
         """
         if not self.acts(step_num):
             return False
-        if (step_num - 1) % self.conf.accum_grad == 0:
+        if (step_num - 1) % self.conf.accum_grad == 0:  # an earlier real step may have been cut short
             self.accumulated = {}
         last = step_num % self.conf.accum_grad == 0
         chosen = [losses[name] for name in self.selected(losses)]
@@ -322,6 +323,7 @@ class OptimScheduler(ABC):
             if p is None or p.shape != grad.shape:
                 raise ValueError(f"the state has a gradient of shape {tuple(grad.shape)} for parameter {i}")
             accum[i] = grad.detach().to(p.device, p.dtype, copy=True)
+        # All checks are done; the optimizer's own load comes first, for it may refuse the state.
         self.optimizer.load_state_dict(dict(state["optimizer"]))
         if self.scaler is not None:
             self.scaler.load_state_dict(dict(state["scaler"]))
