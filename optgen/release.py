@@ -36,7 +36,7 @@ class Release:
         handles: list[Any] = [optimizer.register_step_pre_hook(_refuse_scaler)]
         # Hooks that outlived the optimizer would keep launchers with addresses of its state.
         self._end = finalize(optimizer, _remove, handles)
-        self._end.atexit = False
+        self._end.atexit = False  # at exit nothing needs to be removed
         # Only then does a GradScaler call step() with its attributes set, by which `_refuse_scaler` knows it.
         self._scaling, optimizer._step_supports_amp_scaling = optimizer._step_supports_amp_scaling, True
         _released.add(optimizer)

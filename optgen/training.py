@@ -117,7 +117,7 @@ def decay_groups(
     Raises:
         ValueError: a pattern matches no parameter.
     """
-    named = dict(model.named_parameters())
+    named = dict(model.named_parameters())  # shared parameters once
     if skip is None:
         of_norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(False)}
         skipped = {
@@ -202,6 +202,7 @@ def save_checkpoint(
         OSError: it cannot be written.
     """
     path = Path(path)
+    # Beside the file, for a rename must stay on one file system; random, for two processes may save at once.
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with open(part, "xb") as file:

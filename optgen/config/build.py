@@ -71,11 +71,13 @@ class OptimSchedulerDict(dict[str, OptimScheduler]):
         for scheduler in acting.values():  # raises for a missing loss, before any backward pass
             scheduler.selected(losses)
         timed = time_func or (lambda names: contextlib.nullcontext())
+        # `gradients` replaces this attribute and does not change it, so references are enough to restore it.
         before = {name: scheduler.accumulated for name, scheduler in acting.items()}
         ready = []
         try:
             for i, (name, scheduler) in enumerate(acting.items()):
                 with timed(["loss_backward_time", name]):
+                    # Only the last backward pass frees the graph, which others may share.
                     if scheduler.gradients(losses, step_num, retain_graph=i + 1 < len(acting)):
                         ready.append(name)
         except BaseException:
@@ -100,6 +102,7 @@ class OptimSchedulerDict(dict[str, OptimScheduler]):
         """
         if set(states) != set(self):
             raise ValueError(f"the state has {', '.join(states)}; here are {', '.join(self)}")
+        # Each load is atomic; after an error those that have loaded are set back.
         before = self.state_dict()
         try:
             for name, scheduler in self.items():
@@ -193,7 +196,7 @@ def freeze_modules(model: nn.Module, names: str | Iterable[str]) -> None:
     Raises:
         ValueError: a name is the beginning of no parameter's path; nothing is frozen then.
     """
-    chosen = []
+    chosen = []  # all names are looked up before the first parameter is frozen
     for name in [names] if isinstance(names, str) else list(names):
         members = [p for n, p in model.named_parameters() if name == "all" or f"{n}.".startswith(f"{name}.")]
         if not members:

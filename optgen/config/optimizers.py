@@ -73,6 +73,7 @@ def build(
     for key, value in conf.items():
         options[key], texts_of_key = _split(key, value, defaults[key])
         texts |= texts_of_key
+    # Where a text stands the constructor takes its default, and the schedule writes the value of each step.
     options = {key: value for key, value in options.items() if key not in texts}
     try:
         built = cls(groups, **options)
@@ -105,6 +106,7 @@ def _split(key: str, value: Any, default: Any) -> tuple[Any, dict[str, str]]:
 
 def _is_text(value: Any, default: Any) -> bool:
     """Whether a value is a schedule's text: a string where the default is a number."""
+    # An option whose default is a string or a bool takes its value literally.
     return isinstance(value, str) and isinstance(default, int | float) and not isinstance(default, bool)
 
 

@@ -57,6 +57,7 @@ def read(text: str) -> tuple[Any, Places]:
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
     places = Places(Source(text, "<yaml>"))
     try:
+        # Nodes first, for their positions, then the data from the same nodes: the text is parsed once.
         loader = Loader(text)
         root = loader.get_single_node()
         if root is None:

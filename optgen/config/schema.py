@@ -143,6 +143,7 @@ def arguments(function: Callable[..., Any]) -> type[BaseModel]:
         elif name != "self" and parameter.kind is not parameter.VAR_POSITIONAL:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[name] = (_kind(hints.get(name, Any)), default)
+    # pydantic reserves names that begin with `model_`, which a user's argument may.
     config = ConfigDict(extra=extra, strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     return create_model("Arguments", __config__=config, **fields)
 

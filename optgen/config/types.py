@@ -85,7 +85,7 @@ def register(name: str) -> Callable[[Class], Class]:
     def add(cls: Class) -> Class:
         if not (isinstance(cls, type) and issubclass(cls, OptimScheduler)):
             raise TypeError(f"{cls!r} is not a subclass of OptimScheduler")
-        if TYPES.setdefault(name, cls) is not cls:
+        if TYPES.setdefault(name, cls) is not cls:  # the same class may be registered again
             raise ValueError(f"the type '{name}' is {TYPES[name].__qualname__} already")
         return cls
 
@@ -131,7 +131,7 @@ def _named(name: str, make: Callable[..., Schedule]) -> type[OptimScheduler]:
         {
             "sche_init": sche_init,
             "takes": staticmethod(make),
-            "own_lr": name != "constant",
+            "own_lr": name != "constant",  # which leaves lr to optim_conf, so that it may be a text
             "__doc__": make.__doc__,
             "__module__": __name__,
         },

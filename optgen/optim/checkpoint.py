@@ -133,6 +133,7 @@ def load_param_state(
     by_key = {s.key: s for s in program.states.values() if s.extent is not Extent.ALL}
     loaded: dict[str, Any] = {}
     for name, value in saved.items():
+        # A freed or sparse tensor would be read where it has no memory.
         if isinstance(value, Tensor) and not has_numbers(local(value)):
             how = "its memory was freed" if value.layout is torch.strided else f"its layout is {value.layout}"
             how = "it is on meta" if value.is_meta else how
@@ -149,7 +150,7 @@ def load_param_state(
             )
         else:
             loaded[name] = _load_tensor(launcher, key, name, by_key[name], p, value)
-    for name, state in by_key.items():
+    for name, state in by_key.items():  # once a group in other libraries
         if name not in loaded and state.extent is Extent.TENSOR and isinstance(group.get(name), int | float):
             loaded[name] = _load_tensor(launcher, key, name, state, p, group[name])
     if loaded and "step" not in loaded:

@@ -23,8 +23,9 @@ def scaler_values(optimizer: torch.optim.Optimizer, home: torch.device) -> dict[
     `found_inf` is not 0.
     """
     scale = vars(optimizer).get("grad_scale")
-    if scale is None:
+    if scale is None:  # after `scaler.unscale_`, when gradients are divided already
         scale = torch.ones((), device="cpu")
+    # `.to` enqueues a copy on the device, and the host does not wait for the scaler's values.
     values = {"grad_scale": scale, "found_inf": vars(optimizer)["found_inf"]}
     return {name: x.detach().to(home, torch.float64).reshape(()) for name, x in values.items()}
 
@@ -41,6 +42,7 @@ def check_capture(name: str, groups: Sequence[Mapping[str, Any]], capturable: bo
             f"Attempting CUDA graph capture of step() for an instance of {name} whose capturable is False: "
             f"every replay would be the same step. Pass capturable=True to {name}"
         )
+    # torch leaves out parameters without gradients too, but a graph does so in every replay, without a word.
     for group in groups:
         for position, p in enumerate(group["params"]):
             if p.grad is None and p.requires_grad and position not in (group.get("frozen") or ()):

@@ -36,6 +36,7 @@ def complete_group(program: Program, group: Mapping[str, Any], defaults: Mapping
     own = {*OWN_KEYS, *(s.key.removeprefix(GROUP) for s in program.states.values())}
     for key in group:
         if key not in program.hypers and key not in own and not key.startswith("initial_"):
+            # Only a likely misspelling is an error: other libraries keep their own keys in groups.
             close = get_close_matches(key, program.hypers, 1, 0.8)
             if close:
                 raise ValueError(f"unknown option '{key}' in a parameter group: did you mean '{close[0]}'?")
@@ -52,7 +53,7 @@ def checked(program: Program, name: str, value: Any) -> Any:
     Raises:
         ValueError: it is of another type, or a tuple of another length.
     """
-    default = program.hypers[name].default
+    default = program.hypers[name].default  # whose type is that of the hyperparameter
     if not isinstance(default, tuple):
         return _item(name, value, default)
     if not isinstance(value, tuple | list) or len(value) != len(default):
@@ -62,7 +63,7 @@ def checked(program: Program, name: str, value: Any) -> Any:
 
 def _item(name: str, value: Any, default: Any) -> Any:
     """Check one value, or one item of a tuple, which is called `name`."""
-    if isinstance(default, bool):
+    if isinstance(default, bool):  # first, for a bool is an int
         if not isinstance(value, bool | np.bool_):
             raise ValueError(f"{name} is True or False, not {value!r}")
     elif isinstance(default, str):

@@ -83,6 +83,8 @@ class _Match:
         for name, place in self.own.items():
             if name in self.saved:
                 candidates[place.group].add(self.saved[name].group)
+        # One candidate is the source. Several or none leave it open, and then the group at the same index is
+        # taken if it is nobody else's.
         sources = [next(iter(each)) if len(each) == 1 else None for each in candidates]
         same_number = len(saved_groups) == len(groups)
         free = set(range(len(saved_groups))) - set(sources) if same_number else set()
@@ -94,6 +96,7 @@ def _aligned(group: dict[str, Any]) -> dict[str, Any]:
     keys, names = group["params"], group.get("param_names")
     if names is None or names == keys or set(names) != set(keys):
         return group
+    # Positions in `frozen` are in the order of `param_names`.
     frozen = [keys.index(names[position]) for position in group.get("frozen", ())]
     return {**group, "param_names": list(keys), "frozen": frozen}
 
@@ -142,13 +145,14 @@ def load(
     Raises:
         ValueError: another rule, or an option that the rule refuses; if `strict`, anything that does not fit.
     """
+    # Copies throughout: what is loaded must share nothing with the dict, which the caller may go on using.
     saved_groups = [_aligned(group) for group in deepcopy(state_dict["param_groups"])]
     match = _Match(saved_groups, groups)
     if strict and match.by_name:
         match.check()
     elif strict:
         check_sizes(saved_groups, groups)
-    check_rules(launcher.program, saved_groups)
+    check_rules(launcher.program, saved_groups)  # before states, whose errors would only be consequences
     entries, mismatched = _entries(state_dict["state"], saved_groups, groups, match, launcher, strict)
     sources = match.sources(saved_groups, groups)
     if strict and None in sources:
@@ -185,7 +189,7 @@ def _entries(
         place = match.saved[name]
         group = saved_groups[place.group]
         key, p = group["params"][place.position], groups[index]["params"][position]
-        shown = f"'{name}'" if match.by_name else key
+        shown = f"'{name}'" if match.by_name else key  # what messages call the parameter
         try:
             entries[name] = load_param_state(launcher, shown, p, state[key], group) if key in state else {}
         except ValueError as error:
@@ -221,6 +225,7 @@ def _groups(
                 options = check(saved)
             except ValueError as error:
                 raise ValueError(f"group {source} of the state dict: {error}") from error
+            # The rule is the optimizer's own: a saved text with other comments computes the same.
             own = {key: group[key] for key in ("rule", "params", "param_names") if key in group}
             new = {**saved, **options, **own}
         new_groups.append(new)

@@ -65,6 +65,7 @@ class Optimizer(Steps):
         if options.pop("differentiable", False):
             raise ValueError(f"{name} does not support differentiable=True: a step is no part of a graph")
         flags = {flag: bool(options.pop(flag, False)) for flag in ("capturable", "fused")}
+        # Not by super().__init__: torch takes unknown options as defaults without a word.
         signature: inspect.Signature = self.__signature__  # type: ignore[attr-defined]
         try:
             bound = signature.bind(params, *args, **options)
@@ -218,6 +219,7 @@ class Optimizer(Steps):
             ValueError: another rule, or an option that the rule refuses; with `strict` also other parameters,
                 groups or sizes. The message says which.
         """
+        # torch's method is replaced, and so must call its hooks; they may return another dict.
         state_dict = state_dict.copy()
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict

@@ -72,7 +72,7 @@ def signature(program: Program) -> inspect.Signature:
     positional, keyword = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
     parameters = [Parameter("params", positional, annotation=ParamsT)]
     for name, hyper in program.hypers.items():
-        if name not in KEYWORDS:
+        if name not in KEYWORDS:  # `maximize` is declared as a hyperparameter, but only taken by keyword
             annotated = annotation(program, name)
             parameters.append(Parameter(name, positional, default=hyper.default, annotation=annotated))
     for name, (annotated, default) in KEYWORDS.items():
@@ -173,6 +173,7 @@ def statements(source: Source) -> list[str]:
     for i, statement in enumerate(tree.body):
         place = range(statement.lineno, (statement.end_lineno or statement.lineno) + 1)
         (dropped if _declares(statement, i) else used).update(place)
+    # A line may have both a declaration and a statement; then it stays.
     lines = [line.rstrip() for n, line in enumerate(source.lines, 1) if n not in dropped - used]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n").split("\n")
 

@@ -97,7 +97,7 @@ class States(torch.optim.Optimizer):
                 continue
             key = state.key.removeprefix(GROUP)
             value = self.param_groups[0].get(key)
-            if value is None:
+            if value is None:  # before the first step
                 firsts = [self._launcher.number(state.init, group) for group in self.param_groups]
                 if len(set(firsts)) > 1:
                     raise ValueError(
@@ -155,7 +155,7 @@ class States(torch.optim.Optimizer):
         group = self.param_groups[place[1]]
         p = group["params"][place[2]]
         param_state = self.state.get(p, {})
-        if not param_state:
+        if not param_state:  # a new dictionary, which is filled by the entries below it
             entries.append((self.state, p, param_state))
         counter = self._counter(place, param_state.get("step"))
         counter = counter if counter_device is None else counter.to(counter_device)

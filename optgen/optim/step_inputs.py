@@ -56,6 +56,7 @@ def inputs_of_step(
                 value = _one_number(key, value, home)
         elif value is not None and not isinstance(value, Mapping):
             params = [p for group in optimizer.param_groups for p in group["params"]]
+            # A tensor is a sequence of its rows, which nobody means.
             if isinstance(value, Tensor) or len(value) != len(params):
                 raise ValueError(f"input '{key}' needs a tensor for each of {len(params)} parameters")
             value = dict(zip(params, value, strict=True))
@@ -97,5 +98,6 @@ def inputs_of_parameter(inputs: Mapping[str, Any], p: Tensor) -> dict[str, Tenso
                 f"input '{name}' needs a tensor of {SUPPORTED} for the parameter of shape "
                 f"{tuple(p.shape)}, and has {what}"
             )
+        # As gradients are: dense, without lazy negation, divided as the parameter and on its device.
         tensors[name] = resolved(matching(value.detach(), p)).to(p.device)
     return tensors

@@ -89,6 +89,7 @@ class Steps(States):
             global_values |= self._global_states(entries)
         if inputs:
             global_values |= {name: inputs[name] for name in launcher.compiler.whole & {*inputs}}
+        # Which inputs there are decides compile-time conditions, so a recording is of one set of them.
         key = (*inputs, on_device)
         replay, launcher.replay = launcher.replay, None
         ready = None
@@ -98,7 +99,7 @@ class Steps(States):
         if ready is None:
             with torch.no_grad():
                 work = self._build_work(inputs, entries, on_device=on_device)
-                if not work:
+                if not work:  # no parameter has a gradient: global states exist afterwards, as after a step
                     enter(entries)
                     return
                 ready = launcher.prepare(work, groups, None, global_values, steps, found_inf)
@@ -106,7 +107,7 @@ class Steps(States):
         ready.launch()
         if isinstance(steps, Tensor):
             advance([steps], found_inf)
-        elif launcher.compiler.counts:
+        elif launcher.compiler.counts:  # the same number in every group, as global states
             for group in groups:
                 group["steps"] = steps + 1
         launcher.replay = replay if replayed else Replay.of(launcher, ready, groups, self.state, key)
@@ -171,12 +172,12 @@ class Steps(States):
             with torch.no_grad():
                 work = self._build_work({}, entries, [place], self._compile_options["capturable"])
                 ready = launcher.prepare(work, groups) if work else None
-            replay = None
+            replay = None  # a new recording follows the launch
         enter(entries)
         if ready is not None:
             ready.launch()
             launcher.replay = replay or Replay.of(launcher, ready, groups, self.state, key, place)
-        p.grad = None
+        p.grad = None  # this is what releases the memory
 
     def _params_with_grads(self, places: Iterable[Place], inputs: Mapping[str, Any]) -> Iterator[ParamGrad]:
         """The parameters that have a gradient and are not frozen, with their inputs."""
@@ -187,6 +188,7 @@ class Steps(States):
             if not isinstance(p, Tensor):
                 raise TypeError(f"group {index} has {p!r} among its parameters, which is no tensor")
             grad = p.grad
+            # No gradient is not a zero gradient: momentum and decay would still move the parameter.
             if grad is None or (frozen and position in frozen):
                 continue
             if grad.layout is not torch.strided or grad.dtype not in CODEC_OF or p.dtype not in CODEC_OF:
@@ -235,6 +237,7 @@ class Steps(States):
                 specialised[key] = facts, list(compiler.specialised(facts).states.values())
             facts, declared = specialised[key]
             part = Work(p, None, {}, index, facts, 1.0, tensors, number)
+            # New state of a plain parameter needs none of what `_complete` looks at.
             if type(p) in PLAIN and self.state.get(p) is None and p.numel() and not on_device:
                 if key not in initializers:
                     initializers[key] = self._initializers(declared, group)
@@ -261,6 +264,7 @@ class Steps(States):
         counter, states = self._states(place, declared, entries, part.device if work.counted else None)
         if part is not p:
             work.param, work.owner, work.shard = part, p, shard_of(p)
+        # A process without elements of a distributed parameter takes part in reductions over the parameter.
         divided = work.shard is not None and p.numel() and self._launcher.compiler.reduces
         work.launched = bool(part.numel() or divided)
         param_state = self.state.get(p, {})
@@ -305,6 +309,7 @@ class Steps(States):
         for place in self._places():
             group = self.param_groups[place[1]]
             p = group["params"][place[2]]
+            # A parameter without state has made no step, and is the same in both modes.
             if group.get("train_mode", True) != training and p in self.state and local(p).numel():
                 facts = self._launcher.compiler.facts(group, p.dim())
                 declared = self._launcher.compiler.specialised(facts).states.values()

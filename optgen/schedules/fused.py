@@ -42,6 +42,7 @@ def scheduled(source: library.Rule, **schedules: AnySchedule | tuple[AnySchedule
         RuleError: there is no such hyperparameter, it is no number, or a text is wrong; with its place.
     """
     program = library.rule(source)
+    # A chain may have renamed hyperparameters; a schedule's text has the names of its part.
     homes = {name: place for name, place in places(program).items() if name not in RESERVED}
     parts = program.parts or (program,)
     texts: dict[int, dict[str, str]] = {}

@@ -40,6 +40,7 @@ class GroupSchedule:
             RuleError: the text is wrong; with its place.
             ValueError: a group has no such hyperparameter.
         """
+        # Each group by itself: groups of torch's optimizers may have other options.
         for i, group in enumerate(optimizer.param_groups):
             hypers = _hypers(optimizer, group)
             if self.name.partition("[")[0] not in group:
@@ -86,6 +87,7 @@ def _hypers(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[
     if program is not None:  # an optimizer of optgen; of torch's only the groups' values are known
         return {h.name: h.default for h in program.hypers.values()}
     return {
+        # Types and not values: the cache of `_compiled` must not grow with every value of a schedule.
         key: default
         for key, value in group.items()
         if key != "params" and not key.startswith("initial_") and (default := _kind(value)) is not None

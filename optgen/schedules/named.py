@@ -170,7 +170,7 @@ def cosine(total: float, warmup: float = 0, floor: float = 0.0) -> Schedule:
         ValueError: not `0 <= warmup < total`.
     """
     _check(0 <= warmup < total, "cosine", "0 <= warmup < total", total=total, warmup=warmup)
-    begin = _number(1 + warmup)
+    begin = _number(1 + warmup)  # in the next step after the warmup the cosine is still `base`
     part = f"minimum((t - {begin}) / {_number(total - warmup)}, 1)"
     rest = f"(0.5*(1 + cos(pi*{part})))"
     text = f"base*{_between(rest, floor)}"
@@ -237,6 +237,7 @@ def one_cycle(
     )  # fmt: skip
     if anneal not in ("cos", "linear"):
         raise ValueError(f"anneal={anneal!r} is not one of cos, linear")
+    # torch counts steps from 0 and puts the ends of phases at `pct*total - 1`.
     low, last = 1 / div_factor, 1 / div_factor / final_div_factor
     peak = pct_start * total - 1
     ends = [(peak, low, 1.0), (total - 1, 1.0, last)]
@@ -244,7 +245,7 @@ def one_cycle(
         ends = [(peak, low, 1.0), (2 * peak, 1.0, low), (total - 1, low, last)]
     begins = [0.0, *(end for end, _, _ in ends)]
     pieces = [_piece(begin, end, a, b, anneal) for begin, (end, a, b) in zip(begins, ends, strict=False)]
-    text = pieces[-1]
+    text = pieces[-1]  # the conditions are nested from the last piece on
     for (end, _, _), piece in reversed([*zip(ends[:-1], pieces[:-1], strict=True)]):
         text = f"{piece} if t - 1 <= {_number(end)} else {text}"
     constants = {"total": total, "pct_start": pct_start, "anneal": anneal, "div_factor": div_factor}

@@ -45,12 +45,12 @@ class ScheduledLR(LRScheduler):
         self.schedule = GroupSchedule(name, text)
         self.schedule.check(optimizer)
         first = self.schedule.first
-        if last_epoch == -1:
+        if last_epoch == -1:  # a resumed run has initial values in its groups, and must not take present ones
             self.schedule.start(optimizer)
         for i, group in enumerate(optimizer.param_groups):
             if first not in group:
                 raise KeyError(f"parameter group {i} has no '{first}', which a resumed scheduler needs")
-        super().__init__(optimizer, last_epoch)
+        super().__init__(optimizer, last_epoch)  # calls `step`, which writes the first values
 
     def get_lr(self) -> list[Any]:
         """The learning rate of every group for the next step."""
@@ -64,7 +64,7 @@ class ScheduledLR(LRScheduler):
         Args:
             epoch: as in torch, which deprecates it: go to this `last_epoch` in place of the next.
         """
-        super().step(epoch)
+        super().step(epoch)  # writes what `get_lr` returns into `lr`
         if self.schedule.name != "lr":
             for group in self.optimizer.param_groups:
                 self.schedule.write(group, self._value(group))

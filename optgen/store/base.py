@@ -112,6 +112,7 @@ class ParameterStore(ABC):
             name: the key to store the optimizer's state under; None stores none.
             state: returns that state after the step; needed with a name.
         """
+        # For stores that return copies; those with live tensors override it, with locks.
         values = [self.get_parameter_value(id) for id in ids]
         step(values, [self.get_gradient(id) for id in ids])
         for id, value in zip(ids, values, strict=True):

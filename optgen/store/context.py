@@ -90,7 +90,7 @@ def get_parameters(
     """The IDs registered for an owner and for all that it calls, transitively, by store."""
     context = default_parameter_context if context is None else context
     by_store: dict[ParameterStore, set[ParameterID]] = {}
-    waiting, seen = [owner], {owner}
+    waiting, seen = [owner], {owner}  # owners may call each other
     while waiting:
         entry = _registered.get(waiting.pop())
         if entry is None:

@@ -158,7 +158,7 @@ class FileParameterStore(TorchParameterStore):
                 return
             ids = list(ids)
             with self._locked([id for id in ids if id in self._entries]):
-                undo = [self._undo(id) for id in ids]
+                undo = [self._undo(id) for id in ids]  # twice the memory of these, until the commit is done
                 states = dict(self._states)
                 self._committing = True
                 try:
@@ -171,7 +171,7 @@ class FileParameterStore(TorchParameterStore):
                     raise
                 finally:
                     self._committing = False
-            self._clean(stale)
+            self._clean(stale)  # the commit is complete: a failure here must not restore anything
 
     def _undo(self, id: ParameterID) -> Callable[[], object]:
         """Copy a parameter's value and gradient; returns a function that restores them."""
@@ -194,6 +194,7 @@ class FileParameterStore(TorchParameterStore):
         """Write the tensors that changed as the next generation; returns the files that were there before."""
         names = self._folder.names()
         last = next(iter(generations(names)), 0)
+        # The listing is the only check, so two writers at the same instant may both pass it.
         if last not in self._seen:
             raise RuntimeError(
                 f"another process has written {self._folder} since this one read it: open the store again, "
@@ -207,12 +208,13 @@ class FileParameterStore(TorchParameterStore):
         rewritten |= self._moved(rewritten, tensors)
         places = {key: self._manifest.tensors[key] for key in tensors if key not in rewritten}
         parts = {name: self._manifest.parts[name] for name in dict.fromkeys(places.values())}
+        # Copies with the versions that they have: increments of other threads during the write come later.
         copies = {key: _copied(*tensors[key]) for key in rewritten}
         part = part_name(last + 1)
         if copies:
             data = pack_part({key: copy for key, (copy, _) in copies.items()})
             parts[part] = Part.of(data)
-            self._folder.write(part, data)
+            self._folder.write(part, data)  # before the manifest that names it
         manifest = Manifest(last + 1, parts, {key: places.get(key, part) for key in tensors}, trees)
         # Before the write: if that fails half way, its file may be there, and is ours.
         self._seen.add(last + 1)
@@ -232,6 +234,7 @@ class FileParameterStore(TorchParameterStore):
             tensors[gradient_key(name)] = entry.gradient, entry
         trees = {}
         for owner, state in self._states.items():
+            # Keys go by position in the tree: the same state has the same ones in each commit.
             keys = {id(t): key_of("state", owner, str(i)) for i, t in enumerate(tree_tensors(state))}
             tensors |= {keys[id(t)]: (t, None) for t in tree_tensors(state)}
             trees[owner] = pack_tree(state, keys)
@@ -298,6 +301,7 @@ class FileParameterStore(TorchParameterStore):
                 value = self._leaf(tensors[key], True)
                 gradient = tensors[gradient_key(id)].to(value.device, copy=True)
                 self._entries[id] = Entry(value, gradient, next(self._entry_numbers))
+        # What was read counts as committed: an unchanged store writes nothing.
         self._states = {n: unpack_tree(tree, tensors) for n, tree in self._manifest.optimizers.items()}
         self._committed = {key: (tensor, tensor._version) for key, (tensor, _) in self._contents()[0].items()}
 

@@ -46,7 +46,7 @@ def accumulate_param_gradients(
     """
     if logp.numel() != 1:
         raise ValueError(f"a log probability is one number, not a tensor of shape {tuple(logp.shape)}")
-    if not logp.requires_grad:
+    if not logp.requires_grad:  # it depends on no parameter, which autograd.grad refuses
         return (None,) * len(arguments)
     store = default_parameter_store if store is None else store
     stores = [store] if isinstance(store, ParameterStore) else list(store)

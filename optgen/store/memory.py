@@ -93,6 +93,7 @@ class TorchParameterStore(ParameterStore):
 
     def init_parameters(self, values: Mapping[ParameterID, Any], *, copy: bool = True) -> None:
         """`init_parameter` for several parameters: all, or after an error none."""
+        # All conversions before the table changes: an error must leave every parameter as it was.
         leaves = {checked_id(id): self._leaf(value, copy) for id, value in values.items()}
         with self._table:
             for id, tensor in leaves.items():
@@ -177,6 +178,7 @@ class TorchParameterStore(ParameterStore):
         """
         with self._locked(ids) as entries, Uninterrupted():
             step([e.value for e in entries], [e.gradient for e in entries])
+            # Nothing below may fail: values have moved. The store's own accumulators are zeroed in place.
             for entry in entries:
                 entry.gradient.zero_()
             if name is not None and state is not None:

@@ -143,10 +143,11 @@ def unpack_manifest(data: bytes, where: str) -> Manifest:
 
 
 class UnknownVersion(ValueError):
-    """A manifest is whole, but a newer optgen's: an older one beside it must not be taken instead."""
+    """A complete manifest of another format version, for which no older one may be taken instead."""
 
 
 def _checksum(content: Any) -> int:
+    """The CRC-32 of the content's JSON, which is the same after `json.loads`: dicts keep their order."""
     return crc32(json.dumps(content).encode("ascii"))
 
 
@@ -188,6 +189,7 @@ def pack_tree(tree: Any, keys: Mapping[int, str]) -> Any:
     if isinstance(tree, Tensor):
         return {"tensor": keys[id(tree)]}
     if isinstance(tree, Mapping):
+        # Pairs, for JSON has strings for keys, and `state` has numbers.
         return {"dict": [[pack_tree(k, keys), pack_tree(v, keys)] for k, v in tree.items()]}
     if isinstance(tree, list | tuple):
         kind = "list" if isinstance(tree, list) else "tuple"

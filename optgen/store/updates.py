@@ -145,6 +145,7 @@ class StoreOptimizer:
             self._optimizer, self._params = self.conf.make(params), params
             return self._optimizer
         state, (group,) = self._optimizer.state, self._optimizer.param_groups
+        # The optimizer's parameters are detached views of the store's values: they share their memory.
         for i, (old, value) in enumerate(zip(self._params, values, strict=True)):
             if _same(old, value):
                 continue
@@ -229,6 +230,7 @@ class CompositeOptimizer:
         states, optimizers = state_dict["optimizers"], [_stateful(o) for o in self.optimizers.values()]
         if len(states) != len(optimizers):
             raise ValueError(f"the state dict is for {len(states)} stores, not {len(optimizers)}")
+        # State dicts share tensors with the optimizers, which loading changes.
         before = [deepcopy(optimizer.state_dict()) for optimizer in optimizers]
         try:
             for optimizer, state in zip(optimizers, states, strict=True):

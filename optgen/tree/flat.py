@@ -117,6 +117,7 @@ def destructure(model: Any) -> tuple[Any, Restructure]:
         return np.concatenate([array.reshape(-1) for array in sources]), Restructure(model)
     tensors = [array if isinstance(array, Tensor) else tensor_of(array) for array in sources]
     dtype = torch.get_default_dtype()
+    # Not from the default dtype: float16 arrays alone make a float16 vector.
     for i, tensor in enumerate(tensors):
         dtype = torch.promote_types(dtype, tensor.dtype) if i else tensor.dtype
     parts = [tensor.reshape(-1).to(dtype) for tensor in tensors]

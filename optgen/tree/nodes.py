@@ -57,6 +57,7 @@ def children(node: Any) -> Children | None:
         if is_dataclass(node) and not isinstance(node, type):
             return _attributes(node, {f.name: getattr(node, f.name) for f in fields(node)})
         return None
+    # One level only: each child is asked for its own children.
     entries, spec = pytree.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
     items = [(_key(path[0]), child) for path, child in entries]
 
@@ -100,7 +101,7 @@ def _with_attributes(node: Any, new: Mapping[str, Any]) -> Any:
     if not isinstance(node, nn.Module):
         new_node = copy.copy(node)
         for name, value in new.items():
-            object.__setattr__(new_node, name, value)
+            object.__setattr__(new_node, name, value)  # also of a frozen dataclass
         return new_node
     # Not copy.copy, which parametrized modules refuse. The original keeps its own three dictionaries.
     new_node = object.__new__(type(node))
@@ -194,6 +195,7 @@ def identity(array: Array) -> Hashable:
         address, strides = array.__array_interface__["data"][0], array.strides
         if not array.size:
             return id(array)
+    # Dimensions of 1 have arbitrary strides, and only their number counts.
     dims = sorted((s, n) for s, n in zip(strides, array.shape, strict=True) if n > 1)
     where = str(getattr(array, "device", "numpy"))
     return where, address, str(array.dtype), len(dims), array.ndim, *dims

@@ -178,6 +178,7 @@ class Rule:
         return text if self.master is None else f"MixedPrecision({self.master}, {text})"
 
     def __getattr__(self, name: str) -> Any:
+        # Unpickling asks for methods such as `__setstate__` before there are `parts`.
         for part in () if name.startswith("_") else self.parts:
             target = part.kind.target(name)
             if target is not None:
@@ -226,6 +227,7 @@ def _adjusted(part: Part, rates: Mapping[str, float], values: Mapping[str, Any])
         target = kind.target(name)
         if target is None or (name in rates and target not in kind.fields):
             continue
+        # Such a value is a compile-time condition: states of another program would be needed.
         if isinstance(new[target], bool | str):
             raise ValueError(f"'{name}' chooses what is computed: set it before setup")
         new[target] = value

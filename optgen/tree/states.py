@@ -94,6 +94,7 @@ class Leaf:
 
     def begin(self, target: Tensor) -> None:
         """Create the state that is missing, with its initial values."""
+        # States are those of the master copy where there is one: its dtype, and it is what the kernel moves.
         if self.rule.master is not None:
             target = self.state.setdefault("master", target.detach().to(self.rule.master, copy=True))
         self.state.setdefault("step", torch.tensor(0.0, dtype=counter_dtype()))

@@ -110,6 +110,7 @@ def _update(state: Any, model: Any, grads: Any, inputs: Mapping[str, Any]) -> tu
         if key not in moves:
             moves[key] = _first(owners, path, leaf, array)
         move = moves[key]
+        # Arrays may have been tied or untied since `setup`.
         if move.leaf is not leaf:
             places = f"{text_of(move.path)} and {text_of(path)}"
             raise ValueError(f"the arrays at {places} are tied now, and have two states")
@@ -117,7 +118,7 @@ def _update(state: Any, model: Any, grads: Any, inputs: Mapping[str, Any]) -> tu
         if grad is not None and not leaf.frozen:
             _add(move, path, array, grad, array_inputs)
     moving = [move for move in moves.values() if move.grad is not None]
-    for move in moving:
+    for move in moving:  # states that a changed hyperparameter uses for the first time
         move.leaf.begin(move.target)
     engines = list({id(m.leaf.engine): m.leaf.engine for m in moving}.values())
     # Copies of a state tree share a launcher and its tables. Locks are taken in one order everywhere, so that
@@ -211,6 +212,7 @@ def _like(value: Any, target: Tensor, path: Path, what: str) -> Tensor:
     if tensor.layout is not torch.strided or not tensor.is_floating_point():
         tensor = tensor.to_dense() if tensor.layout is not torch.strided else tensor
         tensor = tensor.to(torch.promote_types(target.dtype, torch.float32))
+    # NumPy's numbers are float64 by default, which must not make the step of a float32 array one in float64.
     if tensor.dtype.itemsize > max(4, target.dtype.itemsize):
         tensor = tensor.to(torch.float32)
     return tensor.to(target.device)
@@ -221,7 +223,7 @@ def _prepare(engine: Engine, moves: list[Move], inputs: Mapping[str, Any]) -> Re
     launcher, mine = engine.launcher, [m for m in moves if m.leaf.engine is engine]
     global_values = engine.numbers | _global_inputs(engine, inputs, mine[0].target.device)
     known_inputs = {*global_values, *mine[0].inputs}
-    groups: dict[Rule, int] = {}
+    groups: dict[Rule, int] = {}  # leaves with equal rules share a row of scalars, as a parameter group
     work = []
     for move in mine:
         rule, state = move.leaf.rule, move.leaf.state
@@ -231,7 +233,7 @@ def _prepare(engine: Engine, moves: list[Move], inputs: Mapping[str, Any]) -> Re
         declared = launcher.compiler.specialised(facts).states.values()
         states = {s.name: state[s.key] for s in declared if s.extent is not Extent.ALL}
         step = state["step"].item() + 1.0
-        if target.numel():
+        if target.numel():  # an empty one is only counted
             work.append(Work(target, move.grad, states, group, facts, step, move.inputs, move.leaf.index))
     options = [rule.values for rule in groups]
     return launcher.prepare(work, options, None, global_values, engine.steps) if work else None

@@ -223,6 +223,7 @@ def _interpreter(request: Request) -> Iterator[Iterator[Outcome]]:
     """The outcomes of Triton's tests, dtype by dtype, from processes on all cores but this one's."""
     count = max(1, min(len(request.dtypes), (os.cpu_count() or 1) - 1))
     with ExitStack() as stack:
+        # Interleaved, for dtypes differ in how long they take; outcomes are put in the order of dtypes again.
         shares = [replace(request, dtypes=request.dtypes[i::count]) for i in range(count)]
         answers = [stack.enter_context(_process(share)) for share in shares]
         turns = (islice(answers[i % count], len(request.option_sets)) for i in range(len(request.dtypes)))
@@ -241,6 +242,7 @@ def _process(request: Request) -> Iterator[Iterator[Outcome]]:
         "option_sets": request.option_sets,
         "steps": request.steps,
     }
+    # The same modules as here, whatever the working folder has: -P, and this process's sys.path.
     command = [sys.executable, "-P", "-c", WORKER, json.dumps(sys.path)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONIOENCODING": "utf-8"}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as stderr:
@@ -253,7 +255,7 @@ def _process(request: Request) -> Iterator[Iterator[Outcome]]:
             process.stdin.write(json.dumps(message))
             process.stdin.close()
             yield _answers(process, stderr)
-        finally:
+        finally:  # also if the caller stops early
             process.kill()
             process.stdout.close()
             process.wait()
@@ -278,7 +280,7 @@ def _lost(failure: str) -> Outcome:
 
 def work() -> None:
     """The main function of a process with Triton's interpreter: runs the request on stdin."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # one process for each core
     message: Mapping[str, Any] = json.load(sys.stdin)
     program = library.chain(*(Source(text, name) for text, name in message["parts"]))
     if "maximize" in message["defaults"]:

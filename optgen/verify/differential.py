@@ -234,6 +234,7 @@ def allowed(program: Program, options: Options, dtypes: Iterable[torch.dtype], n
     for ndim in set(ndims):
         facts = compiler.facts({**compiler.defaults, **options}, ndim)
         for mode in (None, *program.modes):
+            # STEP values are computed by the host, the same for every back end.
             lowered = compiler.specialised(facts, mode)
             nodes = toposort(lowered.assigns.values())
             if any(not exact(n.op) and n.extent > Extent.STEP for n in nodes):
@@ -263,7 +264,7 @@ def run(program: Program, case: Case) -> Outcome:
     )
     reference = Trainee(kind, chosen, case.options, dtype, dtype, backend="numpy", state_dtype=state_dtype)
     precise = Trainee(kind, chosen, case.options, torch.float64, dtype, backend="numpy")
-    subject = reference
+    subject = reference  # of the reference only the error against float64 is of interest
     if case.backend != "numpy":
         compile_options = {"backend": case.backend, "state_dtype": state_dtype}
         subject = Trainee(kind, chosen, case.options, dtype, dtype, device, **compile_options)

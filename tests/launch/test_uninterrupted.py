@@ -509,15 +509,15 @@ def test_the_test_finds_launches_that_signals_interrupt(monkeypatch, name):
 
 def test_the_test_finds_states_that_are_created_before_the_launch(monkeypatch):
     """As an error between would leave them."""
-    original = optgen.AdamW._prepare
+    original = optgen.AdamW._build_work
 
-    def prepare(self, *args, **more):
+    def build_work(self, *args, **more):
         for group in self.param_groups:
             for p in group["params"]:
                 self.state[p]["exp_avg"] = torch.zeros_like(p)
         return original(self, *args, **more)
 
-    monkeypatch.setattr(optgen.Optimizer, "_prepare", prepare)
+    monkeypatch.setattr(optgen.Optimizer, "_build_work", build_work)
     case = next(case for case in CASES if case.name == "element-wise: first, cpu")
     choose = partial(outside, partial(chosen, early=20))
     report = judge(case, partial(fail, MemoryError), (MemoryError,), choose)
