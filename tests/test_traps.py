@@ -218,7 +218,7 @@ def test_trap_21_autograd_sees_that_a_parameter_was_written(backend):
 
 def test_trap_23_no_step_count_or_size_is_an_argument():
     """Kernels get addresses only, so Triton has no integer to specialise on; and nothing compiles later."""
-    from optgen.backends.triton import specs
+    from optgen.backends.triton.specs import specs
 
     tables = {"tensors", "chunks", "scalars", "partials", "slots", "numbers", "lines", "size", "slices"}
     tables |= {"moving"}
