@@ -12,7 +12,7 @@ import optgen
 from optgen import library
 from optgen.backends.triton.kernels import interpreting
 from optgen.ir.semantics import evaluate
-from optgen.launch.device_scalars import Clock
+from optgen.launch.device_scalars import DeviceScalars
 from optgen.launch.host_scalars import step_leaf
 from optgen.launch.launcher import Launcher
 from optgen.launch.work import Work
@@ -72,7 +72,7 @@ def computed(name, t):
     roots = [*lowered.scalars, *lowered.onces]
     host = defaultdict(lambda: 4.0, {**facts, **{k: float(v) for k, v in states.items()}})
     right = evaluate(roots, lambda n: step_leaf(n, options, t, host))
-    clock = Clock(roots, {}, "fp64", torch.device("cpu"), put)
+    clock = DeviceScalars(roots, {}, "fp64", torch.device("cpu"), put)
     counter = torch.tensor(t - 1.0, dtype=torch.float64)
     stop = torch.zeros((), dtype=torch.float64)
     clock.point([counter], [states])
@@ -168,15 +168,17 @@ def test_a_table_is_sent_again_only_when_it_changed(monkeypatch):
     optimizer = optgen.AdamW(params, backend="triton", capturable=True)
     train(optimizer, params, range(2))
     (bucket,) = optimizer._launcher._recordings[None].buckets
-    sent = dict(bucket.clock.sent)  # by table what was sent, and where to
+    sent = dict(bucket.device_scalars.sent)  # by table what was sent, and where to
     for p in params:
         p.grad = p.grad.clone()
     optimizer.step()
-    assert {k: v[0] is sent[k][0] for k, v in bucket.clock.sent.items()} == dict.fromkeys(sent, True)
+    assert {k: v[0] is sent[k][0] for k, v in bucket.device_scalars.sent.items()} == dict.fromkeys(sent, True)
     optimizer.param_groups[0]["lr"] = 0.5
     optimizer.step()
-    assert [k for k, v in bucket.clock.sent.items() if v[0] is not sent[k][0]] == ["values"]
-    assert all(v[1] is sent[k][1] for k, v in bucket.clock.sent.items())  # where a CUDA graph reads it
+    assert [k for k, v in bucket.device_scalars.sent.items() if v[0] is not sent[k][0]] == ["values"]
+    assert all(
+        v[1] is sent[k][1] for k, v in bucket.device_scalars.sent.items()
+    )  # where a CUDA graph reads it
 
 
 def test_a_hyperparameter_that_is_none():

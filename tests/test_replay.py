@@ -458,9 +458,9 @@ def watched(many):
     state = {p: {"step": torch.tensor(1.0), "exp_avg": torch.randn(5)} for p in params}
     groups = [{"params": params[:2]}, {"params": params[2:]}]
     wanted = [x for p in params for x in (p, *state[p].values())]
-    found = object_guards.watch(lists_of(groups), state, wanted)
+    found = object_guards.object_guard(lists_of(groups), state, wanted)
     assert list(map(id, found.find(lists_of(groups), state))) == list(map(id, wanted))
-    assert isinstance(found, object_guards.CompiledWatch) == many
+    assert isinstance(found, object_guards.CompiledObjectGuard) == many
     return groups, state, found
 
 
@@ -626,7 +626,7 @@ def test_a_guard_counts_versions_as_torch_does(many):
     fixed, free, found = guarded(many)
     assert found.find(fixed, free) is not None
     before = [t._version for t in (*fixed, *free)]
-    found.change(fixed)
+    found.increment_versions(fixed)
     # Tensors that are views of one share its version: each of the write counts for all of them.
     shared = sum(t._is_view() for t in fixed)
     assert [t._version for t in fixed] == [
