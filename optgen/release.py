@@ -45,8 +45,7 @@ class Release:
         for place in optimizer._places():
             p = optimizer.param_groups[place[1]]["params"][place[2]]
             if p.requires_grad:
-                # A launcher for each parameter: a recording is of one step's tensors.
-                hook = _hook(ref(optimizer), place, optimizer._launcher.apart(), hook_lock)
+                hook = _hook(ref(optimizer), place, optimizer._launcher.clone(), turn)
                 handles.append(p.register_post_accumulate_grad_hook(hook))
 
     def remove(self) -> None:

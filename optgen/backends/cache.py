@@ -32,7 +32,7 @@ compiling = uncut  # `with compiling():` a fork waits; any number of threads com
 
 _kernels: dict[tuple[Any, ...], Kernel] = {}
 _modules: dict[str, ModuleType] = {}
-_counting = lock()
+_built_lock = lock()
 built = 0  # kernels built by this process; a step that compiles nothing leaves it as it is
 
 
@@ -69,10 +69,10 @@ def _build(layout: Layout, backend: str, math_mode: str) -> Kernel:
         source = emit(plan, backend, math_mode, layout.dims, layout.sharded, layout.block)
         return load(source, plan.name, backend)
 
-    made = BACKENDS[backend].load(layout, math_mode, module)
-    with _counting:
+    result = BACKENDS[backend].load(layout, math_mode, module)
+    with _built_lock:
         built += 1
-    return made
+    return result
 
 
 def load(source: str, name: str, backend: str) -> ModuleType:
@@ -88,19 +88,19 @@ def load(source: str, name: str, backend: str) -> ModuleType:
         lines = source.splitlines(keepends=True)
         source = "".join(lines[tree.body[0].end_lineno :]).lstrip("\n")
     digest = hashlib.sha256("\0".join((source, BACKENDS[backend].version())).encode()).hexdigest()[:20]
-    known = f"{backend}_{digest}"
-    return once(_modules, known, partial(_execute, source, known, f"{identifier(name)[:80]}_{known}.py"))
+    key = f"{backend}_{digest}"
+    return once(_modules, key, partial(_execute, source, key, f"{identifier(name)[:80]}_{key}.py"))
 
 
-def _execute(source: str, known: str, file: str) -> ModuleType:
+def _execute(source: str, key: str, file: str) -> ModuleType:
     """Run a module's text, and show it only then to others."""
-    data, where = source.encode(), folder()
-    if where is not None and disk.read(file) != data:
+    data, cache_folder = source.encode(), folder()
+    if cache_folder is not None and disk.read(file) != data:
         disk.write(file, data)
-    path = os.fspath(where / file) if where is not None else f"<{file}>"
+    path = os.fspath(cache_folder / file) if cache_folder is not None else f"<{file}>"
     # For tracebacks, and for Triton, which reads the text of its functions: no file is looked at then.
     linecache.cache[path] = len(source), None, source.splitlines(keepends=True), path
-    module = ModuleType(f"optgen_kernel_{known}")
+    module = ModuleType(f"optgen_kernel_{key}")
     module.__file__ = path
     exec(compile(source, path, "exec"), module.__dict__)
     sys.modules[module.__name__] = module  # where Numba looks for the module of a function that it reads

@@ -29,13 +29,13 @@ LEFT_BEHIND = 3600  # seconds after which nobody is writing a temporary file any
 MOST_LINKS = 40
 
 _folders: dict[str, Path | None] = {}  # the folder, once it was looked for
-_said: set[str] = set()
-_talking = lock()
+_warned: set[str] = set()
+_warn_lock = lock()
 
 
 def folder() -> Path | None:
     """The cache folder; None where there is none that this user alone can write."""
-    return once(_folders, "cache", _found)
+    return once(_folders, "cache", _locate)
 
 
 def read(name: str) -> bytes | None:
@@ -50,15 +50,15 @@ def read(name: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        _say("file", f"{path}, which cannot be read ({error.strerror})", "remove it")
+        _warn_once("file", f"{path}, which cannot be read ({error.strerror})", "remove it")
         return None
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            _say("file", f"{path}, which is no file", "remove it")
+            _warn_once("file", f"{path}, which is no file", "remove it")
             return None
         if OWNERS and _writable_by_others(status, str(path)):
-            _say("file", f"{path}, which somebody else can write or has written", "remove it")
+            _warn_once("file", f"{path}, which somebody else can write or has written", "remove it")
             remove(name)
             return None
         if OWNERS and status.st_mode & 0o077:
@@ -67,7 +67,7 @@ def read(name: str) -> bytes | None:
         with open(handle, "rb", closefd=False) as file:
             return file.read()
     except OSError as error:
-        _say("file", f"{path}, which cannot be read ({error.strerror})", "remove it")
+        _warn_once("file", f"{path}, which cannot be read ({error.strerror})", "remove it")
         return None
     finally:
         os.close(handle)
@@ -76,10 +76,10 @@ def read(name: str) -> bytes | None:
 def write(name: str, data: bytes) -> None:
     """Write a file, whole or not at all; after a failure nothing more is written by this process."""
     where = folder()
-    if where is None or "space" in _said:
+    if where is None or "space" in _warned:
         return
     try:
-        _make(str(where))  # somebody may have removed it
+        _make_private(str(where))  # somebody may have removed it
         handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=where)
         try:
             with open(handle, "wb") as file:
@@ -93,7 +93,7 @@ def write(name: str, data: bytes) -> None:
             raise
     except OSError as error:
         what = f"{where}, where nothing can be written ({error.strerror or error})"
-        _say("space", what, "make room there, or set OPTGEN_CACHE_DIR to another folder of yours")
+        _warn_once("space", what, "make room there, or set OPTGEN_CACHE_DIR to another folder of yours")
 
 
 def remove(name: str) -> None:
@@ -104,12 +104,12 @@ def remove(name: str) -> None:
             os.unlink(where / name)
 
 
-def _say(kind: str, what: str, remedy: str) -> None:
+def _warn_once(kind: str, what: str, remedy: str) -> None:
     """Warn, once for each kind of trouble."""
-    with _talking:
-        if kind in _said:
+    with _warn_lock:
+        if kind in _warned:
             return
-        _said.add(kind)
+        _warned.add(kind)
     warnings.warn(
         f"optgen does not use {what}: kernels stay in memory, and the next process compiles them again. "
         f"To avoid that, {remedy}.",
@@ -118,33 +118,33 @@ def _say(kind: str, what: str, remedy: str) -> None:
     )
 
 
-def _found() -> Path | None:
+def _locate() -> Path | None:
     """Look for the folder, and make it where it is missing."""
-    given = os.environ.get("OPTGEN_CACHE_DIR")
+    configured = os.environ.get("OPTGEN_CACHE_DIR")
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    path = os.path.abspath(os.path.expanduser(given)) if given else os.path.join(base, "optgen")
+    path = os.path.abspath(os.path.expanduser(configured)) if configured else os.path.join(base, "optgen")
     try:
         fault = None if os.path.isabs(path) else "there is no home folder"
         path.encode()  # the name of a module's file
         if fault is None:
-            _make(path)
+            _make_private(path)
             fault = exposure(os.path.dirname(path), used=False)
         if fault is None:
-            _tighten(path, not given)
+            _tighten(path, not configured)
             fault = exposure(path)
     except OSError as error:
         fault = error.strerror or str(error)
     except UnicodeEncodeError:
         fault = "its name is not UTF-8"
     if fault is None:
-        _sweep(path)
+        _remove_stale(path)
         return Path(path)
-    place = f"OPTGEN_CACHE_DIR={given}" if given else f"the cache folder {path}"
-    _say("folder", f"{place} ({fault})", "set OPTGEN_CACHE_DIR to a folder that only you can write")
+    place = f"OPTGEN_CACHE_DIR={configured}" if configured else f"the cache folder {path}"
+    _warn_once("folder", f"{place} ({fault})", "set OPTGEN_CACHE_DIR to a folder that only you can write")
     return None
 
 
-def _make(path: str) -> None:
+def _make_private(path: str) -> None:
     """Make a folder, and those above it that are missing, for this user alone."""
     missing = []
     while path != os.path.dirname(path) and not os.path.isdir(path):
@@ -173,7 +173,7 @@ def _tighten(path: str, own: bool) -> None:
             os.chmod(each, 0o600)
 
 
-def _sweep(path: str) -> None:
+def _remove_stale(path: str) -> None:
     """Remove what processes that were killed have left behind."""
     with contextlib.suppress(OSError), os.scandir(path) as entries:
         for entry in entries:
@@ -191,7 +191,7 @@ def exposure(path: str, used: bool = True) -> str | None:
     """
     if not OWNERS:
         return None
-    left, at, links = path.split("/")[::-1], "/", 0
+    remaining, at, links = path.split("/")[::-1], "/", 0
     while True:
         status = os.lstat(at)
         if stat.S_ISLNK(status.st_mode):
@@ -199,13 +199,13 @@ def exposure(path: str, used: bool = True) -> str | None:
             if status.st_uid not in (os.geteuid(), 0) or links > MOST_LINKS:
                 return f"{at} is a link that somebody else made"
             target = os.readlink(at)
-            left += target.split("/")[::-1]
+            remaining += target.split("/")[::-1]
             at = "/" if target.startswith("/") else os.path.dirname(at)
             continue
-        fault = _folder_exposure(at, status, used and not any(left))
-        if fault is not None or not any(left):
+        fault = _folder_exposure(at, status, used and not any(remaining))
+        if fault is not None or not any(remaining):
             return fault
-        part = left.pop()
+        part = remaining.pop()
         at = os.path.dirname(at) if part == ".." else os.path.join(at, part) if part not in ("", ".") else at
 
 
@@ -228,10 +228,10 @@ def _writable_by_others(status: os.stat_result, path: str) -> bool:
     """
     if status.st_uid != os.geteuid() or status.st_mode & 0o002:
         return True
-    return bool(status.st_mode & 0o020) and (_has_list(path) or not _alone_in(status.st_gid))
+    return bool(status.st_mode & 0o020) and (_has_acl(path) or not _alone_in(status.st_gid))
 
 
-def _has_list(path: str) -> bool:
+def _has_acl(path: str) -> bool:
     try:
         return bool(os.getxattr(path, "system.posix_acl_access"))
     except (OSError, AttributeError):  # no list, or a system that has none
@@ -244,8 +244,10 @@ def _alone_in(group: int) -> bool:
     import pwd
 
     try:
-        name, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
+        name, entry = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
     except KeyError:
         return False
-    first = {each.pw_name for each in pwd.getpwall() if each.pw_gid == group}  # whom the group does not list
-    return found.gr_name == name and {*found.gr_mem, *first} <= {name}
+    primary = {
+        each.pw_name for each in pwd.getpwall() if each.pw_gid == group
+    }  # whom the group does not list
+    return entry.gr_name == name and {*entry.gr_mem, *primary} <= {name}

@@ -68,10 +68,10 @@ class Names:
     def add(self, store: str, stem: str) -> None:
         """Call a store by the stem, or by the first of `stem_1`, `stem_2`, … of which every form is free."""
         name, number = stem, 0
-        while not self.taken.isdisjoint(made := {form.format(name) for form in self.forms}):
+        while not self.taken.isdisjoint(spellings := {form.format(name) for form in self.forms}):
             number += 1
             name = f"{stem}_{number}"
-        self.taken |= made
+        self.taken |= spellings
         self.stores[store] = name
 
     def leaf(self, n: Node) -> str:
@@ -85,13 +85,13 @@ class Names:
 def leaves(roots: Iterable[Node], stores: Sequence[str]) -> list[Node]:
     """The leaves that have variables: values of stores in their order, coarser states, slots, numbers."""
 
-    def place(n: Node) -> tuple[int, int]:
+    def sort_key(n: Node) -> tuple[int, int]:
         if n.extent is Extent.ELEMENT and n.op is not Op.INDEX:
             return 0, stores.index(n.value or "")
         kind = {Op.LOAD: 1, Op.SLOT: 2, Op.SCALAR: 3, Op.TOTAL: 4, Op.INDEX: 5, Op.KEY: 6}[n.op]
         return kind, int(n.value or 0) if n.op in (Op.SLOT, Op.SCALAR, Op.TOTAL) else 0
 
-    return sorted((n for n in toposort(roots) if n.op in LEAVES and n.op is not Op.CONST), key=place)
+    return sorted((n for n in toposort(roots) if n.op in LEAVES and n.op is not Op.CONST), key=sort_key)
 
 
 def write(
@@ -139,7 +139,7 @@ def function(
     return f"def {name}({arguments}):\n" + indent([*body, f"return {', '.join(results)}"], 1)
 
 
-def part_of(step: Step, word: str) -> str:
+def helper_name(step: Step, word: str) -> str:
     """The name of another function of a sweep: `update0` of `sweep0`."""
     return step.name.replace(step.kind, word)
 
@@ -170,12 +170,12 @@ def u32(value: float) -> str:
     return f"{int(value):#x}" if value > 31 else str(int(value))
 
 
-def finishes(plan: Plan, step: Step) -> dict[Extent, list[str]]:
+def states_by_extent(plan: Plan, step: Step) -> dict[Extent, list[str]]:
     """The coarse states to write by extent, the finest first: those may read what the coarser have been."""
-    found: dict[Extent, list[str]] = {}
+    by_extent: dict[Extent, list[str]] = {}
     for name in sorted(step.values, key=lambda s: -plan.states[s].extent.rank):
-        found.setdefault(plan.states[name].extent, []).append(name)
-    return found
+        by_extent.setdefault(plan.states[name].extent, []).append(name)
+    return by_extent
 
 
 def header(layout: Layout, math_mode: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from optgen.backends.slices import across
+from optgen.backends.slices import is_columns
 from optgen.ir.extent import Extent
 from optgen.plan.plan import Plan, Reduction
 
@@ -70,20 +70,20 @@ class Layout:
         return tuple(i for i, e in enumerate(self.plan.extents) if e.sliced)
 
     @cached_property
-    def swept(self) -> tuple[Reduction, ...]:
+    def sliced_reductions(self) -> tuple[Reduction, ...]:
         """The reductions of slices that a sweep finds in part."""
         return tuple(r for step in self.plan.sweeps for r in step.reductions if r.extent.sliced)
 
-    def several(self, kind: Extent) -> bool:
+    def spans_lines(self, kind: Extent) -> bool:
         """Whether slices of a kind are several lines each."""
-        alone = kind is Extent.ROW or kind.name.startswith("BLOCK") or self.plan.slices == (Extent.UNIT,)
-        return not (alone or across(kind))
+        one_line = kind is Extent.ROW or kind.name.startswith("BLOCK") or self.plan.slices == (Extent.UNIT,)
+        return not (one_line or is_columns(kind))
 
     @cached_property
     def partial(self) -> tuple[int, ...]:
         """The slots of tensors that a sweep finds in part, one chunk after the other."""
-        found = (r for step in self.plan.sweeps for r in step.reductions)
-        return tuple(r.slot for r in found if not r.extent.sliced)
+        reductions = (r for step in self.plan.sweeps for r in step.reductions)
+        return tuple(r.slot for r in reductions if not r.extent.sliced)
 
     @cached_property
     def columns(self) -> dict[str, int]:
@@ -97,7 +97,7 @@ class Layout:
             names += ["@columns", "@rows", "@lines", "@width"]
             names += [f"@{what}_{kind}" for kind in self.plan.slices for what in ("inner", "count")]
             names += [f"@slot{i}" for i in self.lines]
-            names += [f"@{what}{r.slot}" for r in self.swept for what in ("parts", "turns")]
+            names += [f"@{what}{r.slot}" for r in self.sliced_reductions for what in ("parts", "turns")]
         names += [f"@size{d}" for d in range(self.dims)]
         names += [f"@stride_{s}{d}" for s in self.plan.stores for d in range(self.dims)]
         return {name: i for i, name in enumerate(names)}

@@ -63,8 +63,8 @@ class Kernel(Protocol):
     def run(self, step: Step, tables: Tables) -> None:
         """Run one step of the plan over every tensor."""
 
-    def alone(self, step: Step, tables: Tables) -> tuple[int, int] | None:
-        """Function pointer and argument with which compiled code runs a short step in this thread, or None.
+    def c_call(self, step: Step, tables: Tables) -> tuple[int, int] | None:
+        """A C function of one pointer and what it points to, which make a step that is short in this thread.
 
         None where it is not short, or no such function. Both are good while `words` of the tables stay.
         """

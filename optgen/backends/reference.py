@@ -43,7 +43,7 @@ def by_slice(op: Op, values: np.ndarray, index: np.ndarray, count: int) -> np.nd
     return largest
 
 
-class Memory:
+class ArrayAt:
     """What lies at an address, as `np.asarray` takes it."""
 
     def __init__(self, address: int, kind: Any, shape: tuple[int, ...], strides: tuple[int, ...] | None):
@@ -80,7 +80,7 @@ class Member:
             strides = tuple(self.cell(f"@stride_{name}{d}") * np.dtype(kind).itemsize for d in dims)
         if 0 in shape:
             return np.empty(shape, kind)
-        return np.asarray(Memory(self.cell(name), kind, shape, strides))
+        return np.asarray(ArrayAt(self.cell(name), kind, shape, strides))
 
     def put(self, name: str, value: Any) -> None:
         """Write a store, a spill or a state."""
@@ -101,13 +101,13 @@ class Member:
         first = self.cell(f"@slot{slot}")
         return np.asarray(self.tables.lines[first : first + self.count(kind)])
 
-    def slices(self, kind: Extent) -> np.ndarray:
+    def slice_indices(self, kind: Extent) -> np.ndarray:
         """The slice that each element is of."""
         at, inner = np.arange(self.count(Extent.ELEMENT)), self.cell(f"@inner_{kind}")
         return slice_of(at, kind, self.cell("@columns"), inner, self.count(kind))
 
     @cached_property
-    def places(self) -> np.ndarray:
+    def global_indices(self) -> np.ndarray:
         """Where each element lies in its tensor, or in the larger one that this is a part of."""
         at = np.arange(self.count(Extent.ELEMENT))
         if self.layout.sharded:
@@ -132,20 +132,20 @@ class Member:
                 word, _, half = value.partition("_")
                 return np.uint32(self.cell(f"@{word}") >> (32 if half == "high" else 0) & LOW)
             case Op.INDEX:
-                return (self.places >> (32 if value == "high" else 0) & LOW).astype(np.uint32)
+                return (self.global_indices >> (32 if value == "high" else 0) & LOW).astype(np.uint32)
             case Op.SLOT:
-                return self._spread(self.slot(int(value)).astype(self.real), n.extent, kind)
+                return self._broadcast(self.slot(int(value)).astype(self.real), n.extent, kind)
         values = self.array(value).flatten()
-        return values.astype(np.uint32) if n.dtype is DType.U32 else self._spread(values, n.extent, kind)
+        return values.astype(np.uint32) if n.dtype is DType.U32 else self._broadcast(values, n.extent, kind)
 
-    def _spread(self, values: np.ndarray, have: Extent, want: Extent) -> Any:
+    def _broadcast(self, values: np.ndarray, have: Extent, want: Extent) -> Any:
         """Values of one extent, for each of a finer one."""
         if not have.sliced:
             return values if have is Extent.ELEMENT else values[0]
         if have is want:
             return values
         if want is Extent.ELEMENT:
-            return values[self.slices(have)]
+            return values[self.slice_indices(have)]
         each = self.count(want) // self.count(have)  # rows, or columns, of a matrix
         return np.repeat(values, each)
 
@@ -157,7 +157,7 @@ class Member:
         for r in step.reductions:
             operand = np.broadcast_to(values[r.operand], self.count(Extent.ELEMENT))
             if r.extent.sliced:
-                index, count = self.slices(r.extent), self.count(r.extent)
+                index, count = self.slice_indices(r.extent), self.count(r.extent)
                 self.slot(r.slot)[:] = by_slice(r.op, operand, index, count)
             else:
                 self.slot(r.slot)[:] = reduce(r, operand)
@@ -176,11 +176,11 @@ class Member:
 
     def finish(self, step: Step) -> None:
         """Write the new states of tensors and slices."""
-        made = {}
+        new = {}
         for name, n in step.values.items():
             kind = self.plan.states[name].extent
-            made[name] = self.evaluate([n], kind)[n]
-        for name, value in made.items():
+            new[name] = self.evaluate([n], kind)[n]
+        for name, value in new.items():
             self.put(name, value)
 
 
@@ -189,20 +189,20 @@ def reduce_all(step: Step, members: Sequence[Member]) -> None:
     plan, numbers = members[0].plan, members[0].tables.numbers
     values = [member.evaluate(step.roots(), Extent.TENSOR) for member in members]
     for r in step.reductions:
-        parts = [float(members[0].real(found[r.operand])) for found in values]
+        parts = [float(members[0].real(computed[r.operand])) for computed in values]
         numbers[plan.numbers[f"@slot{r.slot}"]] = MEANING[r.op](parts)
 
 
-def compute_globals(step: Step, places: Mapping[str, int], numbers: np.ndarray) -> None:
+def compute_globals(step: Step, columns: Mapping[str, int], numbers: np.ndarray) -> None:
     """Compute what is one for the whole optimizer, in float64, in place."""
 
     def leaf(n: Node) -> Any:
-        value = numbers[places[buffer_of(n) or ""]]
+        value = numbers[columns[buffer_of(n) or ""]]
         return np.bool_(value) if n.dtype is DType.BOOL else np.float64(value)
 
     values = evaluate(step.values.values(), leaf)
     for name, n in step.values.items():
-        numbers[places[name]] = values[n]
+        numbers[columns[name]] = values[n]
 
 
 class NumpyKernel(Kernel):
@@ -248,15 +248,15 @@ def emit(layout: Layout, math_mode: str = "exact") -> str:
     """The plan as the reference walks it, in the notation of rules; its math mode is always exact."""
     plan = layout.plan
     names, parts, done = Names(plan, ()), [header(Layout(plan), "exact")], 0
-    for kind, group in groupby(plan.steps, _paragraph):
+    for kind, group in groupby(plan.steps, _group_key):
         if kind in ("combine", "global"):
             continue
         steps = list(group)
         lines, results = write([n for s in steps for n in s.roots()], plan.names, names, spell)
-        found = iter(results)
+        texts = iter(results)
         for step in steps:
-            lines += [f"{name} <- {next(found)}" for name in step.values]
-            lines += [f"r{r.slot} = {reduction_text(r)}({next(found)})" for r in step.reductions]
+            lines += [f"{name} <- {next(texts)}" for name in step.values]
+            lines += [f"r{r.slot} = {reduction_text(r)}({next(texts)})" for r in step.reductions]
         title = f"before phase {done}" if done < len(plan.sweeps) else "after the last phase"
         if steps[0].kind == "sweep":
             title, done = f"phase {done}: load {', '.join(steps[0].loads)}", done + 1
@@ -266,7 +266,7 @@ def emit(layout: Layout, math_mode: str = "exact") -> str:
     return "\n".join(parts)
 
 
-def _paragraph(step: Step) -> str:
+def _group_key(step: Step) -> str:
     """What is the same for steps whose texts stand together."""
     if step.kind in ("slice_reduce", "global_reduce"):
         return "reduce"

@@ -55,8 +55,8 @@ class Backend:
 
     def load(self, layout: Layout, math_mode: str, module: Callable[[], ModuleType]) -> Kernel:
         """The kernel of a layout, whose text defines `module()`."""
-        made: Kernel = self._module.load(layout, math_mode, module)
-        return made
+        kernel: Kernel = self._module.load(layout, math_mode, module)
+        return kernel
 
     @cache  # noqa: B019
     def version(self) -> str:

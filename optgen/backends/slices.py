@@ -83,7 +83,7 @@ class View:
         return self.lines
 
 
-def across(kind: Extent) -> bool:
+def is_columns(kind: Extent) -> bool:
     """Whether slices of a kind are columns, and not lines."""
     return kind in (Extent.COL, Extent.dim(-1))
 
@@ -91,4 +91,4 @@ def across(kind: Extent) -> bool:
 def slice_of(at: np.ndarray, kind: Extent, columns: int, inner: int, count: int) -> np.ndarray:
     """The slice of each element, by its place in a tensor; see `View` for the numbers."""
     line, column = at // columns, at % columns
-    return line // inner * columns + column if across(kind) else line // inner % count
+    return line // inner * columns + column if is_columns(kind) else line // inner % count

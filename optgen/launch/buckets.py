@@ -16,18 +16,18 @@ from optgen.backends.layout import LOWEST, PLACE, SLICES, Layout
 from optgen.backends.protocol import Kernel, Tables
 from optgen.backends.slices import View
 from optgen.ir.node import Op
-from optgen.launch.dtensor import EVERY, Shard, Share
+from optgen.launch.dtensor import EVERY, PartialValues, Shard
 from optgen.launch.host_scalars import Scalars
 from optgen.launch.strides import Geometry
 from optgen.launch.tiles import Tiling
-from optgen.launch.uploads import Moving, upload
+from optgen.launch.uploads import AddressTable, upload
 from optgen.launch.work import Work, shape_fact
 from optgen.plan.plan import Plan
 
 if TYPE_CHECKING:
     from optgen.launch.device_scalars import DeviceScalars  # needs Triton
 
-SPILL = 64  # elements that members' spills begin at multiples of
+SPILL_ALIGN = 64  # elements that members' spills begin at multiples of
 NOWHERE = (EVERY, 0, EVERY, 0, 0)  # the place of a tensor that is no part of another
 
 
@@ -45,18 +45,18 @@ class Bucket:
     tables: Tables = field(init=False)
     host: np.ndarray = field(init=False)  # the host's copy of tables.tensors
     sent: np.ndarray | None = field(init=False, default=None)  # what the device has of it
-    moving: Moving | None = field(init=False, default=None)  # addresses that a GPU has in a table apart
-    kept: int = field(init=False, default=0)  # places in which maxima are found
-    complete: bool = field(init=False, default=True)  # whether the last step came to its end
+    moving: AddressTable | None = field(init=False, default=None)  # addresses that a GPU has in a table apart
+    in_place_cells: int = field(init=False, default=0)  # places in which maxima are found
+    finished: bool = field(init=False, default=True)  # whether the last step came to its end
     filled: dict[str, float] = field(init=False, default_factory=dict)  # the numbers that the host has sent
-    shared: dict[int, list[Share]] = field(init=False, default_factory=dict)  # by slot, see `shares`
-    # Where the device has the step counts: values per step of the members, and those that are one for all.
+    partials_by_slot: dict[int, list[PartialValues]] = field(init=False, default_factory=dict)
+    # Where the counters lie on the device: the values per row, and those that are one for the whole optimizer.
     device_scalars: DeviceScalars | None = field(init=False, default=None)
-    once_scalars: DeviceScalars | None = field(init=False, default=None)
+    global_scalars: DeviceScalars | None = field(init=False, default=None)
     scalars: Scalars = field(init=False)  # the values per step that the host computes
     sources: dict[str, np.ndarray] = field(init=False)  # by store: which of the step's tensors
     groups: np.ndarray = field(init=False)  # of each member, its group,
-    numbers: np.ndarray = field(init=False)  # which of the optimizer's parameters it is,
+    param_indices: np.ndarray = field(init=False)  # which of the optimizer's parameters it is,
     numels: np.ndarray = field(init=False)  # how many elements it has,
     shards: list[Shard | None] = field(init=False)  # where it lies in a distributed parameter,
     facts: np.ndarray = field(init=False)  # and its shape facts [members, `scalars.facts`]; NaN for states
@@ -75,7 +75,7 @@ class Bucket:
         """Fill the columns that depend on sizes and strides."""
         columns, members = self.layout.columns, [work[m] for m in self.members]
         self.groups = np.array([w.group for w in members], np.int64)
-        self.numbers = np.array([w.index for w in members], np.int64)
+        self.param_indices = np.array([w.index for w in members], np.int64)
         self.numels = numels = np.array([w.param.numel() for w in members], np.int64)
         self.shards = [w.shard for w in members]
         self.facts = np.full((len(members), len(self.scalars.facts)), np.nan)
@@ -85,7 +85,7 @@ class Bucket:
         table = np.zeros((len(numels), self.layout.width), np.int64)
         table[:, columns["@numel"]] = numels
         if self.plan.random:
-            table[:, columns["@param"]] = self.numbers
+            table[:, columns["@param"]] = self.param_indices
         tilings = self._tilings([w.param for w in members]) if self.layout.tiled else []
         chunks, counts = self._tiles(table, tilings) if tilings else self._chunks(numels)
         table[:, columns["@first"]], table[:, columns["@count"]] = np.cumsum(counts) - counts, counts
@@ -112,7 +112,7 @@ class Bucket:
             self.tables.numbers = self.empty(len(self.plan.numbers))
             self.tables.size = self.put(np.array([len(numels)], np.int64))
         if self.layout.moving and not self.numpy_tables:
-            self.moving = Moving((len(numels), len(self.layout.moving)), self.device, self.counted)
+            self.moving = AddressTable((len(numels), len(self.layout.moving)), self.device, self.counted)
         if tilings:
             self._slices(table, tilings)
 
@@ -136,41 +136,43 @@ class Bucket:
 
     def _tiles(self, table: np.ndarray, tilings: Sequence[Tiling]) -> tuple[np.ndarray, np.ndarray]:
         """The tiles of the tensors, and how many each has."""
-        found = []
+        rows = []
         for i, tiling in enumerate(tilings):
-            found.append(np.insert(tiling.rows_of(), 0, i, axis=1))
+            rows.append(np.insert(tiling.chunk_rows(), 0, i, axis=1))
             for name, value in tiling.columns().items():
                 table[i, self.layout.columns[f"@{name}"]] = value
-        return np.concatenate(found), np.array([len(f) for f in found], np.int64)
+        return np.concatenate(rows), np.array([len(f) for f in rows], np.int64)
 
     def _slices(self, table: np.ndarray, tilings: Sequence[Tiling]) -> None:
         """Allocate slots for values of slices, and for the tiles' partial results."""
         columns = self.layout.columns
-        kept = sum(tiling.size(tiling.staying) for tiling in tilings)
-        first, used = 0, kept
+        in_place_cells = sum(tiling.cells_needed(tiling.in_place_offsets) for tiling in tilings)
+        first, used = 0, in_place_cells
         for i, tiling in enumerate(tilings):
             for slot in self.layout.lines:
                 table[i, columns[f"@slot{slot}"]] = used
                 used += tiling.view.count(self.plan.extents[slot])
-            for r in self.layout.swept:
-                place = table[i, columns[f"@slot{r.slot}"]]
-                if tiling.own(r):
-                    place = (
-                        first + tiling.staying[r.slot] if tiling.stays(r) else used + tiling.passing[r.slot]
+            for r in self.layout.sliced_reductions:
+                parts = table[i, columns[f"@slot{r.slot}"]]
+                if tiling.needs_scratch(r):
+                    parts = (
+                        first + tiling.in_place_offsets[r.slot]
+                        if tiling.in_place(r)
+                        else used + tiling.scratch_offsets[r.slot]
                     )
-                table[i, columns[f"@parts{r.slot}"]] = place
-            first += tiling.size(tiling.staying)
-            used += tiling.size(tiling.passing)
-        self.tables.lines, self.kept = self.empty(used), kept
-        self.clear()
+                table[i, columns[f"@parts{r.slot}"]] = parts
+            first += tiling.cells_needed(tiling.in_place_offsets)
+            used += tiling.cells_needed(tiling.scratch_offsets)
+        self.tables.lines, self.in_place_cells = self.empty(used), in_place_cells
+        self.reset_maxima()
         for kind in self.plan.slices:
             counts = [tiling.view.count(kind) for tiling in tilings]
             starts = [(i, s) for i, count in enumerate(counts) for s in range(0, count, SLICES)]
             self.tables.slices[kind] = self.put(np.array(starts, np.int64).reshape(-1, 2))
 
-    def clear(self) -> None:
+    def reset_maxima(self) -> None:
         """Forget maxima that are found in place; a step that comes to its end leaves none."""
-        self.tables.lines[: self.kept] = float(np.array(LOWEST).view(np.float64))
+        self.tables.lines[: self.in_place_cells] = float(np.array(LOWEST).view(np.float64))
 
     def put(self, array: np.ndarray) -> Any:
         """Copy an array to where the kernel reads it."""
@@ -196,25 +198,25 @@ class Bucket:
         `addresses` are those of all tensors of the step, which have passed the door.
         """
         columns, spills = self.layout.columns, []
-        found: dict[str, np.ndarray] = {}
+        by_column: dict[str, np.ndarray] = {}
         for name in self.layout.moving if moved else self.layout.pointers:
             if name.startswith("#"):
                 buffer, starts = self._spill()
                 spills.append(buffer)
-                found[name] = buffer.data_ptr() + starts
+                by_column[name] = buffer.data_ptr() + starts
             else:
-                found[name] = addresses[self.sources[name]]
+                by_column[name] = addresses[self.sources[name]]
         if self.moving is not None:
-            apart = [found.pop(name) for name in self.layout.moving]
-            self.tables.moving = self.moving.send(np.stack(apart, axis=1))
-        for name, places in found.items():
+            table = [by_column.pop(name) for name in self.layout.moving]
+            self.tables.moving = self.moving.send(np.stack(table, axis=1))
+        for name, places in by_column.items():
             self.host[:, columns[name]] = places
         return spills
 
     def _spill(self) -> tuple[Tensor, np.ndarray]:
         """Memory for a spill of every member, and where each begins, in bytes."""
         dtype = torch.float64 if self.plan.real == "fp64" else torch.float32
-        sizes = -(-self.numels // SPILL) * SPILL
+        sizes = -(-self.numels // SPILL_ALIGN) * SPILL_ALIGN
         starts = (np.cumsum(sizes) - sizes) * dtype.itemsize
         return torch.empty(int(sizes.sum()), dtype=dtype, device=self.device), starts
 
@@ -226,13 +228,13 @@ class Bucket:
             self.tables.tensors = self.put(self.host)
             self.sent = self.host.copy()
 
-    def held(self) -> list[Any]:
-        """The tables that the CUDA graph being captured reads, to be kept alive for its replays."""
-        clocks = [c.sent.copy() for c in (self.device_scalars, self.once_scalars) if c is not None]
+    def captured_tables(self) -> list[Any]:
+        """The tables that a CUDA graph reads which is captured now: its replays need them."""
+        clocks = [c.sent.copy() for c in (self.device_scalars, self.global_scalars) if c is not None]
         return [copy(self.tables), self.moving, *clocks]
 
-    def set_device_scalars(self, counters: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Let the device compute the values per step from these counters and states, which lie there."""
+    def point_scalars(self, counters: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Have the device compute what follows from these counters and states, which lie there."""
         if self.device_scalars is None:
             from optgen.launch.device_scalars import DeviceScalars
 
@@ -242,8 +244,8 @@ class Bucket:
         self.device_scalars.point(counters, states)
         self.host[:, self.layout.columns["@row"]] = np.arange(len(self.members))
 
-    def prepare_device_scalars(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Upload options and compile what `count` launches: what can fail fails here."""
+    def prepare_scalars(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Have all ready that `count` needs: what can fail fails here."""
         assert self.device_scalars is not None
         place = {n.value: k for k, n in enumerate(self.scalars.facts) if n.op is Op.SHAPE}
         self.device_scalars.set(groups, self.groups, lambda row, name: float(self.facts[row, place[name]]))
@@ -266,43 +268,43 @@ class Bucket:
         if not isinstance(steps, Tensor):
             (row,) = Scalars(onces).rows([(options, steps + 1, ())])
             return {f"@once{i}": x for i, x in enumerate(row)}
-        if self.once_scalars is None:
+        if self.global_scalars is None:
             from optgen.launch.device_scalars import DeviceScalars
 
-            self.once_scalars = DeviceScalars(onces, {}, "fp64", self.device, self.put)
-        self.once_scalars.point([steps.to(self.device)], [{}])
-        self.once_scalars.set([options], np.zeros(1, np.int64), lambda row, name: 0.0)
-        found = self.once_scalars.run(torch.zeros((), dtype=torch.float64, device=self.device))
-        return {f"@once{i}": found[0, i] for i in range(len(onces))}
+            self.global_scalars = DeviceScalars(onces, {}, "fp64", self.device, self.put)
+        self.global_scalars.point([steps.to(self.device)], [{}])
+        self.global_scalars.set([options], np.zeros(1, np.int64), lambda row, name: 0.0)
+        values = self.global_scalars.run(torch.zeros((), dtype=torch.float64, device=self.device))
+        return {f"@once{i}": values[0, i] for i in range(len(onces))}
 
-    def shares(self, slots: Sequence[int]) -> list[Share]:
-        """The partial sums in these slots that must be all-reduced over the processes that share a tensor."""
+    def partial_values(self, slots: Sequence[int]) -> list[PartialValues]:
+        """The places of what these slots have for parts of tensors, of which other processes have more."""
         for slot in slots:
-            if slot not in self.shared:
-                self.shared[slot] = list(self._shares(slot))
-        return [share for slot in slots for share in self.shared[slot]]
+            if slot not in self.partials_by_slot:
+                self.partials_by_slot[slot] = list(self._partial_values(slot))
+        return [partial for slot in slots for partial in self.partials_by_slot[slot]]
 
-    def _shares(self, slot: int) -> Iterator[Share]:
+    def _partial_values(self, slot: int) -> Iterator[PartialValues]:
         reduction, by_mesh = self.plan.reductions[slot], defaultdict[tuple[Any, ...], list[int]](list)
         for i, shard in enumerate(self.shards):
-            if shard is not None and shard.apart(reduction):
-                by_mesh[shard.mesh, shard.apart(reduction)].append(i)
+            if shard is not None and shard.partial_dims(reduction):
+                by_mesh[shard.mesh, shard.partial_dims(reduction)].append(i)
         for (mesh, dims), rows in by_mesh.items():
-            at, keys, empty = self._places(slot, rows)
+            offsets, keys, empty = self._slot_offsets(slot, rows)
             values = self.tables.lines if reduction.extent.sliced else self.tables.slots
             flat = (torch.from_numpy(values) if self.numpy_tables else values).view(-1)
-            where = torch.from_numpy(at).to(flat.device)
-            yield Share(flat, where, keys, empty, reduction.op, mesh, dims)
+            where = torch.from_numpy(offsets).to(flat.device)
+            yield PartialValues(flat, where, keys, empty, reduction.op, mesh, dims)
 
-    def _places(self, slot: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Offsets into the slot table, sort keys, and a mask of parameters whose local shard is empty."""
+    def _slot_offsets(self, slot: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where values of a slot lie for these members, what orders them, and which are of empty parts."""
         kind, columns, width = self.plan.extents[slot], self.layout.columns, len(self.plan.extents)
-        at, keys, empty = [], [], []
+        offsets, keys, empty = [], [], []
         for i in rows:
             count = int(self.host[i, columns[f"@count_{kind}"]]) if kind.sliced else 1
             start = self.host[i, columns[f"@slot{slot}"]] if kind.sliced else i * width + slot
-            at.append(int(start) + np.arange(count))
-            number = np.full(count, self.numbers[i])
+            offsets.append(int(start) + np.arange(count))
+            number = np.full(count, self.param_indices[i])
             keys.append(np.stack([number, np.full(count, slot), np.arange(count)], axis=1))
             empty.append(np.full(count, not self.numels[i]))
-        return np.concatenate(at), np.concatenate(keys), np.concatenate(empty)
+        return np.concatenate(offsets), np.concatenate(keys), np.concatenate(empty)

@@ -28,7 +28,7 @@ Fact = Callable[[int, str], float]  # of a row: a fact about its shape
 
 
 class DeviceScalars:
-    """Computes the values per step of a bucket on the device, from counters and states that lie there."""
+    """Computes the same values for the same rows in every step."""
 
     def __init__(
         self, roots: Sequence[Node], results: Mapping[str, Node], real: str, device: torch.device, put: Put
@@ -37,7 +37,7 @@ class DeviceScalars:
         self.values = step_scalars.Values(
             tuple(done[: len(roots)]), dict(zip(results, done[len(roots) :], strict=True))
         )
-        self.leaves, self.kept = self.values.leaves, self.values.kept
+        self.leaves, self.state_names = self.values.leaves, self.values.states
         source = step_scalars.emit(self.values, f"tl.{'float64' if real == 'fp64' else 'float32'}")
         self.module: ModuleType = cache.load(source, "prologue", "triton")
         self.real = torch.float64 if real == "fp64" else torch.float32
@@ -54,12 +54,14 @@ class DeviceScalars:
             states: of each row its states, 0-d, float64, on the device.
         """
         self.count, self.wide = len(counters), counters[0].dtype is torch.float64
-        places = np.array([c.data_ptr() for c in counters], np.int64)
-        kept = np.array([[s[name].data_ptr() for name in self.kept] for s in states], np.int64)
-        self.places = (
-            self._table("counters", places),
-            self._table("states", kept.reshape(self.count, -1)),
-            self._table("rows", np.array([self.count], np.int64)),
+        counter_addresses = np.array([c.data_ptr() for c in counters], np.int64)
+        state_addresses = np.array(
+            [[s[name].data_ptr() for name in self.state_names] for s in states], np.int64
+        )
+        self.pointer_tables = (
+            self._send_table("counters", counter_addresses),
+            self._send_table("states", state_addresses.reshape(self.count, -1)),
+            self._send_table("rows", np.array([self.count], np.int64)),
         )
 
     def set(self, groups: Sequence[Mapping[str, Any]], rows: np.ndarray, fact: Fact) -> None:
@@ -73,7 +75,7 @@ class DeviceScalars:
         Raises:
             ValueError: a hyperparameter is None that the rule needs.
         """
-        self.values_sent = self._given(groups, rows, fact)
+        self.hyper_table = self._hyper_table(groups, rows, fact)
         if self.wide not in self.compiled:
             self._launch(torch.zeros((), dtype=torch.float64, device=self.device), step_scalars.prepare)
             self.compiled.add(self.wide)
@@ -87,16 +89,16 @@ class DeviceScalars:
         return torch.empty(self.count, max(1, len(self.values.roots)), dtype=self.real, device=self.device)
 
     def _launch(self, stop: Tensor, how: Callable[..., None]) -> Tensor:
-        counters, states, rows = self.places
+        counters, states, rows = self.pointer_tables
         out = self.empty()
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            how(self.module, (self.values_sent, counters, states, stop, rows, out), self.count, self.wide)
+            how(self.module, (self.hyper_table, counters, states, stop, rows, out), self.count, self.wide)
         return out
 
-    def _given(self, groups: Sequence[Mapping[str, Any]], rows: np.ndarray, fact: Fact) -> Tensor:
+    def _hyper_table(self, groups: Sequence[Mapping[str, Any]], rows: np.ndarray, fact: Fact) -> Tensor:
         """The table of hyperparameters and facts; what lies on the device is copied there."""
         table = np.zeros((len(rows), max(1, len(self.leaves))))
-        live: list[tuple[int, int, Tensor]] = []
+        on_device: list[tuple[int, int, Tensor]] = []
         for column, n in enumerate(self.leaves):
             path = n.value or ""
             if n.op is Op.SHAPE:
@@ -109,29 +111,32 @@ class DeviceScalars:
                 if value is None:
                     raise ValueError(f"hyperparameter '{path}' is None, but the rule needs a number here")
                 if isinstance(value, Tensor):
-                    live.append((column, int(group), value))
+                    on_device.append((column, int(group), value))
                 else:
                     table[rows == group, column] = float(value)
-        sent = self._values(table)
-        for column, group, value in live:
-            where = self._table(f"rows of {group}", np.flatnonzero(rows == group))
+        sent = self._send_values(table)
+        for column, group, value in on_device:
+            where = self._send_table(f"rows of {group}", np.flatnonzero(rows == group))
             sent[where, column] = value.to(self.device, torch.float64)
         return sent
 
-    def _table(self, name: str, table: np.ndarray) -> Tensor:
+    def _send_table(self, name: str, table: np.ndarray) -> Tensor:
         """A table on the device, sent if it is not the one that lies there."""
-        known = self.sent.get(name)
-        if known is None or not np.array_equal(known[0], table):
-            known = self.sent[name] = (table, self.put(table.copy() if table.size else np.zeros(1, np.int64)))
-        return known[1]
+        cached = self.sent.get(name)
+        if cached is None or not np.array_equal(cached[0], table):
+            cached = self.sent[name] = (
+                table,
+                self.put(table.copy() if table.size else np.zeros(1, np.int64)),
+            )
+        return cached[1]
 
-    def _values(self, table: np.ndarray) -> Tensor:
+    def _send_values(self, table: np.ndarray) -> Tensor:
         """The table of hyperparameters, always in one place, where a CUDA graph sees what becomes of them."""
-        known = self.sent.get("values")
-        if known is None or known[0].shape != table.shape:
-            return self._table("values", table)
-        if not np.array_equal(known[0], table):
+        cached = self.sent.get("values")
+        if cached is None or cached[0].shape != table.shape:
+            return self._send_table("values", table)
+        if not np.array_equal(cached[0], table):
             refuse_in_capture(self.device, "a hyperparameter")
-            known[1].copy_(torch.from_numpy(table), non_blocking=True)
-            self.sent["values"] = table, known[1]
-        return known[1]
+            cached[1].copy_(torch.from_numpy(table), non_blocking=True)
+            self.sent["values"] = table, cached[1]
+        return cached[1]

@@ -26,8 +26,8 @@ from optgen.launch.strides import geometry, slice_shape
 from optgen.launch.work import CODEC_OF, SUPPORTED, Work
 
 Groups = Sequence[Mapping[str, Any]]
-Where = tuple[np.ndarray, np.ndarray]  # addresses and bytes, int64
-Places = tuple[list[int], list[int]]  # see `places_of`
+AddressRanges = tuple[np.ndarray, np.ndarray]  # addresses and bytes, int64
+Offsets = tuple[list[int], list[int]]  # see `places_of`
 
 
 class Move(NamedTuple):
@@ -42,7 +42,7 @@ def check_all(
     states: Sequence[Mapping[str, State]],
     groups: Groups,
     survey: Survey | None,
-    alike: Sequence[int],
+    class_ids: Sequence[int],
 ) -> bool:
     """Check every tensor of a step, and copy gradients and inputs that lie in memory which it writes.
 
@@ -63,61 +63,60 @@ def check_all(
     if survey is None:
         for w, declared in zip(work, states, strict=True):
             check(w, declared, groups)
-        return separate(work, states, groups, _spans(fixed_of(work)), _spans(free_of(work)))
-    places, later = places_of(work)
-    plain, border = survey.plain().tolist(), later[0]
-    fitting: dict[int, bool] = {}
-    mine = zip(pairwise([*places, border]), pairwise([*later, len(plain)]), strict=True)
-    for w, declared, kind, ((a, b), (c, d)) in zip(work, states, alike, mine, strict=True):
-        fits = fitting.get(kind)
+        return resolve_overlaps(work, states, groups, _spans(fixed_of(work)), _spans(free_of(work)))
+    fixed_offsets, free_offsets = offsets_of(work)
+    plain, border = survey.plain().tolist(), free_offsets[0]
+    fits_by_class: dict[int, bool] = {}
+    ranges = zip(pairwise([*fixed_offsets, border]), pairwise([*free_offsets, len(plain)]), strict=True)
+    for w, declared, class_id, ((a, b), (c, d)) in zip(work, states, class_ids, ranges, strict=True):
+        fits = fits_by_class.get(class_id)
         if fits is None:
-            fits = fitting[kind] = _fits(w, declared)
+            fits = fits_by_class[class_id] = _shapes_fit(w, declared)
         if not (fits and all(plain[a:b]) and all(plain[c:d])):
             check(w, declared, groups)
     starts, spans = survey.starts, survey.spans
     fixed, free = (starts[:border], spans[:border]), (starts[border:], spans[border:])
-    return separate(work, states, groups, fixed, free)
+    return resolve_overlaps(work, states, groups, fixed, free)
 
 
 def fixed_of(work: Sequence[Work]) -> list[Tensor]:
     """What a step writes, in order: of each part the parameter, its states and its counter."""
-    # The counter is the last of each part, and every part has one: `Replay` finds counters by that.
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for w in work:
-        found += [w.param, *w.states.values()] if w.launched else []
-        found += [] if w.counter is None else [w.counter]
-    return found
+        tensors += [w.param, *w.states.values()] if w.launched else []
+        tensors += [] if w.counter is None else [w.counter]
+    return tensors
 
 
 def free_of(work: Sequence[Work]) -> list[Tensor]:
     """What a step only reads, in order: of each part the gradient and the inputs."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for w in work:
         if w.launched:
-            found += [*([] if w.grad is None else [w.grad]), *w.inputs.values()]
-    return found
+            tensors += [*([] if w.grad is None else [w.grad]), *w.inputs.values()]
+    return tensors
 
 
-def places_of(work: Sequence[Work]) -> Places:
+def offsets_of(work: Sequence[Work]) -> Offsets:
     """Where each part's tensors begin among all: those of `fixed_of`, then those of `free_of`."""
     fixed = [(1 + len(w.states)) * w.launched + (w.counter is not None) for w in work]
     free = [((w.grad is not None) + len(w.inputs)) * w.launched for w in work]
-    *starts, end = accumulate(fixed, initial=0)
-    *later, _ = accumulate(free, initial=end)
-    return starts, later
+    *fixed_offsets, end = accumulate(fixed, initial=0)
+    *free_offsets, _ = accumulate(free, initial=end)
+    return fixed_offsets, free_offsets
 
 
-def _fits(w: Work, states: Mapping[str, State]) -> bool:
+def _shapes_fit(w: Work, states: Mapping[str, State]) -> bool:
     """Whether plain tensors have the shapes that they must have."""
     shape = w.param.shape
     for name, tensor in w.states.items():
         extent = states[name].extent
-        if tensor.shape != (shape if extent is Extent.ELEMENT else _shape(w.param, extent)):
+        if tensor.shape != (shape if extent is Extent.ELEMENT else _coarse_shape(w.param, extent)):
             return False
     return (w.grad is None or w.grad.shape == shape) and all(x.shape == shape for x in w.inputs.values())
 
 
-def _shape(param: Tensor, extent: Extent) -> tuple[int, ...]:
+def _coarse_shape(param: Tensor, extent: Extent) -> tuple[int, ...]:
     """The shape of a state that has no value for each element."""
     return slice_shape(param, extent) if extent.sliced else ()
 
@@ -150,7 +149,7 @@ def check(w: Work, states: Mapping[str, State], groups: Groups) -> None:
             if tensor.dtype not in CODEC_OF:
                 refuse(w, groups, what, f"is {tensor.dtype}", SUPPORTED)
         else:
-            shape = _shape(w.param, state.extent)
+            shape = _coarse_shape(w.param, state.extent)
             if not tensor.is_floating_point():
                 refuse(w, groups, what, f"is {tensor.dtype}", "floating-point numbers")
         if tuple(tensor.shape) != shape:
@@ -160,7 +159,7 @@ def check(w: Work, states: Mapping[str, State], groups: Groups) -> None:
             refuse(w, groups, what, f"has the strides {tensor.stride()}", "contiguous memory")
 
 
-def fitted(w: Work, states: Mapping[str, State], real: str) -> list[Move]:
+def convert_states(w: Work, states: Mapping[str, State], real: str) -> list[Move]:
     """Copies of states where the kernel needs another dtype or device; the work has the copies then.
 
     Args:
@@ -171,7 +170,7 @@ def fitted(w: Work, states: Mapping[str, State], real: str) -> list[Move]:
     Raises:
         RuntimeError: a state of a distributed parameter has another dtype, which only its owner can change.
     """
-    moves, mine = [], dict(w.states)
+    moves, converted = [], dict(w.states)
     for name, tensor in w.states.items():
         kind, home = tensor.dtype, w.param.device
         match states[name].extent:
@@ -186,14 +185,18 @@ def fitted(w: Work, states: Mapping[str, State], real: str) -> list[Move]:
             if tensor.dtype != kind and w.owner is not None:
                 need = f"{kind}: replace it in the optimizer's state"
                 refuse(w, (), f"state '{states[name].key}'", f"is {tensor.dtype}", need)
-            mine[name] = tensor.to(home, kind)
-            moves.append(Move(tensor, mine[name]))
-    w.states = mine
+            converted[name] = tensor.to(home, kind)
+            moves.append(Move(tensor, converted[name]))
+    w.states = converted
     return moves
 
 
-def separate(
-    work: Sequence[Work], states: Sequence[Mapping[str, State]], groups: Groups, fixed: Where, free: Where
+def resolve_overlaps(
+    work: Sequence[Work],
+    states: Sequence[Mapping[str, State]],
+    groups: Groups,
+    fixed: AddressRanges,
+    free: AddressRanges,
 ) -> bool:
     """Copy gradients and inputs that lie in memory which the step writes.
 
@@ -213,7 +216,7 @@ def separate(
     owners = [id(w.param if w.owner is None else w.owner) for w in work]
     if len({*owners}) < len(owners):
         twice = next(i for i, owner in enumerate(owners) if owner in owners[:i])
-        raise ValueError(f"{called(work[twice], groups)} is there twice: take it out of one place")
+        raise ValueError(f"{describe_param(work[twice], groups)} is there twice: take it out of one place")
     spans = Spans(*fixed)
     written = [] if spans.disjoint() else fixed_of(work)
     if written and (found := overlapping(written)) is not None:
@@ -224,7 +227,7 @@ def separate(
         (a, what), (b, other) = (names[i] for i in found)
         shapes = " and ".join(str(tuple(written[i].shape)) for i in found)
         raise ValueError(
-            f"{_thing(a, groups, what)} and {_thing(b, groups, other)}, of shapes {shapes}, overlap in "
+            f"{_describe(a, groups, what)} and {_describe(b, groups, other)}, of shapes {shapes}, overlap in "
             "memory, so a step of one would change the other: give one of them its own, tensor.clone()"
         )
     if spans.clear_of(*free):
@@ -236,13 +239,13 @@ def separate(
     return True
 
 
-def _spans(tensors: Sequence[Tensor]) -> Where:
+def _spans(tensors: Sequence[Tensor]) -> AddressRanges:
     """Where tensors lie, and how many bytes each spans."""
     starts = np.array([t.data_ptr() for t in tensors], np.int64)
     return starts, np.array([extent_of(t) for t in tensors], np.int64)
 
 
-def called(w: Work, groups: Groups) -> str:
+def describe_param(w: Work, groups: Groups) -> str:
     """A parameter's name, or where it stands."""
     mine = w.param if w.owner is None else w.owner
     params = groups[w.group].get("params", ()) if w.group < len(groups) else ()
@@ -288,13 +291,15 @@ def _needed(tensor: Tensor) -> int:
     return int(tensor.storage_offset()) * tensor.element_size() + extent_of(tensor)
 
 
-def _thing(w: Work, groups: Groups, what: str) -> str:
-    return f"the {what} of {called(w, groups)}" if what else called(w, groups)
+def _describe(w: Work, groups: Groups, what: str) -> str:
+    return f"the {what} of {describe_param(w, groups)}" if what else describe_param(w, groups)
 
 
-def refuse(w: Work, groups: Groups, what: str, found: str, needed: str) -> NoReturn:
+def refuse(w: Work, groups: Groups, what: str, actual: str, needed: str) -> NoReturn:
     """Say what a tensor is and must be."""
-    raise RuntimeError(f"{_thing(w, groups, what)} {found}; the step needs {needed}. Nothing was changed.")
+    raise RuntimeError(
+        f"{_describe(w, groups, what)} {actual}; the step needs {needed}. Nothing was changed."
+    )
 
 
 def _refuse_shape(w: Work, groups: Groups, what: str, tensor: Tensor, shape: tuple[int, ...]) -> NoReturn:
@@ -304,7 +309,7 @@ def _refuse_shape(w: Work, groups: Groups, what: str, tensor: Tensor, shape: tup
         else "If the parameter was resized on purpose, `del optimizer.state[param]` starts its state anew"
     )
     raise RuntimeError(
-        f"the {what} of {called(w, groups)} has the shape {tuple(tensor.shape)}, and for a parameter of "
+        f"{_describe(w, groups, what)} has the shape {tuple(tensor.shape)}, and for a parameter of "
         f"shape {tuple(w.param.shape)} the step needs {shape}. Nothing was changed. {remedy}."
     )
 
@@ -328,13 +333,13 @@ def _check_plain(w: Work, groups: Groups, what: str, tensor: Tensor, written: bo
     if tensor._is_zerotensor():
         refuse(w, groups, what, "is a zero that torch keeps no memory for", "a tensor of its own, `clone()`")
     try:
-        whole = tensor.untyped_storage().nbytes()
+        available = tensor.untyped_storage().nbytes()
         start = tensor.data_ptr()
     except (NotImplementedError, RuntimeError) as error:  # of a subclass without memory, such as FakeTensor
         refuse(w, groups, what, f"has no memory ({error})", "a tensor with data")
-    if tensor.numel() and (whole < _needed(tensor) or not start):
-        there = f"lies in a storage of {whole} bytes, which was freed or resized"
-        refuse(w, groups, what, there, f"{_needed(tensor)} of them")
+    if tensor.numel() and (available < _needed(tensor) or not start):
+        actual = f"lies in a storage of {available} bytes, which was freed or resized"
+        refuse(w, groups, what, actual, f"{_needed(tensor)} of them")
     if tensor.is_neg() or tensor.is_conj():
         how = "negated" if tensor.is_neg() else "conjugated"
         refuse(w, groups, what, f"is a lazily {how} view", "a tensor of its own, `tensor.resolve_neg()`")
@@ -344,5 +349,5 @@ def _check_plain(w: Work, groups: Groups, what: str, tensor: Tensor, written: bo
         geometry([tensor])
     except ValueError as error:
         if not what:
-            raise ValueError(f"{called(w, groups)}: {error}") from None
+            raise ValueError(f"{describe_param(w, groups)}: {error}") from None
         refuse(w, groups, what, f"has the strides {tensor.stride()}", f"another layout: {error}")

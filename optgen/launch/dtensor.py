@@ -26,7 +26,7 @@ from optgen.backends.reference import NEUTRAL
 from optgen.ir.extent import Extent
 from optgen.ir.node import Op
 from optgen.launch.guards import PLAIN
-from optgen.launch.strides import kept_dims
+from optgen.launch.strides import slice_dims
 from optgen.plan.plan import Reduction
 
 EVERY = 1 << 62  # more elements than there are: nothing is skipped
@@ -60,23 +60,23 @@ class Shard:
                 f"random numbers need a parameter of shape {self.shape} to be divided once along each of at "
                 f"most two dimensions, and it is divided over the mesh as {self.dims}"
             )
-        found = []
+        steps = []
         for d in divided:
             inner = math.prod(self.shape[d + 1 :])
-            found += [max(1, self.sizes[d] * inner), (self.shape[d] - self.sizes[d]) * inner]
-        found += [EVERY, 0] * (2 - len(divided))
+            steps += [max(1, self.sizes[d] * inner), (self.shape[d] - self.sizes[d]) * inner]
+        steps += [EVERY, 0] * (2 - len(divided))
         strides = [math.prod(self.shape[d + 1 :]) for d in range(len(self.shape))]
-        return (*found, sum(o * s for o, s in zip(self.offset, strides, strict=True)))
+        return (*steps, sum(o * s for o, s in zip(self.offset, strides, strict=True)))
 
-    def apart(self, reduction: Reduction) -> tuple[int, ...]:
+    def partial_dims(self, reduction: Reduction) -> tuple[int, ...]:
         """The mesh dimensions along which processes hold different parts of what is reduced."""
-        before, after = (self._kept(e) for e in (reduction.operand.extent, reduction.extent))
+        before, after = (self._dims_of(e) for e in (reduction.operand.extent, reduction.extent))
         return tuple(i for i, d in enumerate(self.dims) if d in before and d not in after)
 
-    def _kept(self, kind: Extent) -> Collection[int]:
+    def _dims_of(self, kind: Extent) -> Collection[int]:
         ndim = len(self.shape)
         if kind.sliced:
-            return kept_dims(ndim, kind)
+            return slice_dims(ndim, kind)
         return range(ndim) if kind is Extent.ELEMENT else ()
 
 
@@ -99,10 +99,10 @@ def shard_of(tensor: Tensor) -> Shard | None:
     if not _distributed(tensor):
         return None
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-    known: tuple[Any, Any, Any, Shard | None] | None = _shards.get(tensor)  # type: ignore[no-untyped-call]
-    if known is None or known[0] is not mesh or known[1:3] != (placements, tensor.shape):
-        known = _shards[tensor] = (mesh, placements, tensor.shape, _locate(tensor, mesh, placements))
-    return known[3]
+    cached: tuple[Any, Any, Any, Shard | None] | None = _shards.get(tensor)  # type: ignore[no-untyped-call]
+    if cached is None or cached[0] is not mesh or cached[1:3] != (placements, tensor.shape):
+        cached = _shards[tensor] = (mesh, placements, tensor.shape, _locate(tensor, mesh, placements))
+    return cached[3]
 
 
 # Where parts lie, found once for a parameter; it is forgotten with the parameter.
@@ -142,12 +142,16 @@ def like(param: Tensor, state: Tensor, kind: Extent) -> Tensor:
             f"a parameter with a state per={kind.name.lower()} cannot be distributed: parts cut it"
         )
     mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
-    dims = range(param.dim()) if kind is Extent.ELEMENT else kept_dims(param.dim(), kind)
+    dims = range(param.dim()) if kind is Extent.ELEMENT else slice_dims(param.dim(), kind)
     size = torch.Size(s if d in dims else 1 for d, s in enumerate(param.shape))
     stride = param.stride() if kind is Extent.ELEMENT else torch.empty(size, device="meta").stride()
-    kept = [Replicate() if p.is_shard() and p.dim % param.dim() not in dims else p for p in placements]
-    made: Tensor = DTensor.from_local(state, mesh, kept, run_check=False, shape=size, stride=stride)
-    return made
+    state_placements = [
+        Replicate() if p.is_shard() and p.dim % param.dim() not in dims else p for p in placements
+    ]
+    state_dtensor: Tensor = DTensor.from_local(
+        state, mesh, state_placements, run_check=False, shape=size, stride=stride
+    )
+    return state_dtensor
 
 
 def matching(tensor: Tensor, param: Tensor) -> Tensor:
@@ -186,7 +190,7 @@ def _distributed(tensor: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Share:
+class PartialValues:
     """The places of values that other processes hold parts of: of one kernel, for one op and mesh.
 
     `values` is the flat float64 tensor that the kernel has them in, `at` their places there; `keys` orders
@@ -194,7 +198,7 @@ class Share:
     """
 
     values: Tensor
-    at: Tensor
+    offsets: Tensor
     keys: np.ndarray  # int64 [values, 3]: parameter, slot, place in its slices
     empty: np.ndarray  # bool [values]
     op: Op
@@ -202,29 +206,29 @@ class Share:
     dims: tuple[int, ...]
 
 
-def complete(shares: Sequence[Share]) -> None:
+def all_reduce(partials: Sequence[PartialValues]) -> None:
     """Add up, or take the largest of, what all processes have: in place, one collective for each op."""
-    groups: dict[tuple[Any, ...], list[Share]] = {}
-    for share in shares:
-        groups.setdefault((share.op.value, share.dims, share.mesh), []).append(share)
-    for _, found in sorted(groups.items(), key=lambda item: item[0][:2]):
-        keys = np.concatenate([share.keys for share in found])
+    groups: dict[tuple[Any, ...], list[PartialValues]] = {}
+    for partial in partials:
+        groups.setdefault((partial.op.value, partial.dims, partial.mesh), []).append(partial)
+    for _, group in sorted(groups.items(), key=lambda item: item[0][:2]):
+        keys = np.concatenate([partial.keys for partial in group])
         order = np.lexsort(keys.T[::-1])
-        empty = np.concatenate([share.empty for share in found])
-        parts = torch.cat([share.values[share.at].to(found[0].values.device) for share in found])
+        empty = np.concatenate([partial.empty for partial in group])
+        parts = torch.cat([partial.values[partial.offsets].to(group[0].values.device) for partial in group])
         device = parts.device
-        parts[torch.from_numpy(empty).to(device)] = NEUTRAL[found[0].op]
+        parts[torch.from_numpy(empty).to(device)] = NEUTRAL[group[0].op]
         where = torch.from_numpy(order).to(device)
         sent = parts[where]
-        for dim in found[0].dims:
-            _reduce(sent, found[0].op, found[0].mesh.get_group(dim))
+        for dim in group[0].dims:
+            _all_reduce(sent, group[0].op, group[0].mesh.get_group(dim))
         parts[where] = sent
-        sizes = [len(share.at) for share in found]
-        for share, part in zip(found, torch.split(parts, sizes), strict=True):
-            share.values[share.at] = part.to(share.values.device)
+        sizes = [len(partial.offsets) for partial in group]
+        for partial, part in zip(group, torch.split(parts, sizes), strict=True):
+            partial.values[partial.offsets] = part.to(partial.values.device)
 
 
-def _reduce(values: Tensor, op: Op, group: Any) -> None:
+def _all_reduce(values: Tensor, op: Op, group: Any) -> None:
     """An all-reduce in place. The largest is found among integers, of which NaN is the largest."""
     import torch.distributed as dist
 

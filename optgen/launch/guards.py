@@ -84,49 +84,49 @@ class Guard:
     moves = 0  # how often free tensors have been found at other addresses than before
 
     def __init__(self, fixed: Tensors, free: Tensors):
-        self.alike = _alike(fixed), _alike(free)
-        self.places = [t.data_ptr() for t in fixed]
-        self.addresses = np.array([*self.places, *(t.data_ptr() for t in free)], np.int64)
+        self.same_kind = _same_kind(fixed), _same_kind(free)
+        self.fixed_addresses = [t.data_ptr() for t in fixed]
+        self.addresses = np.array([*self.fixed_addresses, *(t.data_ptr() for t in free)], np.int64)
         self.fixed = self.addresses[: len(fixed)]
         self.storages = [t.untyped_storage().nbytes() for t in fixed]
         self.sizes = np.array([extent_of(t) for t in free], np.int64)
         self.items = [t.element_size() for t in free]
         self.extents = self.sizes.tolist()
         self.spans = Spans(self.fixed, np.array([extent_of(t) for t in fixed], np.int64))
-        self.free = self.addresses[len(fixed) :].tolist()
+        self.free_addresses = self.addresses[len(fixed) :].tolist()
 
     def find(self, fixed: Tensors, free: Tensors) -> np.ndarray | None:
-        """Addresses of all tensors, int64, fixed ones first, until the next call; None if the guard fails."""
-        if len(fixed) != len(self.fixed) or len(free) != len(self.free):
+        """Where all tensors lie, int64, fixed ones first, if they are what they were; until the next call."""
+        if len(fixed) != len(self.fixed) or len(free) != len(self.free_addresses):
             return None
         if any(map(_is_nested, fixed)) or any(map(_is_nested, free)):  # of which the next ends the process
             return None
-        if not (self.alike[0](*fixed) and self.alike[1](*free)):
+        if not (self.same_kind[0](*fixed) and self.same_kind[1](*free)):
             return None
-        if list(map(_address_of, fixed)) != self.places:
+        if list(map(_address_of, fixed)) != self.fixed_addresses:
             return None
         if list(map(_bytes_of, map(_storage, fixed))) != self.storages:
             return None
-        for at, size, item, whole in zip(
+        for offset, size, item, storage_size in zip(
             map(_offset_of, free), self.extents, self.items, map(_bytes_of, map(_storage, free)), strict=True
         ):
-            if at * item + size > whole:
+            if offset * item + size > storage_size:
                 return None
-        places = list(map(_address_of, free))
-        return self.addresses if places == self.free or self._move(places) else None
+        addresses = list(map(_address_of, free))
+        return self.addresses if addresses == self.free_addresses or self._move(addresses) else None
 
-    def change(self, fixed: Tensors) -> None:
+    def increment_versions(self, fixed: Tensors) -> None:
         """Tell autograd that the fixed tensors, which have just been found, are written."""
         torch.autograd.graph.increment_version(fixed)
 
-    def _move(self, places: list[int]) -> bool:
+    def _move(self, addresses: list[int]) -> bool:
         """Take the new addresses of free tensors, if these lie in the memory of no fixed one."""
-        starts = np.array(places, np.int64)
+        starts = np.array(addresses, np.int64)
         if not self.spans.clear_of(starts, self.sizes):
             return False
         self.moves += 1  # first, so that nobody takes the old addresses for these
         self.addresses[len(self.fixed) :] = starts
-        self.free = places
+        self.free_addresses = addresses
         return True
 
 
@@ -135,7 +135,7 @@ class CompiledGuard(Guard):
 
     def __init__(self, fixed: Tensors, free: Tensors, module: ModuleType, survey: Survey | None = None):
         self.module, self.count, self.free_count = module, len(fixed), len(free)
-        self.look = looks()
+        self.probe = probe_arguments()
         self.types = {*map(type, fixed), *map(type, free)}  # kept, so that no other type gets its address
         if survey is None:
             survey = Survey([*fixed, *free], module)
@@ -144,41 +144,43 @@ class CompiledGuard(Guard):
         sizes, free_sizes = survey.sizes[:border], survey.sizes[border:]
         self.addresses = survey.starts.copy()
         self.moved = self.addresses[self.count :].copy()
-        self.fixed, self.free_places = self.addresses[: self.count], self.addresses[self.count :]
+        self.fixed, self.free_addresses = self.addresses[: self.count], self.addresses[self.count :]
         self.spans = Spans(self.fixed, rows[:, 7])
         spans = np.ascontiguousarray(self.spans.starts), np.ascontiguousarray(self.spans.reach)
         self.arrays = (
-            self.look[0],
+            self.probe[0],
             rows,
             sizes,
             self.fixed,
             free_rows,
             free_sizes,
             self.moved,
-            self.free_places,
+            self.free_addresses,
             *spans,
         )
-        look, *others = map(words_of, self.arrays)
-        self.words = np.array([*look, self.look[1], *(word for words in others for word in words)], np.int64)
+        probe, *others = map(words_of, self.arrays)
+        self.words = np.array(
+            [*probe, self.probe[1], *(word for words in others for word in words)], np.int64
+        )
 
     def find(self, fixed: Tensors, free: Tensors) -> np.ndarray | None:
         """Addresses of all tensors, int64, fixed ones first, until the next call; None if the guard fails."""
         if len(fixed) != self.count or len(free) != self.free_count:
             return None
-        found = self.module.guard(self.words, id(fixed), id(free))
-        if found == 2:
+        outcome = self.module.guard(self.words, id(fixed), id(free))
+        if outcome == 2:
             self.moves += 1  # first, so that nobody takes the old addresses for these
-            self.free_places[:] = self.moved
-        return self.addresses if found else None
+            self.free_addresses[:] = self.moved
+        return self.addresses if outcome else None
 
-    def change(self, fixed: Tensors) -> None:
+    def increment_versions(self, fixed: Tensors) -> None:
         """Tell autograd that the fixed tensors, which have just been found, are written."""
-        self.module.change(*self.look, id(fixed), len(fixed))
+        self.module.increment_versions(*self.probe, id(fixed), len(fixed))
 
 
-def looks() -> tuple[Any, int]:
-    """Addresses of the C functions and tables with which compiled code reads tensors."""
-    return _look(), c_function("PyList_GetItem")
+def probe_arguments() -> tuple[Any, int]:
+    """What compiled code looks at a list of tensors with."""
+    return _probe(), c_function("PyList_GetItem")
 
 
 def words_of(array: np.ndarray) -> list[int]:
@@ -199,12 +201,12 @@ class Survey:
 
     def __init__(self, tensors: Tensors, module: ModuleType):
         self.rows, self.starts = np.zeros((len(tensors), 10), np.int64), np.zeros(len(tensors), np.int64)
-        if not module.describe(*looks(), id(tensors), self.rows, self.starts):
+        if not module.describe(*probe_arguments(), id(tensors), self.rows, self.starts):
             raise RuntimeError("torch cannot describe a tensor of this step: it has no memory of its own")
         _, firsts, kinds = np.unique(self.rows[:, 3], return_index=True, return_inverse=True)
         self.rows[:, 6] = np.array([tensors[i].element_size() for i in firsts], np.int64)[kinds]
         self.sizes = np.zeros(2 * int(self.rows[:, 5].sum()), np.int64)
-        module.measure(*looks(), id(tensors), self.rows, self.sizes)
+        module.measure(*probe_arguments(), id(tensors), self.rows, self.sizes)
 
     @staticmethod
     def of(tensors: Tensors) -> Survey | None:
@@ -230,18 +232,18 @@ class Survey:
         rows = self.rows
         types, key, dtypes = _plain()
         plain = np.isin(rows[:, 0], types) & (rows[:, 1] == key) & np.isin(rows[:, 3], dtypes)
-        there = (rows[:, 9] * rows[:, 6] + rows[:, 7] <= rows[:, 2]) & (
+        in_storage = (rows[:, 9] * rows[:, 6] + rows[:, 7] <= rows[:, 2]) & (
             (self.starts != 0) | (rows[:, 7] == 0)
         )
-        found: np.ndarray = plain & there & (rows[:, 8] == 1)
-        return found
+        result: np.ndarray = plain & in_storage & (rows[:, 8] == 1)
+        return result
 
     def kinds(self, ends: Sequence[int]) -> list[tuple[bytes, bytes]]:
-        """Metadata of consecutive stretches of tensors, as comparable bytes: all but addresses."""
-        what = np.ascontiguousarray(self.rows[:, [1, 3, 4, 5]]).tobytes()
+        """Of stretches of tensors that end there: lazy views, dtypes, devices, sizes and strides of each."""
+        properties = np.ascontiguousarray(self.rows[:, [1, 3, 4, 5]]).tobytes()
         sizes, lengths = self.sizes.tobytes(), np.concatenate([[0], np.cumsum(16 * self.rows[:, 5])])
-        stretches = zip(pairwise([0, *ends]), pairwise([0, *lengths[list(ends)].tolist()]), strict=True)
-        return [(what[32 * a : 32 * b], sizes[c:d]) for (a, b), (c, d) in stretches]
+        ranges = zip(pairwise([0, *ends]), pairwise([0, *lengths[list(ends)].tolist()]), strict=True)
+        return [(properties[32 * a : 32 * b], sizes[c:d]) for (a, b), (c, d) in ranges]
 
 
 @cache
@@ -268,7 +270,7 @@ def guard(fixed: Tensors, free: Tensors, warm: bool = False, survey: Survey | No
 @cache
 def compiled() -> ModuleType | None:
     """What looks at many tensors in one call; None without Numba, or a torch that is laid out otherwise."""
-    if importlib.util.find_spec("numba") is None or _look() is None:
+    if importlib.util.find_spec("numba") is None or _probe() is None:
         return None
     from optgen.backends.cpu import kernel
 
@@ -283,24 +285,26 @@ def c_function(name: str) -> int:
 
 
 @cache
-def _look() -> np.ndarray | None:
+def _probe() -> np.ndarray | None:
     """What compiled code looks at tensors with, int64; None where torch lacks it or is laid out otherwise.
 
     Addresses of torch's C functions that tell `FACTS`, then what `_layout` finds.
     """
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        found = [ctypes.cast(getattr(library, f"aoti_torch_get_{name}"), ctypes.c_void_p) for name in FACTS]
+        functions = [
+            ctypes.cast(getattr(library, f"aoti_torch_get_{name}"), ctypes.c_void_p) for name in FACTS
+        ]
     except (OSError, AttributeError):
         return None
     # Whatever the default is now, and whoever looks at torch's calls.
     with torch.device("cpu"), torch.inference_mode(False), torch._C.DisableTorchFunction():
-        places = next((seen for _ in range(TRIES) if (seen := _layout()) is not None), None)
-    return None if places is None else np.array([*(f.value for f in found), *places], np.int64)
+        layout = next((found for _ in range(TRIES) if (found := _tensor_layout()) is not None), None)
+    return None if layout is None else np.array([*(f.value for f in functions), *layout], np.int64)
 
 
-def _layout() -> tuple[int, ...] | None:
-    """Where a C++ tensor says what it is a lazy view of, its dimensions and version; see `cpu.pyobjects`.
+def _tensor_layout() -> tuple[int, ...] | None:
+    """Where a C++ tensor says what it is a lazy view of, its dimensions and version: `backends.cpu.objects`.
 
     All are found by comparing tensors: torch says of none where it is, and the first and the last in no C
     function. None where it is not plain to see, or where a Python tensor does not begin with its C++
@@ -310,8 +314,8 @@ def _layout() -> tuple[int, ...] | None:
         [torch.zeros(n) for n in (1, 3)],
         torch.zeros(2, dtype=torch.complex64),
     )
-    some = [*plain, *map(torch._neg_view, plain), shape, shape.conj()]
-    a, b, negated, again, c, conjugated = map(_words, some)
+    tensors = [*plain, *map(torch._neg_view, plain), shape, shape.conj()]
+    a, b, negated, again, c, conjugated = map(_words, tensors)
     keys = [
         i
         for i in range(_IMPL)
@@ -320,11 +324,13 @@ def _layout() -> tuple[int, ...] | None:
         and (a[i] ^ negated[i]).bit_count() == (c[i] ^ conjugated[i]).bit_count() == 1
     ]
     strided = [torch.zeros(2000).as_strided((7, 5, 3, 9, 11)[:n], (23, 2, 19, 17, 13)[:n]) for n in range(6)]
-    dims = [i for i in range(_IMPL - 11) if all(_says(_words(t)[i : i + 11], t) for t in strided)]
+    dims = [
+        i for i in range(_IMPL - 11) if all(_is_sizes_and_strides(_words(t)[i : i + 11], t) for t in strided)
+    ]
     versions = _versions(plain[0])
-    addresses = all((ctypes.c_int64 * 3).from_address(id(t))[2] == t._cdata for t in (*some, *strided))
-    found = len(keys) == len(dims) == len(versions) == 1
-    return (keys[0], dims[0], *versions[0]) if addresses and found else None
+    addresses = all((ctypes.c_int64 * 3).from_address(id(t))[2] == t._cdata for t in (*tensors, *strided))
+    unique = len(keys) == len(dims) == len(versions) == 1
+    return (keys[0], dims[0], *versions[0]) if addresses and unique else None
 
 
 def _versions(tensor: Tensor) -> list[tuple[int, int]]:
@@ -337,30 +343,30 @@ def _versions(tensor: Tensor) -> list[tuple[int, int]]:
     counters = [i for i in range(_IMPL) if a[i] == same[i] != other[i] and a[i] and other[i]]
     if len(counters) != 1:
         return []
-    seen = []
+    candidates = []
     for times in (1234, 4321):
         torch.autograd.graph.increment_version([tensor] * times)
         numbers = (ctypes.c_uint32 * _COUNTER).from_address(a[counters[0]])
-        seen.append({4 * at for at, number in enumerate(numbers) if number == tensor._version})
-    return [(counters[0], at) for at in seen[0] & seen[1]]
+        candidates.append({4 * at for at, number in enumerate(numbers) if number == tensor._version})
+    return [(counters[0], at) for at in candidates[0] & candidates[1]]
 
 
 def _words(tensor: Tensor) -> list[int]:
     return list((ctypes.c_int64 * _IMPL).from_address(tensor._cdata))
 
 
-def _says(words: list[int], tensor: Tensor) -> bool:
+def _is_sizes_and_strides(words: list[int], tensor: Tensor) -> bool:
     """Whether words are a number of dimensions, and room for five sizes and strides."""
     n = tensor.dim()
     return words[0] == n and (*words[1 : 1 + n], *words[6 : 6 + n]) == (*tensor.shape, *tensor.stride())
 
 
-def _alike(tensors: Sequence[Tensor]) -> Any:
+def _same_kind(tensors: Sequence[Tensor]) -> Any:
     """A function: whether others are of the same types, dtypes, devices, sizes, strides and lazy views."""
     if TensorGuards is not None and tensors:
         return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
-    known = [_kind(t) for t in tensors]
-    return lambda *others: len(others) == len(known) and list(map(_kind, others)) == known
+    kinds = [_kind(t) for t in tensors]
+    return lambda *others: len(others) == len(kinds) and list(map(_kind, others)) == kinds
 
 
 def _kind(t: Any) -> Any:

@@ -30,35 +30,35 @@ def step_leaf(n: Node, options: Mapping[str, Any], step: float, facts: Mapping[s
 Row = tuple[Mapping[str, Any], float, Sequence[float]]  # a group, its step, host states and shape facts
 
 
-KNOWN = 64  # rows of values that are kept
+CACHED_ROWS = 64  # rows of values that are kept
 
 
-AHEAD = 8  # steps that are computed together where nothing but the step changes
+STEPS_AHEAD = 8  # steps that are computed together where nothing but the step changes
 
 
 ARITHMETIC = (Op.ADD, Op.SUB, Op.MUL, Op.DIV)  # which Python writes as the rule does
 
 
-class Decided(NamedTuple):
-    """Cached values that depend on hyperparameters alone; these are kept: no other has their identity."""
+class Hoisted(NamedTuple):
+    """What some hyperparameters decide; these are kept, as no other object then has their identity."""
 
-    given: list[Any]
-    passed: tuple[Any, ...]  # what `Program.changing` takes
+    hypers: list[Any]
+    values: tuple[Any, ...]  # what `Program.changing` takes
     rows: dict[tuple[float, ...], list[float]]  # values by the step and facts
 
 
-class Program(NamedTuple):
+class ScalarFunctions(NamedTuple):
     """Values per step as two Python functions: what hyperparameters alone decide, then what changes."""
 
     hypers: tuple[str, ...]  # paths
     facts: tuple[Node, ...]  # host states (LOAD) and facts about a shape (SHAPE)
     fixed: Callable[..., tuple[Any, ...]]  # hyperparameters -> what `changing` takes
     changing: Callable[..., list[float]]  # that, the step, facts -> the values
-    known: dict[tuple[int, ...], Decided]  # by the identities of hyperparameters
+    cache: dict[tuple[int, ...], Hoisted]  # by the identities of hyperparameters
 
 
 @lru_cache(256)
-def program_of(nodes: tuple[Node, ...]) -> Program:
+def scalar_functions(nodes: tuple[Node, ...]) -> ScalarFunctions:
     """The functions that compute some nodes, in float64 and by the meaning of each operation."""
     order = toposort(nodes)
     known: dict[str, Any] = {f"f{n.op.name}": meaning(n.op) for n in order if n.args}
@@ -92,7 +92,7 @@ def program_of(nodes: tuple[Node, ...]) -> Program:
     ]
     exec("\n".join(source), known)
     paths = tuple(n.value or "" for n in hypers)
-    return Program(paths, tuple(facts), known["fixed"], known["changing"], {})
+    return ScalarFunctions(paths, tuple(facts), known["fixed"], known["changing"], {})
 
 
 class Scalars:
@@ -103,14 +103,14 @@ class Scalars:
     """
 
     def __init__(self, nodes: Sequence[Node]):
-        self.program = program_of(tuple(nodes))
-        self.paths = [path_of(path) for path in self.program.hypers]
-        self.known: dict[int, Decided] = {}  # by row
+        self.functions = scalar_functions(tuple(nodes))
+        self.paths = [path_of(path) for path in self.functions.hypers]
+        self.cache: dict[int, Hoisted] = {}  # by row
 
     @property
     def facts(self) -> tuple[Node, ...]:
         """The host states and shape facts that a row needs, in order."""
-        return self.program.facts
+        return self.functions.facts
 
     def rows(self, wanted: Iterable[Row]) -> list[list[float]]:
         """Compute the scalars, one row for each group, step count and facts."""
@@ -122,41 +122,41 @@ class Scalars:
         try:
             given = [options[name] if item is None else options[name][item] for name, item in self.paths]
         except (KeyError, TypeError, IndexError):
-            given = [lookup(options, path) for path in self.program.hypers]  # which says what is wrong
-        decided, ahead = self.known.get(number), 0 if self.program.facts else AHEAD
-        if decided is None or not all(map(is_, decided.given, given)):
+            given = [lookup(options, path) for path in self.functions.hypers]  # which says what is wrong
+        hoisted, ahead = self.cache.get(number), 0 if self.functions.facts else STEPS_AHEAD
+        if hoisted is None or not all(map(is_, hoisted.hypers, given)):
             if not all(isinstance(value, int | float | np.generic) for value in given):
                 with np.errstate(all="ignore"):
-                    passed = self._decide(given)  # it may change and stay the same object
-                    return self.program.changing(passed, np.float64(step), *map(np.float64, facts))
-            decided, ahead = self._decided(given), 0
-            self.known[number] = decided
+                    passed = self._hoist(given)  # it may change and stay the same object
+                    return self.functions.changing(passed, np.float64(step), *map(np.float64, facts))
+            hoisted, ahead = self._hoisted(given), 0
+            self.cache[number] = hoisted
         key = step, *facts
-        values = decided.rows.get(key)
+        values = hoisted.rows.get(key)
         if values is None:
-            if len(decided.rows) >= KNOWN:
-                decided.rows.clear()
+            if len(hoisted.rows) >= CACHED_ROWS:
+                hoisted.rows.clear()
             given = [*map(np.float64, facts)]
             with np.errstate(all="ignore"):
-                values = self.program.changing(decided.passed, np.float64(step), *given)
+                values = self.functions.changing(hoisted.values, np.float64(step), *given)
                 for k in range(1, ahead):
-                    decided.rows[(step + k,)] = self.program.changing(decided.passed, np.float64(step + k))
-            decided.rows[key] = values
+                    hoisted.rows[(step + k,)] = self.functions.changing(hoisted.values, np.float64(step + k))
+            hoisted.rows[key] = values
         return values
 
-    def _decided(self, given: list[Any]) -> Decided:
+    def _hoisted(self, hypers: list[Any]) -> Hoisted:
         """What these numbers decide, for all who have the same ones."""
-        known, key = self.program.known, tuple(map(id, given))
-        found = known.get(key)
-        if found is None:
-            if len(known) >= KNOWN:
-                known.clear()
+        cache, key = self.functions.cache, tuple(map(id, hypers))
+        hoisted = cache.get(key)
+        if hoisted is None:
+            if len(cache) >= CACHED_ROWS:
+                cache.clear()
             with np.errstate(all="ignore"):
-                found = known[key] = Decided(given, self._decide(given), {})
-        return found
+                hoisted = cache[key] = Hoisted(hypers, self._hoist(hypers), {})
+        return hoisted
 
-    def _decide(self, given: list[Any]) -> tuple[Any, ...]:
-        return self.program.fixed(*map(_number, self.program.hypers, given))
+    def _hoist(self, hypers: list[Any]) -> tuple[Any, ...]:
+        return self.functions.fixed(*map(_number, self.functions.hypers, hypers))
 
 
 def _number(path: str, value: Any) -> np.float64:

@@ -26,7 +26,7 @@ from optgen.ir.node import Node, Op
 from optgen.ir.program import Program, State
 from optgen.ir.semantics import evaluate
 from optgen.launch.buckets import Bucket
-from optgen.launch.door import Move, check_all, fitted, fixed_of, free_of, places_of
+from optgen.launch.door import Move, check_all, convert_states, fixed_of, free_of, offsets_of
 from optgen.launch.guards import Survey, guard
 from optgen.launch.host_scalars import step_leaf
 from optgen.launch.recording import (
@@ -35,8 +35,8 @@ from optgen.launch.recording import (
     Recording,
     counters_of,
     increment_versions,
-    looks_of,
-    part_of,
+    part_key,
+    signatures_of,
     sources_of,
 )
 from optgen.launch.run import Launch, Moment
@@ -62,11 +62,11 @@ class Launcher:
         self._captured: list[Captured] = []  # by CUDA graphs
         self.lock = lock()  # for those who let several threads step with one launcher
 
-    def apart(self) -> Launcher:
+    def clone(self) -> Launcher:
         """A launcher with the same programs and plans, and buckets of its own."""
-        made = copy(self)
-        made._recordings, made._captured, made.replay, made.lock = {}, [], None, lock()
-        return made
+        launcher = copy(self)
+        launcher._recordings, launcher._captured, launcher.replay, launcher.lock = {}, [], None, lock()
+        return launcher
 
     def initial(
         self, state: State, param: Tensor, options: Mapping[str, Any], dtype: torch.dtype | None
@@ -142,12 +142,12 @@ class Launcher:
         counters = [w.counter for w in work if w.counter is not None]
         moment = Moment(groups, counts, numbers or {}, steps, stop, counters)
         recording.refresh(moment)
-        for known in self._captured:
-            known.check(work)
+        for captured in self._captured:
+            captured.check(work)
         if any(capturing(bucket.device) for bucket in recording.buckets):
-            self._captured.append(Captured([bucket.held() for bucket in recording.buckets], work))
-        kept = [x for name, x in moment.numbers.items() if name in self.program.states]
-        increment_versions(work, moves, kept)
+            self._captured.append(Captured([bucket.captured_tables() for bucket in recording.buckets], work))
+        global_states = [x for name, x in moment.numbers.items() if name in self.program.states]
+        increment_versions(work, moves, global_states)
         return Ready(recording, moment, work, moves)
 
     def _record(
@@ -158,128 +158,131 @@ class Launcher:
         It is that of the last step where the tensors are what they were; a new one has the buckets of the
         last where only addresses have changed.
         """
-        parts = [part_of(w) for w in work]
-        known = self._recordings.get(mode)
+        parts = [part_key(w) for w in work]
+        last = self._recordings.get(mode)
         fixed, free = fixed_of(work), free_of(work)
-        # `find` takes over the addresses of gradients that moved, also where `holds` then says no.
-        if known and known.parts == parts and known.guard.find(fixed, free) is not None and known.holds():
-            return known, []
+        if (
+            last
+            and last.parts == parts
+            and last.guard.find(fixed, free) is not None
+            and last.alignment_holds()
+        ):
+            return last, []
         self._backends(work)
         states = [self.compiler.specialised(w.facts).states for w in work]
         survey = Survey.of([*fixed, *free])
         # Few tensors are asked what they look like only when each is checked: a nested one cannot say it.
         copied = survey is None and check_all(work, states, groups, None, ())
-        places = places_of(work)
-        looks = looks_of(work, places, survey)
-        kinds: dict[Any, int] = {}  # of parts that have the same facts and look
-        alike = [kinds.setdefault((w.facts, look), len(kinds)) for w, look in zip(work, looks, strict=True)]
+        offsets = offsets_of(work)
+        signatures = signatures_of(work, offsets, survey)
+        classes: dict[Any, int] = {}  # parts with the same facts and signature
+        keys = [(w.facts, each) for w, each in zip(work, signatures, strict=True)]
+        class_ids = [classes.setdefault(key, len(classes)) for key in keys]
         if survey is not None:
-            copied = check_all(work, states, groups, survey, alike)
-        plans, moves = self._admit(work, states, alike, mode)
+            copied = check_all(work, states, groups, survey, class_ids)
+        plans, moves = self._check_and_plan(work, states, class_ids, mode)
         if copied or moves:
             fixed, free, survey = fixed_of(work), free_of(work), None
-            looks = looks_of(work, places, survey)
-        even = [made is not None and self._even(w, made) for w, made in zip(work, plans, strict=True)]
-        signature = list(zip(looks, even, strict=True))
-        if known is not None and (known.parts, known.signature) == (parts, signature):
-            buckets = known.buckets
+            signatures = signatures_of(work, offsets, survey)
+        aligned = [plan is not None and self._aligned(w, plan) for w, plan in zip(work, plans, strict=True)]
+        signature = list(zip(signatures, aligned, strict=True))
+        if last is not None and (last.parts, last.signature) == (parts, signature):
+            buckets = last.buckets
         else:
             buckets = self._make_buckets(work, plans, signature)
-        found = guard(fixed, free, survey=survey)
+        tensor_guard = guard(fixed, free, survey=survey)
         for bucket in buckets:
-            bucket.sources = sources_of(bucket, work, places)
+            bucket.sources = sources_of(bucket, work, offsets)
             if bucket.counted:
                 members = [work[m] for m in bucket.members]
-                bucket.set_device_scalars(
-                    [cast(Tensor, w.counter) for w in members], [w.states for w in members]
-                )
-        launches = [Launch(bucket, found) for bucket in buckets]
+                bucket.point_scalars([cast(Tensor, w.counter) for w in members], [w.states for w in members])
+        launches = [Launch(bucket, tensor_guard) for bucket in buckets]
         wide = any(bucket.moving is not None for bucket in buckets)
-        known_even = found.addresses % WIDEST == 0 if wide else None
+        aligned_addresses = tensor_guard.addresses % WIDEST == 0 if wide else None
         name = self.program.name
-        counters = counters_of(work, places, found.addresses)
-        made = Recording(name, parts, signature, launches, found, known_even, counters)
-        self._recordings[mode] = made
-        return made, moves
+        counters = counters_of(work, offsets, tensor_guard.addresses)
+        recording = Recording(name, parts, signature, launches, tensor_guard, aligned_addresses, counters)
+        self._recordings[mode] = recording
+        return recording, moves
 
     def _backends(self, work: Sequence[Work]) -> dict[torch.device, str]:
         """The back end for each device that something is launched on."""
         devices = dict.fromkeys(w.param.device for w in work if w.launched)
         return {device: resolve(self.backend, device) for device in devices}
 
-    def _admit(
+    def _check_and_plan(
         self,
         work: Sequence[Work],
         states: Sequence[Mapping[str, State]],
-        alike: Sequence[int],
+        class_ids: Sequence[int],
         mode: str | None,
     ) -> tuple[list[Plan | None], list[Move]]:
         """Every part's plan, once its tensors have passed the door, and states that must move first."""
         plans: list[Plan | None] = []
         moves: list[Move] = []
-        fitting: dict[tuple[int, bool], Plan] = {}  # of parts whose states need not move
-        for w, declared, kind in zip(work, states, alike, strict=True):
+        plan_by_class: dict[tuple[int, bool], Plan] = {}  # of parts whose states need not move
+        for w, declared, class_id in zip(work, states, class_ids, strict=True):
             if not w.launched:
                 plans.append(None)
                 continue
-            key = kind, w.counted
-            made = fitting.get(key)
-            if made is None:
+            key = class_id, w.counted
+            plan = plan_by_class.get(key)
+            if plan is None:
                 codecs = [CODEC_OF[w.tensor(s).dtype] for s in self.compiler.stores(w.facts, mode)]
-                made = self.compiler.planned(w.facts, codecs, mode)
-                needed = fitted(w, declared, made.real)
-                moves += needed
-                if not needed:
-                    fitting[key] = made
-            plans.append(made)
+                plan = self.compiler.planned(w.facts, codecs, mode)
+                conversions = convert_states(w, declared, plan.real)
+                moves += conversions
+                if not conversions:
+                    plan_by_class[key] = plan
+            plans.append(plan)
         return plans, moves
 
-    def _even(self, w: Work, made: Plan) -> bool:
+    def _aligned(self, w: Work, plan: Plan) -> bool:
         """Whether a GPU may load several elements of a part at once; see `Layout.dims`."""
         if w.param.device.type == "cpu" and self.backend != "triton":
             return True
-        lines = View.of(w.param.shape, made.slices).columns * bool(made.slices)
-        return lines % WIDEST == 0 and all(w.tensor(s).data_ptr() % WIDEST == 0 for s in made.codecs)
+        lines = View.of(w.param.shape, plan.slices).columns * bool(plan.slices)
+        return lines % WIDEST == 0 and all(w.tensor(s).data_ptr() % WIDEST == 0 for s in plan.codecs)
 
     def _make_buckets(
         self, work: Sequence[Work], plans: Sequence[Plan | None], signature: Sequence[tuple[Any, bool]]
     ) -> list[Bucket]:
         """Parts that share a launch; what is the same for those that look alike is found once."""
-        found: dict[tuple[Any, ...], Bucket] = {}
-        alike: dict[Any, tuple[Bucket, Geometry]] = {}
+        buckets: dict[tuple[Any, ...], Bucket] = {}
+        by_signature: dict[Any, tuple[Bucket, Geometry]] = {}
         backends = self._backends(work)
-        for i, (w, made) in enumerate(zip(work, plans, strict=True)):
-            if made is None:
+        for i, (w, plan) in enumerate(zip(work, plans, strict=True)):
+            if plan is None:
                 continue
             key = w.facts, w.param.device, signature[i], w.shard is None, w.counted
-            if key not in alike:
-                alike[key] = self._bucket(found, w, made, signature[i][1], backends[w.param.device])
-            bucket, shape = alike[key]
+            if key not in by_signature:
+                by_signature[key] = self._bucket(buckets, w, plan, signature[i][1], backends[w.param.device])
+            bucket, shape = by_signature[key]
             bucket.members.append(i)
             bucket.geometries.append(shape)
-        for bucket in found.values():
+        for bucket in buckets.values():
             bucket.build(work)
-        return list(found.values())
+        return list(buckets.values())
 
     def _bucket(
-        self, found: dict[tuple[Any, ...], Bucket], w: Work, made: Plan, even: bool, backend: str
+        self, buckets: dict[tuple[Any, ...], Bucket], w: Work, plan: Plan, aligned: bool, backend: str
     ) -> tuple[Bucket, Geometry]:
         """The bucket of a part among those found, or a new one, and how its tensors are walked."""
-        shape = geometry([w.tensor(s) for s in made.codecs], self.compiler.logical)
-        shape = shape if even else shape.one_by_one(w.param.numel(), len(made.codecs))
+        shape = geometry([w.tensor(s) for s in plan.codecs], self.compiler.logical)
+        shape = shape if aligned else shape.one_by_one(w.param.numel(), len(plan.codecs))
         sharded = w.shard is not None
         counter = w.counter.dtype if w.counted and w.counter is not None else None
         block = None
-        if backend == "triton" and made.slices:
+        if backend == "triton" and plan.slices:
             from optgen.backends.triton.kernels import block_of
 
-            block = block_of(View.of(w.param.shape, made.slices), made.slices)
-        key = w.param.device, w.facts, tuple(made.codecs.values()), len(shape.sizes), sharded, counter, block
-        if key not in found:
-            layout = Layout(made, len(shape.sizes), sharded and made.random, block)
-            kernel = cache.kernel(made, backend, self.math_mode, layout.dims, layout.sharded, block)
-            found[key] = Bucket(w.param.device, made, layout, kernel, [], [], counter is not None)
-        return found[key], shape
+            block = block_of(View.of(w.param.shape, plan.slices), plan.slices)
+        key = w.param.device, w.facts, tuple(plan.codecs.values()), len(shape.sizes), sharded, counter, block
+        if key not in buckets:
+            layout = Layout(plan, len(shape.sizes), sharded and plan.random, block)
+            kernel = cache.kernel(plan, backend, self.math_mode, layout.dims, layout.sharded, block)
+            buckets[key] = Bucket(w.param.device, plan, layout, kernel, [], [], counter is not None)
+        return buckets[key], shape
 
 
 def resolve(backend: str, device: torch.device) -> str:
@@ -289,7 +292,7 @@ def resolve(backend: str, device: torch.device) -> str:
         ValueError: the back end cannot run there.
         ImportError: its package is not installed.
     """
-    ours = [name for name, found in registry.BACKENDS.items() if device.type in found.devices]
+    ours = [name for name, spec in registry.BACKENDS.items() if device.type in spec.devices]
     if not ours:
         raise ValueError(f"optgen runs on cpu and cuda (also ROCm) tensors, not on {device.type}")
     chosen = ours[0] if backend == "auto" else backend

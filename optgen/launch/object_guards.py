@@ -23,28 +23,28 @@ State = Mapping[Any, Any]
 
 
 class ObjectGuard:
-    """Guards the identity of the objects in lists and dictionaries, and picks out some of them."""
+    """What lists, a dictionary and the dictionaries in it hold, of which some objects are wanted."""
 
     def __init__(self, lists: Lists, state: State, wanted: Sequence[Any]):
         self.lengths = list(map(len, lists))
         keys = list(_keys(state))
         self.texts = [key for key in keys if isinstance(key, str)]  # kept, so that none gets such an address
-        self.present, self.entries = _addresses_of(_present(lists, state)), _addresses_of(keys)
-        self.objects, self.keys = self.present.tolist(), self.entries.tolist()
-        sought, order = _addresses_of(wanted), np.argsort(self.present, kind="stable")
-        found = order[np.searchsorted(self.present, sought, sorter=order)]
-        assert np.array_equal(self.present[found], sought), "what is wanted is not there"
-        self.places: list[int] = found.tolist()
-        self.pick = picker(self.places)
+        self.value_addresses, self.key_addresses = _addresses_of(_values(lists, state)), _addresses_of(keys)
+        self.objects, self.keys = self.value_addresses.tolist(), self.key_addresses.tolist()
+        wanted_addresses, order = _addresses_of(wanted), np.argsort(self.value_addresses, kind="stable")
+        indices = order[np.searchsorted(self.value_addresses, wanted_addresses, sorter=order)]
+        assert np.array_equal(self.value_addresses[indices], wanted_addresses), "what is wanted is not there"
+        self.indices: list[int] = indices.tolist()
+        self.pick = picker(self.indices)
 
     def find(self, lists: Lists, state: State) -> list[Any] | None:
         """The wanted objects, if the guard holds; None if not."""
         if list(map(len, lists)) != self.lengths:
             return None
-        present = _present(lists, state)
-        if list(map(id, present)) != self.objects or list(map(id, _keys(state))) != self.keys:
+        values = _values(lists, state)
+        if list(map(id, values)) != self.objects or list(map(id, _keys(state))) != self.keys:
             return None
-        return list(self.pick(present))
+        return list(self.pick(values))
 
 
 class CompiledObjectGuard(ObjectGuard):
@@ -55,12 +55,12 @@ class CompiledObjectGuard(ObjectGuard):
         self.module, self.address = module, id(state)
         self.ends = np.array(list(accumulate(self.lengths)), np.int64)
         count = sum(self.lengths)
-        self.items = self.present[:count]
+        self.items = self.value_addresses[:count]
         dicts: list[Mapping[Any, Any]] = [state, *_inner(state)]
         self.dicts, self.parts = _addresses_of(dicts), _ends(dicts)
-        self.pairs = np.stack([self.entries, self.present[count:]], axis=1)
+        self.pairs = np.stack([self.key_addresses, self.value_addresses[count:]], axis=1)
         slots = np.full(len(self.objects), -1, np.int64)
-        slots[self.places] = np.arange(len(self.places))
+        slots[self.indices] = np.arange(len(self.indices))
         arrays = self.ends, self.items, slots[:count], self.dicts, self.parts, self.pairs, slots[count:]
         self.arrays = tuple(map(np.ascontiguousarray, arrays))
         names = ("PyList_GetItem", "PyDict_Next", "PyList_SetItem", "Py_IncRef")
@@ -75,12 +75,12 @@ class CompiledObjectGuard(ObjectGuard):
             return None
         if list(map(type, lists)).count(list) < len(lists):
             return None
-        found = [None] * len(self.places)
-        return found if self.module.hold(self.words, id(lists), id(found)) else None
+        picked = [None] * len(self.indices)
+        return picked if self.module.objects_match(self.words, id(lists), id(picked)) else None
 
 
 def object_guard(lists: Lists, state: State, wanted: Sequence[Any], warm: bool = False) -> ObjectGuard:
-    """Guard these lists and dictionaries as they are now, to pick out the wanted objects, each once."""
+    """What tells whether all of it is as it is now, and then picks out what is wanted of it, each once."""
     module = compiled() if isinstance(state, dict) and (warm or len(wanted) >= MANY) else None
     return (
         ObjectGuard(lists, state, wanted)
@@ -89,21 +89,21 @@ def object_guard(lists: Lists, state: State, wanted: Sequence[Any], warm: bool =
     )
 
 
-def picker(places: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+def picker(indices: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
     """A function that picks out the items at some places."""
-    if len(places) > 1:
-        return itemgetter(*places)  # in C
-    return lambda items: [items[i] for i in places]
+    if len(indices) > 1:
+        return itemgetter(*indices)  # in C
+    return lambda items: [items[i] for i in indices]
 
 
 def _inner(state: State) -> list[Mapping[Any, Any]]:
     """The dictionaries in a dictionary."""
-    return [kept for kept in state.values() if isinstance(kept, dict)]
+    return [mapping for mapping in state.values() if isinstance(mapping, dict)]
 
 
-def _present(lists: Lists, state: State) -> list[Any]:
+def _values(lists: Lists, state: State) -> list[Any]:
     """What the lists hold, then the values of the dictionary and of those in it, in order."""
-    inner = (kept.values() for kept in _inner(state))
+    inner = (mapping.values() for mapping in _inner(state))
     return [*chain.from_iterable(lists), *state.values(), *chain.from_iterable(inner)]
 
 

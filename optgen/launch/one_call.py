@@ -45,9 +45,13 @@ class OneCall:
             return None
         calls = []
         for bucket in (launch.bucket for launch in launches):
-            calls += [bucket.kernel.alone(step, bucket.tables) for step in bucket.plan.steps]
-        known = [call for call in calls if call is not None]
-        return None if len(known) < len(calls) else OneCall(launches, known, guard, counters, counters.module)
+            calls += [bucket.kernel.c_call(step, bucket.tables) for step in bucket.plan.steps]
+        runnable = [call for call in calls if call is not None]
+        return (
+            None
+            if len(runnable) < len(calls)
+            else OneCall(launches, runnable, guard, counters, counters.module)
+        )
 
     def __init__(
         self,
@@ -61,15 +65,15 @@ class OneCall:
         self.count: float | None = None  # how many steps each parameter has made, if one number says it
         self.tables = [launch.bucket.tables for launch in launches]
         self.words = [tables.words for tables in self.tables]  # which keep what the calls read
-        cells, of = zip(*map(self._cells, launches), strict=True)
+        cells, of = zip(*map(self._address_cells, launches), strict=True)
         functions, data = zip(*calls, strict=True)
         doubles = counters.doubles.astype(np.int64)
-        arrays = counters.places, doubles, np.concatenate(cells), np.concatenate(of), functions, data
+        arrays = counters.addresses, doubles, np.concatenate(cells), np.concatenate(of), functions, data
         self.arrays = [np.ascontiguousarray(array, np.int64) for array in arrays]
         words = [*chain.from_iterable(map(words_of, self.arrays)), c_function("PyObject_SetAttr")]
-        self.more = np.array([*words, id(GRAD), id(None)], np.int64)
+        self.arguments = np.array([*words, id(GRAD), id(None)], np.int64)
 
-    def _cells(self, launch: Launch) -> tuple[np.ndarray, np.ndarray]:
+    def _address_cells(self, launch: Launch) -> tuple[np.ndarray, np.ndarray]:
         """Which cells of a table have addresses of free tensors, and of which."""
         bucket, layout = launch.bucket, launch.bucket.layout
         rows = np.arange(len(bucket.members)) * layout.width
@@ -77,8 +81,8 @@ class OneCall:
         for name, tensors in bucket.sources.items():
             if name in layout.pointers:
                 free = tensors >= self.guard.count
-                places = bucket.host.ctypes.data + 8 * (rows + layout.columns[name])
-                cells.append(places[free])
+                addresses = bucket.host.ctypes.data + 8 * (rows + layout.columns[name])
+                cells.append(addresses[free])
                 of.append(tensors[free] - self.guard.count)
         return np.concatenate(cells), np.concatenate(of)
 
@@ -110,7 +114,7 @@ class OneCall:
         guard, count = self.guard, self.count
         if count is None or len(fixed) != guard.count or len(free) != guard.free_count:
             return False
-        if not self.step(guard.words, self.more, id(fixed), id(free), count, free_grad):
+        if not self.step(guard.words, self.arguments, id(fixed), id(free), count, free_grad):
             return False
         self.count = count + 1
         return True

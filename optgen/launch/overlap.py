@@ -18,7 +18,7 @@ from optgen.launch.strides import geometry
 _PLAIN = (Tensor, nn.Parameter)
 
 
-class _Memory:
+class _RawArray:
     """A tensor's memory as `numpy.shares_memory` takes it: nothing is read, so it may be a GPU's."""
 
     def __init__(self, p: Tensor):
@@ -42,9 +42,9 @@ def check_memory(params: Iterable[Tensor]) -> None:
     for p in tensors:
         if _has_memory(p) and not p.is_contiguous():
             geometry([p])  # refuses elements that share memory
-    found = overlapping(tensors, same=True)
-    if found is not None:
-        a, b = (tuple(tensors[i].shape) for i in found)
+    pair = overlapping(tensors, same=True)
+    if pair is not None:
+        a, b = (tuple(tensors[i].shape) for i in pair)
         raise ValueError(
             f"parameters of shapes {a} and {b} overlap in memory, so a step of one would change the other: "
             "optimize one of them, or what they are views of"
@@ -78,4 +78,4 @@ def _span(p: Tensor) -> tuple[int, int]:
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
     """Whether an element of one lies in one of the other, when their spans overlap."""
-    return a.device == b.device and np.shares_memory(np.asarray(_Memory(a)), np.asarray(_Memory(b)))
+    return a.device == b.device and np.shares_memory(np.asarray(_RawArray(a)), np.asarray(_RawArray(b)))

@@ -20,7 +20,7 @@ from torch import Tensor
 from optgen.ir.facts import lookup
 from optgen.ir.node import Node, Op, toposort
 from optgen.launch.buckets import Bucket
-from optgen.launch.door import Move, Places, fixed_of
+from optgen.launch.door import Move, Offsets, fixed_of
 from optgen.launch.guards import Guard, Survey, guard
 from optgen.launch.one_call import OneCall
 from optgen.launch.run import Launch, Moment, advance
@@ -42,18 +42,18 @@ class Recording:
     signature: list[Any]
     launches: list[Launch]
     guard: Guard
-    even: np.ndarray | None
+    aligned: np.ndarray | None
     counters: StepCounters | None
-    one: OneCall | None = None  # the step in one call, where that can be
+    one_call: OneCall | None = None  # the step in one call, where that can be
 
     @property
     def buckets(self) -> list[Bucket]:
         """The buckets, one for each launch of a phase."""
         return [launch.bucket for launch in self.launches]
 
-    def holds(self) -> bool:
+    def alignment_holds(self) -> bool:
         """Whether the tensors that the guard has found lie at the same multiples of 16, if that matters."""
-        return self.even is None or np.array_equal(self.guard.addresses % WIDEST == 0, self.even)
+        return self.aligned is None or np.array_equal(self.guard.addresses % WIDEST == 0, self.aligned)
 
     def warm(self, fixed: list[Tensor], free: list[Tensor], in_one_call: bool) -> None:
         """Switch to compiled guards, once replays are frequent; the guard has just found the tensors.
@@ -67,9 +67,9 @@ class Recording:
         if self.counters is not None:
             self.counters.warm()
             if in_one_call:
-                self.one = OneCall.of(self.launches, warmed, self.counters.cells)
-            if self.one is not None:
-                self.one.compile(fixed, free)
+                self.one_call = OneCall.of(self.launches, warmed, self.counters.cells)
+            if self.one_call is not None:
+                self.one_call.compile(fixed, free)
 
     def refresh(self, moment: Moment) -> None:
         """Bring all tables up to date, and compile what is launched: what can fail fails here."""
@@ -81,24 +81,24 @@ class Recording:
     def _fill(self, moment: Moment) -> None:
         """What totals are made of: states and inputs, and what is computed once for all groups."""
         for launch in self.launches:
-            given: dict[str, float | Tensor] = {}
+            host_values: dict[str, float | Tensor] = {}
             if launch.plan.onces:
-                self._check_alike(launch.plan.onces, moment.groups)
-                given = launch.bucket.once(moment.groups[0], moment.steps)
+                self._check_same_in_groups(launch.plan.onces, moment.groups)
+                host_values = launch.bucket.once(moment.groups[0], moment.steps)
             names = (name for name in launch.plan.numbers if not name.startswith("@"))
-            launch.fill(given | {name: moment.numbers[name] for name in names})
+            launch.fill(host_values | {name: moment.numbers[name] for name in names})
 
-    def _check_alike(self, onces: Sequence[Node], groups: Sequence[Mapping[str, Any]]) -> None:
+    def _check_same_in_groups(self, onces: Sequence[Node], groups: Sequence[Mapping[str, Any]]) -> None:
         """Every group must have the same options for what is one for the whole optimizer."""
         for n in onces:
             names = sorted({x.value or "" for x in toposort([n]) if x.op is Op.HYPER})
             values = {name: [lookup(group, name) for group in groups] for name in names}
-            for name, found in values.items():
-                if not all(_alike(x, found[0]) for x in found[1:]):
+            for name, options in values.items():
+                if not all(_same_option(x, options[0]) for x in options[1:]):
                     raise ValueError(
                         f"{self.name} has a value that is one for the whole optimizer and depends on "
                         f"{name}, so every group needs the same; they have {name} = "
-                        f"{', '.join(map(str, found))}"
+                        f"{', '.join(map(str, options))}"
                     )
 
     def launch(self, moment: Moment) -> None:
@@ -106,18 +106,18 @@ class Recording:
         for launch in self.launches:
             launch.begin(moment)
         advance(self.launches)
-        kept: dict[str, float | Tensor] = {}
+        new_states: dict[str, float | Tensor] = {}
         for launch in self.launches:
             launch.end()
             for name, i in launch.plan.finals.items() if moment.numbers else ():
-                kept.setdefault(name, launch.number(f"@total{i}"))
-        for name, value in kept.items():
+                new_states.setdefault(name, launch.number(f"@total{i}"))
+        for name, value in new_states.items():
             moment.numbers[name].fill_(value)
         if self.counters is not None:
             self.counters.advance(moment.counters, moment.stop)
-        if self.one is not None:
+        if self.one_call is not None:
             plain = isinstance(moment.counts, float) and moment.stop is None
-            self.one.count = float(moment.counts) if plain else None
+            self.one_call.count = float(moment.counts) if plain else None
 
 
 @dataclass
@@ -136,18 +136,18 @@ class Ready:
         self.recording.launch(self.moment)
 
 
-def _alike(a: Any, b: Any) -> bool:
+def _same_option(a: Any, b: Any) -> bool:
     """Whether two options are the same, of whatever kind."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a is b or (a.shape == b.shape and bool((a.cpu() == b.cpu()).all()))
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        one, other = (a, b) if isinstance(a, Tensor) else (b, a)
-        return one.numel() == 1 and bool(one.item() == other)
+        one_call, other = (a, b) if isinstance(a, Tensor) else (b, a)
+        return one_call.numel() == 1 and bool(one_call.item() == other)
     return bool(a == b)
 
 
-def part_of(w: Work) -> tuple[Any, ...]:
-    """Key of a parameter's part in a step: facts, group, number, flags, names of states and inputs."""
+def part_key(w: Work) -> tuple[Any, ...]:
+    """What a parameter's part in a step is, but for its tensors."""
     known = w.launched, w.grad is None, w.counter is None, w.counted, w.shard
     return w.facts, w.group, w.index, known, tuple(w.states), tuple(w.inputs)
 
@@ -159,26 +159,26 @@ def signature_of(w: Work) -> tuple[Any, ...]:
     return w.param.shape, w.param.device, counter, *((t.stride(), t.dtype) for t in tensors)
 
 
-def looks_of(work: Sequence[Work], places: Places, survey: Survey | None) -> list[Any]:
-    """The metadata that buckets and tables depend on, for each parameter's tensors: everything but addresses.
+def signatures_of(work: Sequence[Work], offsets: Offsets, survey: Survey | None) -> list[Any]:
+    """What buckets and tables depend on of each part's tensors, but for addresses.
 
     Those of one process compare equal where that is the same; a survey is of all of `fixed_of`, `free_of`.
     """
     if survey is None:
         return [signature_of(w) for w in work]
-    kinds = survey.kinds([*chain(*places), len(survey.rows)][1:])
+    kinds = survey.kinds([*chain(*offsets), len(survey.rows)][1:])
     return list(zip(kinds[: len(work)], kinds[len(work) :], strict=True))
 
 
-def sources_of(bucket: Bucket, work: Sequence[Work], places: Places) -> dict[str, np.ndarray]:
+def sources_of(bucket: Bucket, work: Sequence[Work], offsets: Offsets) -> dict[str, np.ndarray]:
     """For each store and host state of a bucket, which tensors they are of."""
-    starts, later = (np.array(found, np.int64)[bucket.members] for found in places)
+    starts, free_starts = (np.array(by_name, np.int64)[bucket.members] for by_name in offsets)
     first = work[bucket.members[0]]  # the others have the same stores
-    found = {"p": starts, "g": starts if first.grad is None else later}
-    found |= {name: starts + 1 + k for k, name in enumerate(first.states)}
-    found |= {name: later + (first.grad is not None) + k for k, name in enumerate(first.inputs)}
+    by_name = {"p": starts, "g": starts if first.grad is None else free_starts}
+    by_name |= {name: starts + 1 + k for k, name in enumerate(first.states)}
+    by_name |= {name: free_starts + (first.grad is not None) + k for k, name in enumerate(first.inputs)}
     names = [name for name in bucket.layout.pointers if not name.startswith("#")]
-    return {name: found[name] for name in dict.fromkeys([*names, *bucket.host_states])}
+    return {name: by_name[name] for name in dict.fromkeys([*names, *bucket.host_states])}
 
 
 def increment_versions(work: Sequence[Work], moves: Sequence[Move], numbers: Sequence[Tensor]) -> None:
@@ -188,11 +188,11 @@ def increment_versions(work: Sequence[Work], moves: Sequence[Move], numbers: Seq
     torch.autograd.graph.increment_version(written)
 
 
-def counters_of(work: Sequence[Work], places: Places, addresses: np.ndarray) -> StepCounters | None:
+def counters_of(work: Sequence[Work], offsets: Offsets, addresses: np.ndarray) -> StepCounters | None:
     """The counters of a step; None where the caller counts by itself."""
-    found = [w.counter for w in work if w.counter is not None]
-    if not found:
+    counters = [w.counter for w in work if w.counter is not None]
+    if not counters:
         return None
-    known = zip(work, places[0], strict=True)
-    where = [at + (1 + len(w.states)) * w.launched for w, at in known if w.counter is not None]
-    return StepCounters(found, addresses[where], [w.counted for w in work])
+    with_offsets = zip(work, offsets[0], strict=True)
+    indices = [at + (1 + len(w.states)) * w.launched for w, at in with_offsets if w.counter is not None]
+    return StepCounters(counters, addresses[indices], [w.counted for w in work])

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from optgen.ir.extent import Extent
 from optgen.ir.facts import Facts, path_of
-from optgen.launch.door import fixed_of, places_of
+from optgen.launch.door import fixed_of, offsets_of
 from optgen.launch.dtensor import local
 from optgen.launch.guards import PLAIN
 from optgen.launch.launcher import Launcher
@@ -40,13 +40,13 @@ _replays = itertools.count()
 _grad_of = attrgetter("grad")
 
 
-def _unchanging(value: Any) -> bool:
+def _immutable(value: Any) -> bool:
     return isinstance(value, int | float | str | None) or (
-        isinstance(value, tuple) and all(map(_unchanging, value))
+        isinstance(value, tuple) and all(map(_immutable, value))
     )
 
 
-def _division(spec: Any) -> Any:
+def _sharding(spec: Any) -> Any:
     """How a distributed tensor is divided, and over which processes."""
     return None if spec is None else (spec.mesh, spec.placements)
 
@@ -87,13 +87,13 @@ class Replay:
         key: tuple[Any, ...],
         alone: Place | None = None,
     ) -> Replay | None:
-        """A replay of the step that has just been made; None if it cannot be, as where states moved."""
-        others = any(isinstance(x, Mapping) and not isinstance(x, dict) for x in state.values())
+        """What can be made again of a step that has just been made; states that moved lie elsewhere now."""
+        foreign = any(isinstance(x, Mapping) and not isinstance(x, dict) for x in state.values())
         # One without elements is only counted: what it has besides is looked at when the step is recorded.
-        counted = [w for w in ready.work if not w.launched]
-        declared = [launcher.compiler.specialised(w.facts).states.values() for w in counted]
-        besides = any(state.extent is Extent.STEP for states in declared for state in states)
-        if ready.moves or others or besides or (counted and (alone is not None or ready.work[0].inputs)):
+        empty = [w for w in ready.work if not w.launched]
+        declared = [launcher.compiler.specialised(w.facts).states.values() for w in empty]
+        host_states = any(state.extent is Extent.STEP for states in declared for state in states)
+        if ready.moves or foreign or host_states or (empty and (alone is not None or ready.work[0].inputs)):
             return None
         return Replay(launcher, ready, groups, state, key, alone)
 
@@ -111,8 +111,8 @@ class Replay:
         self.inputs = tuple(work[0].inputs)
         self.plain = not (self.inputs or launcher.compiler.counts)  # no more than parameters and states
         owners = [w.param if w.owner is None else w.owner for w in work]
-        self._note_tensors(work, owners, groups, state)
-        self._note_marks({id(p): w.launched for w, p in zip(work, owners, strict=True)}, groups)
+        self._record_tensors(work, owners, groups, state)
+        self._record_skipped({id(p): w.launched for w, p in zip(work, owners, strict=True)}, groups)
         self.facts: dict[int, dict[int, Facts]] = {}  # by group and number of dimensions
         for w, p in zip(work, owners, strict=True):
             self.facts.setdefault(w.group, {})[p.dim()] = w.facts
@@ -121,39 +121,42 @@ class Replay:
         self.subjects = [s for s in subjects if s != "ndim" and s not in program.inputs]
         self.values: dict[int, list[Any]] = {}  # by group, of the hyperparameters that conditions ask for
 
-    def _note_tensors(
+    def _record_tensors(
         self, work: Sequence[Work], owners: Sequence[Tensor], groups: Groups, state: State
     ) -> None:
         """Note where the tensors that the step writes are kept, and which of them are distributed."""
         keys = {name: declared.key for name, declared in self.launcher.program.states.items()}
-        places, _ = places_of(work)
-        wanted: list[Any] = fixed_of(work)
-        moving = [at for at, w in zip(places, work, strict=True) if w.launched]
-        self.moving = picker(moving)
-        self.counters = picker([at - 1 for at in [*places[1:], len(wanted)]])
-        for w, p, at in zip(work, owners, places, strict=True):
+        offsets, _ = offsets_of(work)
+        tensors: list[Any] = fixed_of(work)
+        param_offsets = [offset for offset, w in zip(offsets, work, strict=True) if w.launched]
+        self.params_of = picker(param_offsets)
+        self.counters_of = picker([offset - 1 for offset in [*offsets[1:], len(tensors)]])
+        for w, p, offset in zip(work, owners, offsets, strict=True):
             if p is not w.param and w.launched:
-                wanted[at : at + 1 + len(w.states)] = [p, *(state[p][keys[name]] for name in w.states)]
-        plain = {*map(type, wanted)} <= {*PLAIN}
-        self.divided = [] if plain else [i for i, x in enumerate(wanted) if local(x) is not x]
-        self.owners = sorted({*moving} & {*self.divided})
-        self.specs = [wanted[i]._spec for i in self.divided]
-        self.objects = object_guard(*self._where(groups, state), wanted)
+                tensors[offset : offset + 1 + len(w.states)] = [
+                    p,
+                    *(state[p][keys[name]] for name in w.states),
+                ]
+        plain = {*map(type, tensors)} <= {*PLAIN}
+        self.distributed = [] if plain else [i for i, x in enumerate(tensors) if local(x) is not x]
+        self.owners = sorted({*param_offsets} & {*self.distributed})
+        self.specs = [tensors[i]._spec for i in self.distributed]
+        self.object_guard = object_guard(*self._containers(groups, state), tensors)
 
-    def _note_marks(self, moving: Mapping[int, bool], groups: Groups) -> None:
+    def _record_skipped(self, launched: Mapping[int, bool], groups: Groups) -> None:
         """Note which parameters the step leaves alone, and which are only counted."""
         self.frozen = [list(group.get("frozen") or ()) for group in groups]
-        self.still: list[tuple[int, int]] = []
-        self.counted: list[tuple[int, int]] = []
+        self.without_grad: list[tuple[int, int]] = []
+        self.empty_params: list[tuple[int, int]] = []
         for index, group in enumerate(groups if self.alone is None else ()):
             for position, p in enumerate(group["params"]):
-                if moving.get(id(p)) is False:
-                    self.counted.append((index, position))
-                elif id(p) not in moving and position not in self.frozen[index]:
-                    self.still.append((index, position))
+                if launched.get(id(p)) is False:
+                    self.empty_params.append((index, position))
+                elif id(p) not in launched and position not in self.frozen[index]:
+                    self.without_grad.append((index, position))
 
-    def _where(self, groups: Groups, state: State) -> tuple[list[list[Tensor]], Mapping[Any, Any]]:
-        """The parameter lists and the state dictionary that the object guard looks at."""
+    def _containers(self, groups: Groups, state: State) -> tuple[list[list[Tensor]], Mapping[Any, Any]]:
+        """The lists and the dictionary that must hold what they held."""
         if self.alone is None:
             return [group["params"] for group in groups], state
         p = groups[self.alone[1]]["params"][self.alone[2]]
@@ -163,7 +166,7 @@ class Replay:
         self,
         groups: Groups,
         state: State,
-        inputs: Mapping[str, Any],
+        step_inputs: Mapping[str, Any],
         numbers: Mapping[str, Tensor],
         steps: float | Tensor = 0.0,
         stop: Tensor | None = None,
@@ -178,12 +181,16 @@ class Replay:
             steps: how many steps the optimizer has made.
             stop: where it is not 0, nothing moves.
         """
-        found = self._find(groups, state, inputs)
-        if found is None or self.recording.guard.find(*found[:2]) is None or not self.recording.holds():
+        tensors = self._find(groups, state, step_inputs)
+        if (
+            tensors is None
+            or self.recording.guard.find(*tensors[:2]) is None
+            or not self.recording.alignment_holds()
+        ):
             return None
-        fixed, free, owners = found
+        fixed, free, owners = tensors
         self._warm(groups, state, fixed, free)
-        counters = self.counters(fixed)
+        counters = self.counters_of(fixed)
         assert self.recording.counters is not None
         counts = self.recording.counters.read(counters)
         if counts is None:
@@ -191,10 +198,10 @@ class Replay:
         moment = Moment(groups, counts + 1, numbers, steps, stop, counters)
         self.recording.refresh(moment)
         # Before the launches, which leave nothing of the tensors' own data in any cache.
-        self.recording.guard.change(fixed)
-        kept = [x for name, x in numbers.items() if name in self.launcher.program.states]
-        if owners or kept:
-            torch.autograd.graph.increment_version([*owners, *kept])
+        self.recording.guard.increment_versions(fixed)
+        global_states = [x for name, x in numbers.items() if name in self.launcher.program.states]
+        if owners or global_states:
+            torch.autograd.graph.increment_version([*owners, *global_states])
         return Ready(self.recording, moment)
 
     def again(self, groups: Groups, state: State) -> bool:
@@ -202,23 +209,23 @@ class Replay:
 
         Of one parameter alone, the gradient is freed.
         """
-        one = self.recording.one
-        if one is None or one.count is None or not self.plain:
+        one_call = self.recording.one_call
+        if one_call is None or one_call.count is None or not self.plain:
             return False
         for group in groups:
             if not group.get("train_mode", True):
                 return False
-        found = self._find(groups, state, {})
-        if found is None:
+        tensors = self._find(groups, state, {})
+        if tensors is None:
             return False
         try:
-            ready = one.refresh(groups)
+            ready = one_call.refresh(groups)
         except ValueError:  # of a hyperparameter; the ordinary way says it, or what comes before it
             return False
-        return ready and one.make(*found[:2], free_grad=self.alone is not None)
+        return ready and one_call.make(*tensors[:2], free_grad=self.alone is not None)
 
     def _find(
-        self, groups: Groups, state: State, inputs: Mapping[str, Any]
+        self, groups: Groups, state: State, step_inputs: Mapping[str, Any]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
         """Check the guards on objects and options. Returns the tensors written, those read, and DTensors.
 
@@ -226,23 +233,25 @@ class Replay:
         """
         if self.alone is None and [group.get("frozen") or [] for group in groups] != self.frozen:
             return None
-        fixed = self.objects.find(*self._where(groups, state))
-        if fixed is None or self._others_move(groups):
+        fixed = self.object_guard.find(*self._containers(groups, state))
+        if fixed is None or self._skipped_changed(groups):
             return None
-        free: list[Any] = list(map(_grad_of, self.moving(fixed)))
+        free: list[Any] = list(map(_grad_of, self.params_of(fixed)))
         if self.inputs:
-            params = self.moving(fixed)
-            rows = zip(free, *([inputs[name].get(p) for p in params] for name in self.inputs), strict=True)
+            params = self.params_of(fixed)
+            rows = zip(
+                free, *([step_inputs[name].get(p) for p in params] for name in self.inputs), strict=True
+            )
             free = [x for row in rows for x in row]
         owners = [fixed[i] for i in self.owners]
-        if self.divided:
-            if not self._alike(fixed, owners, free):
+        if self.distributed:
+            if not self._same_sharding(fixed, owners, free):
                 return None
-            for i in self.divided:
+            for i in self.distributed:
                 fixed[i] = fixed[i]._local_tensor
             free = [getattr(x, "_local_tensor", x) for x in free]
         for index, facts in self.facts.items():
-            if not self._as_before(groups[index], index, facts, inputs):
+            if not self._facts_hold(groups[index], index, facts, step_inputs):
                 return None
         return fixed, free, owners
 
@@ -252,46 +261,50 @@ class Replay:
             self.warm = True
             plain = {*map(type, fixed)} <= {*PLAIN}  # to free the gradient of another may call anything
             self.recording.warm(fixed, free, self.alone is None or plain)
-            if not self.divided:
-                self.objects = object_guard(*self._where(groups, state), fixed, warm=True)
-                self.objects.find(*self._where(groups, state))  # compiled here, where no signal interrupts
+            if not self.distributed:
+                self.object_guard = object_guard(*self._containers(groups, state), fixed, warm=True)
+                self.object_guard.find(
+                    *self._containers(groups, state)
+                )  # compiled here, where no signal interrupts
 
-    def _alike(self, fixed: Sequence[Any], owners: Sequence[Any], free: Sequence[Any]) -> bool:
-        """Guard on DTensors: their placements, and those of gradients and inputs, are the recording's."""
-        if not all(fixed[i]._spec is spec for i, spec in zip(self.divided, self.specs, strict=True)):
+    def _same_sharding(self, fixed: Sequence[Any], owners: Sequence[Any], free: Sequence[Any]) -> bool:
+        """Whether distributed tensors are divided as they were, and gradients and inputs as parameters."""
+        if not all(fixed[i]._spec is spec for i, spec in zip(self.distributed, self.specs, strict=True)):
             return False
         each = 1 + len(self.inputs)
-        params = self.moving(fixed)
+        params = self.params_of(fixed)
         for p, *its in zip(params, *(free[k::each] for k in range(each)), strict=True):
             mine = getattr(p, "_spec", None)
             for x in its:
                 other = getattr(x, "_spec", None)
-                if other is not mine and _division(other) != _division(mine):
+                if other is not mine and _sharding(other) != _sharding(mine):
                     return False
         return True
 
-    def _as_before(
+    def _facts_hold(
         self,
         group: Mapping[str, Any],
         index: int,
         facts: Mapping[int, Facts],
-        inputs: Mapping[str, Any],
+        step_inputs: Mapping[str, Any],
     ) -> bool:
         """Guard on options: the group's compile-time conditions are those of the recording."""
         values = [group.get(name, self) for name in self.subjects]  # which is no value, for one that is gone
         if not all(map(is_, values, self.values.get(index, ()))) or index not in self.values:
             compiler = self.launcher.compiler
-            if any(compiler.facts(group, ndim, inputs) != known for ndim, known in facts.items()):
+            if any(compiler.facts(group, ndim, step_inputs) != known for ndim, known in facts.items()):
                 return False
             # A tensor or a list may have other numbers next time.
-            if all(v is self or _unchanging(v) for v in values):
+            if all(v is self or _immutable(v) for v in values):
                 self.values[index] = values
         return True
 
-    def _others_move(self, groups: Groups) -> bool:
-        """Whether another parameter has a gradient now, or an empty one has lost it."""
-        if self.still and any(groups[index]["params"][at].grad is not None for index, at in self.still):
+    def _skipped_changed(self, groups: Groups) -> bool:
+        """Whether a parameter has a gradient that had none, or one without elements has none any more."""
+        if self.without_grad and any(
+            groups[index]["params"][at].grad is not None for index, at in self.without_grad
+        ):
             return True
-        return bool(self.counted) and not all(
-            _is_empty(groups[index]["params"][at]) for index, at in self.counted
+        return bool(self.empty_params) and not all(
+            _is_empty(groups[index]["params"][at]) for index, at in self.empty_params
         )

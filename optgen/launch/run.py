@@ -18,7 +18,7 @@ from torch import Tensor
 
 from optgen.ir.node import Op
 from optgen.launch.buckets import Bucket
-from optgen.launch.dtensor import Share, complete
+from optgen.launch.dtensor import PartialValues, all_reduce
 from optgen.launch.guards import Guard
 from optgen.launch.step_counters import Cells
 from optgen.launch.uploads import capturing, refuse_in_capture
@@ -53,48 +53,48 @@ class Launch:
     def __init__(self, bucket: Bucket, guard: Guard):
         self.bucket, self.plan = bucket, bucket.plan
         self.random, self.cuda = bucket.plan.random, bucket.device.type == "cuda"
-        over = [step for step in bucket.plan.steps if step.kind == "global_reduce"]
+        global_steps = [step for step in bucket.plan.steps if step.kind == "global_reduce"]
         # The sums over all tensors that this bucket has a part in.
-        self.tags = {r.tag: r.op for step in over for r in step.reductions}
-        self.done = 0
-        self.keep: list[Tensor] = []  # spills
-        self.divided = any(shard is not None for shard in bucket.shards)
+        self.tags = {r.tag: r.op for step in global_steps for r in step.reductions}
+        self.position = 0
+        self.spills: list[Tensor] = []  # spills
+        self.distributed = any(shard is not None for shard in bucket.shards)
         states = () if bucket.counted else bucket.host_states
         self.cells = {
             name: Cells(guard.addresses[bucket.sources[name]], np.ones(len(bucket.members), np.bool_))
             for name in states
         }
         # A table of scalars in the host's memory, and the same as C numbers: filled at once, with no warning.
-        self.in_place: tuple[np.ndarray, ctypes.Array[Any]] | None = None
-        self._forget()
+        self.scalar_cells: tuple[np.ndarray, ctypes.Array[Any]] | None = None
+        self._invalidate()
 
     # Before the first launch
 
-    def _forget(self) -> None:
-        """Invalidate the tables: the next refresh writes everything."""
+    def _invalidate(self) -> None:
+        """Take nothing in the tables for what it should be."""
         self.fresh = False  # whether the last refresh came to its end
         self.moves = -1  # how often free tensors had moved when their addresses were taken
-        self.alike = False  # whether rows are those of one count for all
+        self.same_count = False  # whether rows are those of one count for all
         self.rows = np.empty(0, np.int64)  # of each member the row of its scalars
         self.firsts: list[int] = []  # of each row its first member,
-        self.known: list[tuple[int, list[float]]] = []  # and its group, host states and shape facts
+        self.row_inputs: list[tuple[int, list[float]]] = []  # and its group, host states and shape facts
         self.sent: list[list[float]] = []  # the scalars
 
     def refresh(self, moment: Moment, guard: Guard) -> None:
         """Bring the bucket's tables up to date, and compile what is launched."""
         if not self.fresh:
-            self._forget()
+            self._invalidate()
         bucket, self.fresh = self.bucket, False
         changed = self.moves < 0
         if bucket.counted:
-            bucket.prepare_device_scalars(moment.groups)
+            bucket.prepare_scalars(moment.groups)
         else:
             changed |= self._scalars(moment.groups, moment.counts)
         if self.random:
             changed |= self._random(moment)
         captured = capturing(bucket.device)  # a graph has a table of its own of what moves
         if captured or self.moves != guard.moves or self.plan.spills:
-            self.keep = bucket.point(guard.addresses, self.moves >= 0)
+            self.spills = bucket.point(guard.addresses, self.moves >= 0)
             self.moves = -1 if captured else guard.moves
             changed = True
         if changed:
@@ -111,7 +111,7 @@ class Launch:
 
         All members must have made one step less than `count`.
         """
-        if not (self.fresh and self.alike):
+        if not (self.fresh and self.same_count):
             return False
         self.fresh = False
         self._scalars(groups, count)
@@ -123,20 +123,20 @@ class Launch:
         bucket = self.bucket
         if not isinstance(counts, float):
             counts = counts[bucket.members]
-        alike = isinstance(counts, float) and not self.cells
-        moved = not (alike and self.alike) and self._find_rows(counts, alike)
+        same_count = isinstance(counts, float) and not self.cells
+        moved = not (same_count and self.same_count) and self._find_rows(counts, same_count)
         if isinstance(counts, float):
-            wanted = [(groups[g], counts, known) for g, known in self.known]
+            wanted = [(groups[g], counts, inputs) for g, inputs in self.row_inputs]
         else:
-            each = zip(self.known, counts[self.firsts].tolist(), strict=True)
-            wanted = [(groups[g], step, known) for (g, known), step in each]
+            each = zip(self.row_inputs, counts[self.firsts].tolist(), strict=True)
+            wanted = [(groups[g], step, inputs) for (g, inputs), step in each]
         rows = bucket.scalars.rows(wanted)
         if bucket.numpy_tables or moved or rows != self.sent or str(rows) != str(self.sent):  # -0.0 too
             self.sent = rows
             self._send(rows)
         return moved
 
-    def _find_rows(self, counts: float | np.ndarray, alike: bool) -> bool:
+    def _find_rows(self, counts: float | np.ndarray, same_count: bool) -> bool:
         """Find which members have the same scalars; whether that has changed."""
         bucket, facts = self.bucket, self.bucket.facts
         if self.cells:
@@ -151,60 +151,62 @@ class Launch:
             _, firsts, rows = np.unique(keys, axis=0, return_index=True, return_inverse=True)
             self.firsts, self.rows = firsts.tolist(), rows.reshape(-1)
             bucket.host[:, bucket.layout.columns["@row"]] = self.rows
-        self.alike = alike
-        known = zip(bucket.groups[self.firsts].tolist(), facts[self.firsts].tolist(), strict=True)
-        self.known = list(known)
+        self.same_count = same_count
+        row_inputs = zip(bucket.groups[self.firsts].tolist(), facts[self.firsts].tolist(), strict=True)
+        self.row_inputs = list(row_inputs)
         return moved
 
     def _send(self, values: list[list[float]]) -> None:
-        tables, known = self.bucket.tables, self.in_place
+        tables, cells = self.bucket.tables, self.scalar_cells
         count = len(values) * len(self.plan.scalars)
-        if known is not None and known[0] is tables.scalars and len(known[1]) == count:
-            known[1][:] = values[0] if len(values) == 1 else [*chain.from_iterable(values)]
+        if cells is not None and cells[0] is tables.scalars and len(cells[1]) == count:
+            cells[1][:] = values[0] if len(values) == 1 else [*chain.from_iterable(values)]
             return
         real = np.float64 if self.plan.real == "fp64" else np.float32
         with np.errstate(over="ignore"):
-            made = np.array(values, real).reshape(len(values), len(self.plan.scalars))
-        tables.scalars = self.bucket.put(made)
+            table = np.array(values, real).reshape(len(values), len(self.plan.scalars))
+        tables.scalars = self.bucket.put(table)
         if self.bucket.numpy_tables:
             cell = ctypes.c_double if self.plan.real == "fp64" else ctypes.c_float
-            self.in_place = tables.scalars, (cell * count).from_buffer(tables.scalars)
+            self.scalar_cells = tables.scalars, (cell * count).from_buffer(tables.scalars)
 
     def _random(self, moment: Moment) -> bool:
         """Say what random numbers follow from; whether it has changed."""
         bucket, columns, counts = self.bucket, self.bucket.layout.columns, moment.counts
-        given = [int(group.get("seed", 0)) & 0xFFFFFFFFFFFFFFFF for group in moment.groups]
-        seeds = np.array(given, np.uint64).view(np.int64)
+        unsigned = [int(group.get("seed", 0)) & 0xFFFFFFFFFFFFFFFF for group in moment.groups]
+        seeds = np.array(unsigned, np.uint64).view(np.int64)
         bucket.host[:, columns["@seed"]] = seeds[bucket.groups]
         if not bucket.counted:
             bucket.host[:, columns["@step"]] = counts if isinstance(counts, float) else counts[bucket.members]
         return True
 
     def fill(self, values: Mapping[str, float | Tensor]) -> None:
-        """Set scalars that are one for the whole optimizer."""
-        table, places = self.bucket.tables.numbers, self.plan.numbers
+        """Set numbers that are one for the whole optimizer."""
+        table, columns = self.bucket.tables.numbers, self.plan.numbers
         if self.bucket.numpy_tables:
             for name, value in values.items():
-                table[places[name]] = float(value)
+                table[columns[name]] = float(value)
             return
         tensors = {name: v for name, v in values.items() if isinstance(v, Tensor)}
         plain = {name: float(v) for name, v in values.items() if name not in tensors}
         filled = self.bucket.filled
         if any(filled.get(name) != v for name, v in plain.items()):
             refuse_in_capture(self.bucket.device, "a hyperparameter or number")
-            where = torch.tensor([places[name] for name in plain]).to(table.device, non_blocking=True)
-            what = torch.tensor(list(plain.values()), dtype=torch.float64).to(table.device, non_blocking=True)
-            table.index_copy_(0, where, what)
+            indices = torch.tensor([columns[name] for name in plain]).to(table.device, non_blocking=True)
+            numbers = torch.tensor(list(plain.values()), dtype=torch.float64).to(
+                table.device, non_blocking=True
+            )
+            table.index_copy_(0, indices, numbers)
             filled.update(plain)
         if tensors:
             for name in tensors:
                 filled.pop(name, None)
-            torch._foreach_copy_([table[places[name]] for name in tensors], list(tensors.values()))
+            torch._foreach_copy_([table[columns[name]] for name in tensors], list(tensors.values()))
 
     def number(self, name: str) -> float | Tensor:
-        """Read a scalar that is one for the whole optimizer; on a device, a view."""
-        found = self.bucket.tables.numbers[self.plan.numbers[name]]
-        return float(found) if self.bucket.numpy_tables else found
+        """One of those numbers: where the device has it, a view."""
+        value = self.bucket.tables.numbers[self.plan.numbers[name]]
+        return float(value) if self.bucket.numpy_tables else value
 
     # The step
 
@@ -212,20 +214,20 @@ class Launch:
     def simple(self) -> bool:
         """Whether all that changes from step to step is what `rescale` brings up to date, and addresses."""
         bucket, plan = self.bucket, self.plan
-        more = self.random or self.cuda or self.divided or self.cells or plan.spills or plan.numbers
-        return not (more or bucket.counted or bucket.kept)
+        more = self.random or self.cuda or self.distributed or self.cells or plan.spills or plan.numbers
+        return not (more or bucket.counted or bucket.in_place_cells)
 
     @property
-    def next(self) -> Step | None:
-        """The step of the plan that this bucket runs next; None after the last."""
-        return self.plan.steps[self.done] if self.done < len(self.plan.steps) else None
+    def next_step(self) -> Step | None:
+        """What comes next."""
+        return self.plan.steps[self.position] if self.position < len(self.plan.steps) else None
 
     def begin(self, moment: Moment) -> None:
         """Compute on the device what follows from counts there: the first launch, where there is one."""
-        bucket, self.done = self.bucket, 0
-        if bucket.kept and not bucket.complete:
-            bucket.clear()
-        bucket.complete = False
+        bucket, self.position = self.bucket, 0
+        if bucket.in_place_cells and not bucket.finished:
+            bucket.reset_maxima()
+        bucket.finished = False
         if bucket.counted:
             bucket.count([moment.counters[m] for m in bucket.members], moment.stop)
 
@@ -237,13 +239,13 @@ class Launch:
         else:
             self.bucket.kernel.run(step, self.bucket.tables)
 
-    def shares(self, step: Step) -> list[Share]:
-        """The partial sums of a step that must be all-reduced over the processes that share a tensor."""
-        return self.bucket.shares(step.slots) if self.divided and step.slots else []
+    def partial_values(self, step: Step) -> list[PartialValues]:
+        """What a step has left of which other processes have more."""
+        return self.bucket.partial_values(step.slots) if self.distributed and step.slots else []
 
     def end(self) -> None:
         """Write the states that the host has computed."""
-        self.bucket.complete = True
+        self.bucket.finished = True
         for name, n in self.plan.host.items() if self.cells else ():
             if n.op is Op.CONST:
                 self.cells[name].write(np.full(len(self.rows), n.number))
@@ -252,62 +254,62 @@ class Launch:
                 self.cells[name].write(column[self.rows])
 
 
-def advance(runners: Sequence[Launch]) -> None:
-    """Run every bucket's steps; a sum over all tensors waits for the partial sums of all buckets."""
-    if len(runners) == 1 and not runners[0].divided:  # nothing to wait for
-        for each in runners[0].plan.steps:
-            runners[0].run(each)
+def advance(launches: Sequence[Launch]) -> None:
+    """Run every bucket to its end; a sum over all tensors waits for the part of each bucket that has one."""
+    if len(launches) == 1 and not launches[0].distributed:  # nothing to wait for
+        for each in launches[0].plan.steps:
+            launches[0].run(each)
         return
     owners: dict[str, int] = {}
-    for r in runners:
+    for r in launches:
         for tag in r.tags:
             owners[tag] = owners.get(tag, 0) + 1
     parts: dict[str, list[float | Tensor]] = {tag: [] for tag in owners}
     pending: dict[int, Step] = {}
-    left = [i for i, r in enumerate(runners) if r.next is not None]
-    while left:
+    unfinished = [i for i, r in enumerate(launches) if r.next_step is not None]
+    while unfinished:
         ready = [
             i
-            for i in left
+            for i in unfinished
             if i not in pending or all(len(parts[x.tag]) == owners[x.tag] for x in pending[i].reductions)
         ]
         if not ready:
             raise RuntimeError(
                 "tensors of two kinds wait for each other's sums: the rule reduces in another order"
             )
-        shares: list[Share] = []
+        partial_values: list[PartialValues] = []
         for i in ready:
-            r = runners[i]
-            found = pending.pop(i, None)
-            if found is not None:
-                several = [x for x in found.reductions if owners[x.tag] > 1]
-                r.fill({f"@slot{x.slot}": _together(parts[x.tag], x.op) for x in several})
-            ours: list[Share] = []
+            r = launches[i]
+            waiting = pending.pop(i, None)
+            if waiting is not None:
+                several = [x for x in waiting.reductions if owners[x.tag] > 1]
+                r.fill({f"@slot{x.slot}": _reduce_parts(parts[x.tag], x.op) for x in several})
+            partial: list[PartialValues] = []
             ran = False
-            while (step := r.next) is not None and i not in pending and not ours:
+            while (step := r.next_step) is not None and i not in pending and not partial:
                 if step.kind == "sweep" and ran:  # every bucket ends its phase before the next
                     break
-                r.done, ran = r.done + 1, True
+                r.position, ran = r.position + 1, True
                 r.run(step)
-                ours = r.shares(step)
+                partial = r.partial_values(step)
                 if step.kind == "global_reduce":
                     pending[i] = step
                     for x in step.reductions:
                         value = r.number(f"@slot{x.slot}")
                         parts[x.tag].append(value.clone() if isinstance(value, Tensor) else value)
-            shares += ours
-            if r.next is None and i not in pending:
-                left.remove(i)
-        if shares:
-            complete(shares)
+            partial_values += partial
+            if r.next_step is None and i not in pending:
+                unfinished.remove(i)
+        if partial_values:
+            all_reduce(partial_values)
 
 
-def _together(parts: Sequence[float | Tensor], op: Op) -> float | Tensor:
-    """Reduce the buckets' partial results to one number, in the order of the buckets."""
+def _reduce_parts(parts: Sequence[float | Tensor], op: Op) -> float | Tensor:
+    """The parts of all buckets as one number, in their order."""
     tensors = [p for p in parts if isinstance(p, Tensor)]
     if not tensors:
         numbers = np.array(parts, np.float64)
         return float(numbers.sum() if op is Op.SUM else numbers.max())
     home = tensors[0].device
-    together = torch.stack([torch.as_tensor(p, dtype=torch.float64, device=home) for p in parts])
-    return together.sum() if op is Op.SUM else together.amax()
+    stacked = torch.stack([torch.as_tensor(p, dtype=torch.float64, device=home) for p in parts])
+    return stacked.sum() if op is Op.SUM else stacked.amax()

@@ -28,40 +28,40 @@ class Cells:
         warm: whether it pays to compile for few of them too.
     """
 
-    def __init__(self, places: np.ndarray, doubles: np.ndarray, warm: bool = False):
-        self.places, self.doubles = np.ascontiguousarray(places), np.ascontiguousarray(doubles)
-        self.module = compiled() if warm or len(places) >= MANY else None
+    def __init__(self, addresses: np.ndarray, doubles: np.ndarray, warm: bool = False):
+        self.addresses, self.doubles = np.ascontiguousarray(addresses), np.ascontiguousarray(doubles)
+        self.module = compiled() if warm or len(addresses) >= MANY else None
         kinds = (ctypes.c_float, ctypes.c_double)
-        few = () if self.module is not None else zip(places.tolist(), doubles.tolist(), strict=True)
-        self.cells = [kinds[double].from_address(place) for place, double in few]
+        few = () if self.module is not None else zip(addresses.tolist(), doubles.tolist(), strict=True)
+        self.cells = [kinds[double].from_address(address) for address, double in few]
 
     def read(self) -> np.ndarray:
         """Their values, float64."""
         if self.module is None:
             return np.array([cell.value for cell in self.cells], np.float64)
-        found = np.empty(len(self.places))
-        self.module.gather(self.places, self.doubles, found)
-        return found
+        values = np.empty(len(self.addresses))
+        self.module.gather(self.addresses, self.doubles, values)
+        return values
 
-    def one(self) -> float | None:
+    def common_value(self) -> float | None:
         """The value that all of them have; None where they differ, or it is not finite."""
         if self.module is None:
-            found = {cell.value for cell in self.cells}
+            values = {cell.value for cell in self.cells}
         else:
-            found = set(self.module.range_of(self.places, self.doubles))
-        return found.pop() if len(found) == 1 and all(map(math.isfinite, found)) else None
+            values = set(self.module.range_of(self.addresses, self.doubles))
+        return values.pop() if len(values) == 1 and all(map(math.isfinite, values)) else None
 
     def write(self, values: np.ndarray) -> None:
         """Give each a value."""
         if self.module is not None:
-            self.module.scatter(self.places, self.doubles, values)
+            self.module.scatter(self.addresses, self.doubles, values)
         for cell, value in zip(self.cells, values.tolist(), strict=False):
             cell.value = value
 
     def add_one(self) -> None:
         """Add 1 to each."""
         if self.module is not None:
-            self.module.add_one(self.places, self.doubles)
+            self.module.add_one(self.addresses, self.doubles)
         for cell in self.cells:
             cell.value += 1.0
 
@@ -75,27 +75,27 @@ class StepCounters:
         counted: of each whether the device alone knows it.
     """
 
-    def __init__(self, counters: Sequence[Tensor], places: np.ndarray, counted: Sequence[bool]):
+    def __init__(self, counters: Sequence[Tensor], addresses: np.ndarray, counted: Sequence[bool]):
         self.counted = list(counted)
         self.cells: Cells | None = None
         if not any(counted) and {counter.device for counter in counters} == {_HOST}:
-            self.cells = Cells(places, np.array([c.dtype is torch.float64 for c in counters]))
+            self.cells = Cells(addresses, np.array([c.dtype is torch.float64 for c in counters]))
 
     def warm(self) -> None:
         """Look at a few counters in compiled code too."""
         if self.cells is not None:
-            self.cells = Cells(self.cells.places, self.cells.doubles, warm=True)
+            self.cells = Cells(self.cells.addresses, self.cells.doubles, warm=True)
 
     def read(self, counters: Sequence[Tensor]) -> float | np.ndarray | None:
         """How many steps each has made, one number where that is the same; None if one has no number."""
         if self.cells is not None:
-            found = self.cells.one()
-            if found is not None:
-                return found
+            value = self.cells.common_value()
+            if value is not None:
+                return value
             values = self.cells.read()
         else:
-            known = zip(counters, self.counted, strict=True)
-            values = np.array([0.0 if counted else counter.item() for counter, counted in known])
+            pairs = zip(counters, self.counted, strict=True)
+            values = np.array([0.0 if counted else counter.item() for counter, counted in pairs])
         return values if np.isfinite(values).all() else None
 
     def advance(self, counters: Sequence[Tensor], stop: Tensor | None) -> None:

@@ -85,14 +85,14 @@ def slice_shape(param: Tensor, kind: Extent) -> tuple[int, ...]:
     """The shape of what slices of a parameter have: its own, with 1 where a dimension is reduced."""
     if kind.name.startswith("BLOCK"):
         return (View.of(param.shape, (kind,)).count(kind),)
-    kept = kept_dims(param.dim(), kind)
-    return tuple(size if d in kept else 1 for d, size in enumerate(param.shape))
+    dims = slice_dims(param.dim(), kind)
+    return tuple(size if d in dims else 1 for d, size in enumerate(param.shape))
 
 
-def kept_dims(ndim: int, kind: Extent) -> Collection[int]:
+def slice_dims(ndim: int, kind: Extent) -> Collection[int]:
     """The dimensions along which slices lie beside each other; over the others they are reduced."""
-    found: dict[Extent, Collection[int]] = {
+    dims: dict[Extent, Collection[int]] = {
         Extent.ROW: range(ndim - 1), Extent.COL: [*range(ndim - 2), ndim - 1],
         Extent.MATRIX: range(ndim - 2), Extent.UNIT: [0],
     }  # fmt: skip
-    return found[kind] if kind in found else [kind.size % ndim]
+    return dims[kind] if kind in dims else [kind.size % ndim]

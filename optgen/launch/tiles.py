@@ -22,12 +22,12 @@ import numpy as np
 
 from optgen.backends.layout import Layout
 from optgen.backends.protocol import Kernel
-from optgen.backends.slices import View, across
+from optgen.backends.slices import View, is_columns
 from optgen.ir.extent import Extent
 from optgen.ir.node import Op
 from optgen.plan.plan import Reduction
 
-NUMBER = 8  # bytes of a place
+CELL_BYTES = 8  # bytes of a place
 
 
 def allowance(layout: Layout, view: View, size: int) -> int:
@@ -36,7 +36,7 @@ def allowance(layout: Layout, view: View, size: int) -> int:
     A hundredth; where that is less, 16 for each value of a reduction, 8 for it and 8 for one part of it.
     """
     counts = [view.count(kind) if kind.sliced else 1 for kind in layout.plan.extents]
-    return max(size // 100, 2 * NUMBER * sum(counts))
+    return max(size // 100, 2 * CELL_BYTES * sum(counts))
 
 
 @dataclass(frozen=True)
@@ -54,41 +54,43 @@ class Tiling:
     atomic: bool  # whether maxima are found in place
 
     @staticmethod
-    def of(layout: Layout, view: View, kernel: Kernel, size: int) -> Tiling:
+    def of(layout: Layout, view: View, kernel: Kernel, cells_needed: int) -> Tiling:
         """The smallest tiles within the allowance of a tensor of so many bytes, or those that need least."""
         height, width = kernel.tile
         height *= max(1, width // max(1, view.columns))
-        tall = [Tiling(layout, view, height, width, kernel.atomic).fitted()]
-        allowed = allowance(layout, view, size)
-        if tall[0].scratch <= allowed:
-            return tall[0]
-        while (taller := replace(tall[-1], height=tall[-1].height * 2).fitted()) != tall[-1]:
-            tall.append(taller)
-        found = []
-        for tiling in tall:
+        candidates = [Tiling(layout, view, height, width, kernel.atomic).fitted()]
+        allowed = allowance(layout, view, cells_needed)
+        if candidates[0].scratch <= allowed:
+            return candidates[0]
+        while (taller := replace(candidates[-1], height=candidates[-1].height * 2).fitted()) != candidates[
+            -1
+        ]:
+            candidates.append(taller)
+        widened = []
+        for tiling in candidates:
             wide = tiling
             while wide.scratch > allowed and wide.width < view.columns:
                 wide = replace(wide, width=wide.width * 2).fitted()
-            found.append(wide)
-        within = [tiling for tiling in found if tiling.scratch <= allowed]
+            widened.append(wide)
+        within = [tiling for tiling in widened if tiling.scratch <= allowed]
         if within:
             return max(within, key=lambda tiling: tiling.count)
-        return min(found, key=lambda tiling: tiling.scratch)
+        return min(widened, key=lambda tiling: tiling.scratch)
 
     def fitted(self) -> Tiling:
         """The same with no more lines and columns than there are, and whole matrices or a part of one."""
         height = min(self.height, self.rows * max(1, self.matrices))
         if height > self.rows:
-            height = height // self.rows * self.rows if self.several else self.rows
+            height = height // self.rows * self.rows if self.multi_matrix else self.rows
         return replace(self, height=height, width=min(self.width, max(1, self.view.columns)))
 
     @property
-    def apart(self) -> bool:
+    def by_matrix(self) -> bool:
         """Whether a tile must not have a part of one matrix and a part of another."""
         return Extent.COL in self.layout.plan.slices
 
     @property
-    def several(self) -> bool:
+    def multi_matrix(self) -> bool:
         """Whether a tile may have several matrices: what has blocks, only within a block."""
         return self.layout.block is None or self.layout.block.rows > 0
 
@@ -96,12 +98,12 @@ class Tiling:
     def rows(self) -> int:
         """Lines of a matrix, as blocks have them, or all lines where tiles need not lie in one."""
         padded = self.layout.block.rows if self.layout.block is not None else 0
-        return max(1, (padded or self.view.rows) if self.apart else self.view.lines)
+        return max(1, (padded or self.view.rows) if self.by_matrix else self.view.lines)
 
     @property
     def matrices(self) -> int:
         """How many there are."""
-        return self.view.lines // max(1, self.view.rows) if self.apart else min(1, self.view.lines)
+        return self.view.lines // max(1, self.view.rows) if self.by_matrix else min(1, self.view.lines)
 
     @property
     def down(self) -> int:
@@ -121,7 +123,7 @@ class Tiling:
             -(-high // self.height) if self.height > self.rows else self.matrices * self.down
         ) * self.across
 
-    def rows_of(self) -> np.ndarray:
+    def chunk_rows(self) -> np.ndarray:
         """A row for each tile, int64 [tiles, 6].
 
         First line, first column, the line after the last, which of those beside each other it is, in which
@@ -134,66 +136,83 @@ class Tiling:
         matrix = top // self.rows
         end = np.minimum(top + self.height, high if self.height > self.rows else (matrix + 1) * self.rows)
         stack = top % self.rows // self.height * self.matrices + matrix
-        found = (top, left, end, left // self.width, matrix, stack)
-        return np.stack(found, axis=1).astype(np.int64)
+        fields = (top, left, end, left // self.width, matrix, stack)
+        return np.stack(fields, axis=1).astype(np.int64)
 
-    def places(self, r: Reduction) -> int:
+    def cell_count(self, r: Reduction) -> int:
         """How many places a reduction has."""
-        if self.stays(r):
+        if self.in_place(r):
             return self.view.count(r.extent)
-        if across(r.extent):
+        if is_columns(r.extent):
             return self.matrices * self.down * self.view.columns
-        if not self.atomic and self.layout.several(r.extent):
+        if not self.atomic and self.layout.spans_lines(r.extent):
             return self.view.count(r.extent) * self.count
         return self.across * self.view.lines
 
-    def stays(self, r: Reduction) -> bool:
-        """Whether a maximum is reduced in place, by atomics, and needs no partial results."""
+    def in_place(self, r: Reduction) -> bool:
+        """Whether it is found in place."""
         return self.atomic and r.op is Op.AMAX
 
-    def own(self, r: Reduction) -> bool:
+    def needs_scratch(self, r: Reduction) -> bool:
         """Whether its places are not those of its values."""
-        several = self.atomic and self.layout.several(r.extent)
-        return self.stays(r) or several or self.places(r) != self.view.count(r.extent)
+        several = self.atomic and self.layout.spans_lines(r.extent)
+        return self.in_place(r) or several or self.cell_count(r) != self.view.count(r.extent)
 
     @cached_property
-    def staying(self) -> dict[int, int]:
+    def in_place_offsets(self) -> dict[int, int]:
         """Of the reductions that are found in place, by slot, the number of places before it."""
-        return _before({r.slot: self.places(r) for r in self.layout.swept if self.stays(r)})
+        return _exclusive_sums(
+            {r.slot: self.cell_count(r) for r in self.layout.sliced_reductions if self.in_place(r)}
+        )
 
     @cached_property
-    def passing(self) -> dict[int, int]:
+    def scratch_offsets(self) -> dict[int, int]:
         """Of the others that have places of their own, the number before it in its sweep."""
-        found: dict[int, int] = {}
+        offsets: dict[int, int] = {}
         for step in self.layout.plan.sweeps:
-            ours = [r for r in step.reductions if r.extent.sliced and self.own(r) and not self.stays(r)]
-            found |= _before({r.slot: self.places(r) for r in ours})
-        return found
+            reductions = [
+                r
+                for r in step.reductions
+                if r.extent.sliced and self.needs_scratch(r) and not self.in_place(r)
+            ]
+            offsets |= _exclusive_sums({r.slot: self.cell_count(r) for r in reductions})
+        return offsets
 
-    def size(self, slots: Mapping[int, int]) -> int:
+    def cells_needed(self, slots: Mapping[int, int]) -> int:
         """Places that `staying` or `passing` need."""
-        return max((slots[r.slot] + self.places(r) for r in self.layout.swept if r.slot in slots), default=0)
+        return max(
+            (slots[r.slot] + self.cell_count(r) for r in self.layout.sliced_reductions if r.slot in slots),
+            default=0,
+        )
 
     @cached_property
     def scratch(self) -> int:
         """Bytes that a step keeps for this tensor: values, their parts, and parts of the tensor's own."""
         kinds, partial = self.layout.plan.extents, len(self.layout.partial)
         values = sum(self.view.count(kind) if kind.sliced else 1 for kind in kinds)
-        return NUMBER * (values + self.size(self.staying) + self.size(self.passing) + partial * self.count)
+        return CELL_BYTES * (
+            values
+            + self.cells_needed(self.in_place_offsets)
+            + self.cells_needed(self.scratch_offsets)
+            + partial * self.count
+        )
 
     def columns(self) -> dict[str, int]:
         """What the tensor's row of the table says of it."""
-        found = {
+        columns = {
             "columns": self.view.columns, "lines": self.view.lines, "width": self.width,
-            "rows": max(1, self.view.rows if self.apart else self.view.lines),
+            "rows": max(1, self.view.rows if self.by_matrix else self.view.lines),
         }  # fmt: skip
-        for r in self.layout.swept:
-            found[f"turns{r.slot}"] = self.places(r) // max(1, self.view.count(r.extent))
+        for r in self.layout.sliced_reductions:
+            columns[f"turns{r.slot}"] = self.cell_count(r) // max(1, self.view.count(r.extent))
         for kind in self.layout.plan.slices:
-            found |= {f"inner_{kind}": max(1, self.view.inner(kind)), f"count_{kind}": self.view.count(kind)}
-        return found
+            columns |= {
+                f"inner_{kind}": max(1, self.view.inner(kind)),
+                f"count_{kind}": self.view.count(kind),
+            }
+        return columns
 
 
-def _before(counts: Mapping[int, int]) -> dict[int, int]:
+def _exclusive_sums(counts: Mapping[int, int]) -> dict[int, int]:
     """By slot, how much the ones before it need together."""
     return dict(zip(counts, (0, *accumulate(counts.values())), strict=False))

@@ -29,16 +29,16 @@ _NUMBERS = tuple(int(getattr(signal, name)) for name in _NAMES.split() if hasatt
 # How the system handles a signal: Python's function or another's, such as faulthandler's, and flags. Python's
 # own `signal` puts its function and its flags in their place, so all is remembered and put back as it was.
 _Action = ctypes.c_char * 256  # more than any system's structure has
-_actions: list[Any] = []  # that are free; only the main thread has any
+_free_actions: list[Any] = []  # that are free; only the main thread has any
 
 
 def _c_function() -> Any:
     try:
-        found = ctypes.CDLL(None).sigaction
+        function = ctypes.CDLL(None).sigaction
     except (AttributeError, OSError, TypeError):  # as on Windows
         return None
-    found.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-    return found
+    function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+    return function
 
 
 _sigaction = _c_function()
@@ -66,7 +66,7 @@ class Uninterrupted:
                 if callable(handler):
                     self.handlers[number] = handler
                     if _sigaction is not None:
-                        self.actions[number] = action = _actions.pop() if _actions else _Action()
+                        self.actions[number] = action = _free_actions.pop() if _free_actions else _Action()
                         _sigaction(number, None, action)
                     _set(number, self.hold)
         except BaseException:
@@ -83,10 +83,10 @@ class Uninterrupted:
         if self.holding:
             self.arrived[number] = frame
         else:
-            self.put_back(number)
+            self.restore(number)
             self.handlers[number](number, frame)
 
-    def put_back(self, number: int) -> None:
+    def restore(self, number: int) -> None:
         """Have a signal handled as before."""
         _set(number, self.handlers[number])
         if _sigaction is not None:
@@ -94,16 +94,16 @@ class Uninterrupted:
 
     def release(self) -> None:
         """Put the handlers back, and run those of the signals that came, though one of them raises."""
-        left, raised = list(self.handlers), None
+        remaining, raised = list(self.handlers), None
         try:
-            while left:
+            while remaining:
                 try:
-                    while left:
-                        number = left[-1]
+                    while remaining:
+                        number = remaining[-1]
                         if _get(number) == self.hold:
-                            self.put_back(number)
-                            _actions.extend([self.actions[number]] if number in self.actions else [])
-                        left.pop()
+                            self.restore(number)
+                            _free_actions.extend([self.actions[number]] if number in self.actions else [])
+                        remaining.pop()
                 except BaseException as error:  # of a handler that is back already
                     raised = error
             if raised is not None:
@@ -131,12 +131,12 @@ def undisturbed() -> bool:
 
     For what one call of compiled code does as a whole: it need not be held back then.
     """
-    found = list(map(_get, _NUMBERS))
-    if found in _harmless:
+    handlers = list(map(_get, _NUMBERS))
+    if handlers in _harmless:
         return True
     if threading.get_ident() != threading.main_thread().ident:
         return True
-    if any(callable(handler) and handler is not signal.default_int_handler for handler in found):
+    if any(callable(handler) and handler is not signal.default_int_handler for handler in handlers):
         return False
-    _harmless[:] = [found]
+    _harmless[:] = [handlers]
     return True

@@ -47,7 +47,7 @@ def refuse_in_capture(device: torch.device, what: str) -> None:
         )
 
 
-class Buffer:
+class PinnedBuffer:
     """Pinned memory for int64, which an upload reads until its event has come."""
 
     def __init__(self, count: int, device: torch.device):
@@ -67,7 +67,7 @@ class Buffer:
             flat[at : at + step].copy_(self.pinned[at : at + step], non_blocking=True)
 
 
-class Moving:
+class AddressTable:
     """A table of the addresses that move from step to step, int64 [tensors, stores].
 
     Args:
@@ -81,14 +81,14 @@ class Moving:
         self.table, self.sent = self._empty(), np.zeros(shape, np.int64)
         self.table.zero_()
         self.ring = [self._buffer(), self._buffer()]
-        self.spares: list[tuple[Buffer, Tensor]] = []
-        self.given: list[tuple[Buffer, Tensor]] = []  # to graphs
+        self.spares: list[tuple[PinnedBuffer, Tensor]] = []
+        self.captured_tables: list[tuple[PinnedBuffer, Tensor]] = []  # to graphs
 
     def _empty(self) -> Tensor:
         return torch.empty(self.shape, dtype=torch.int64, device=self.device)
 
-    def _buffer(self) -> Buffer:
-        return Buffer(self.shape[0] * self.shape[1], self.device)
+    def _buffer(self) -> PinnedBuffer:
+        return PinnedBuffer(self.shape[0] * self.shape[1], self.device)
 
     def send(self, addresses: np.ndarray) -> Tensor:
         """The table of a step that has these addresses.
@@ -97,7 +97,7 @@ class Moving:
             RuntimeError: more graphs were captured than tables are in reserve.
         """
         if capturing(self.device):
-            return self._give(addresses)
+            return self._capture_table(addresses)
         while self.captured and len(self.spares) < SPARES:
             self.spares.append((self._buffer(), self._empty()))
         if not np.array_equal(addresses, self.sent):
@@ -110,12 +110,12 @@ class Moving:
             self.sent = addresses.copy()
         return self.table
 
-    def _give(self, addresses: np.ndarray) -> Tensor:
+    def _capture_table(self, addresses: np.ndarray) -> Tensor:
         """A graph's own table: every replay uploads it anew, from memory that is its own too."""
         if not self.spares:
             refuse_in_capture(self.device, "where gradients lie")
         buffer, table = self.spares.pop()
-        self.given.append((buffer, table))
+        self.captured_tables.append((buffer, table))
         buffer.pinned.numpy()[:] = addresses.reshape(-1)
         buffer.send(table)
         return table
@@ -131,19 +131,19 @@ class Captured:
 
     def __init__(self, tables: Sequence[Any], work: Sequence[Work]):
         self.tables = tables
-        self.places = {id(_owner(w)): (ref(_owner(w)), _places(w)) for w in work}
-        self.told = False
+        self.addresses = {id(_owner(w)): (ref(_owner(w)), _addresses(w)) for w in work}
+        self.warned = False
 
     def check(self, work: Sequence[Work]) -> None:
         """Warn, once, if a step has other tensors than the graph, whose replays would move the old ones."""
-        for w in () if self.told else work:
-            known, places = self.places.get(id(_owner(w)), (None, {}))
+        for w in () if self.warned else work:
+            known, addresses = self.addresses.get(id(_owner(w)), (None, {}))
             if known is None or known() is not _owner(w):
                 continue
-            now = _places(w)
-            changed = [name for name, place in places.items() if now.get(name, place) != place]
+            now = _addresses(w)
+            changed = [name for name, address in addresses.items() if now.get(name, address) != address]
             if changed:
-                self.told = True
+                self.warned = True
                 what = "the parameter" if changed[0] == "p" else f"state '{changed[0]}'"
                 warnings.warn(
                     f"{what} of a parameter of shape {tuple(w.param.shape)} lies elsewhere than when a CUDA "
@@ -158,6 +158,6 @@ def _owner(w: Work) -> Tensor:
     return w.param if w.owner is None else w.owner
 
 
-def _places(w: Work) -> dict[str, int]:
-    found = {"p": w.param.data_ptr()} | {name: t.data_ptr() for name, t in w.states.items()}
-    return found if w.counter is None else found | {"step": w.counter.data_ptr()}
+def _addresses(w: Work) -> dict[str, int]:
+    addresses = {"p": w.param.data_ptr()} | {name: t.data_ptr() for name, t in w.states.items()}
+    return addresses if w.counter is None else addresses | {"step": w.counter.data_ptr()}

@@ -28,7 +28,7 @@ class Codec:
         """The number that a store holds."""
         return self.decode(load(store, self.raw, extent))
 
-    def keeps(self, real: str) -> bool:
+    def lossless(self, real: str) -> bool:
         """Whether a number in working precision (`fp32` or `fp64`) comes back as it was."""
         return self.name == real
 

@@ -37,7 +37,7 @@ def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
     host = {k: n for k, n in tensor.items() if program.states[k].extent is Extent.STEP}
     finish = {k: n for k, n in tensor.items() if k not in host}
     steps = [*graph.steps(best.placed, best.sweeps)]
-    made = Plan(
+    result = Plan(
         name=program.name,
         real=graph.real,
         states=program.states,
@@ -50,8 +50,8 @@ def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
         unspilled=int(min(candidate.cost[0] for candidate in plain)),
         names={**graph.names, **best.names},
     )
-    _complete(made)
-    return made
+    _check_complete(result)
+    return result
 
 
 def _buffers(program: Program, graph: Graph, best: Candidate) -> Iterator[Buffer]:
@@ -78,22 +78,22 @@ def _buffers(program: Program, graph: Graph, best: Candidate) -> Iterator[Buffer
         yield Buffer(f"@scalar{i}", "scalar", Extent.STEP, graph.real)
 
 
-def _complete(made: Plan) -> None:
+def _check_complete(result: Plan) -> None:
     """Every buffer that a step reads must be given, or written by an earlier step; every slot must be.
 
     Raises:
         RuntimeError: no step writes it.
     """
-    computed = [b.name for b in made.buffers if b.role in ("spill", "slot", "partial")]
-    computed += [b.name for b in made.buffers if b.name.startswith("@total")]
-    known = {b.name for b in made.buffers}.difference(computed)
+    computed = [b.name for b in result.buffers if b.role in ("spill", "slot", "partial")]
+    computed += [b.name for b in result.buffers if b.name.startswith("@total")]
+    known = {b.name for b in result.buffers}.difference(computed)
     early: set[str] = set()
-    for step in made.steps:
+    for step in result.steps:
         early |= {*step.reads} - known
         known |= {*step.writes}
     if missing := early.union(computed) - (known - early):
         raise RuntimeError(
-            f"no step of the plan of {made.name} computes {', '.join(sorted(missing))} before it is read: "
+            f"no step of the plan of {result.name} computes {', '.join(sorted(missing))} before it is read: "
             "this is a mistake of optgen's planner; please report the rule"
         )
 

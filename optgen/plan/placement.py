@@ -56,7 +56,7 @@ class Candidate:
             (k, n)
             for k, reads in enumerate(self.reads[: self.last])
             for n in loads
-            if n in self._memory(k) and n not in reads
+            if n in self._available(k) and n not in reads
         ]
         if len(missing) > MAX_EXTRA:
             missing = []
@@ -65,18 +65,18 @@ class Candidate:
             for shared in (False, True)[: self.last]:
                 yield Candidate(self.graph, self.placed, extra, shared)
 
-    def _memory(self, k: int) -> dict[Node, str]:
+    def _available(self, k: int) -> dict[Node, str]:
         """The nodes that lie in stores when phase k runs, each with the cheapest store that has it."""
-        found: dict[Node, str] = {}
+        available: dict[Node, str] = {}
         for s in self.graph.codecs:
             if self.placed.get(s, k) >= k:
-                found.setdefault(node(Op.LOAD, value=s), s)
+                available.setdefault(node(Op.LOAD, value=s), s)
         for s, codec in self.graph.codecs.items():
-            if self.placed.get(s, k) < k and CODECS[codec].keeps(self.graph.real):
+            if self.placed.get(s, k) < k and CODECS[codec].lossless(self.graph.real):
                 n = self.graph.values[s]
-                if n not in found or self._bytes(found[n]) > self._bytes(s):
-                    found[n] = s
-        return found
+                if n not in available or self._bytes(available[n]) > self._bytes(s):
+                    available[n] = s
+        return available
 
     def _cut(self, k: int) -> bool:
         """Choose what phase k reads: stores, spills, and with them the spills that earlier phases write.
@@ -86,14 +86,13 @@ class Candidate:
         roots = [n for i, n in self.graph.values.items() if self.placed[i] == k]
         roots = [n for n in roots if n.extent is Extent.ELEMENT]
         order = [n for n in toposort(roots) if n.extent is Extent.ELEMENT]
-        memory, extra = self._memory(k), (self.extra or {}).get(k, ())
-        # Thousandths of a byte: of a load and a spill that cost the same, the load wins by one of them.
-        price = {n: 0 if n in extra else 1000 * self._bytes(memory[n]) for n in order if n in memory}
+        available, extra = self._available(k), (self.extra or {}).get(k, ())
+        price = {n: 0 if n in extra else 1000 * self._bytes(available[n]) for n in order if n in available}
         writer: dict[Node, int] = {}
         for n in order if self.extra is not None else ():
             phases = (j for j in range(self.ready[n], k) if n in self.computable[j])
             phase = self.spilled[n][1] if n in self.spilled else next(phases, None)
-            if phase is not None and n.dtype is DType.REAL and n not in memory:
+            if phase is not None and n.dtype is DType.REAL and n not in available:
                 writer[n] = phase
                 readers = 1 + (self.last - k if self.shared else 0)
                 write = 0 if n in self.spilled else 1000 * self.graph.word // readers
@@ -101,18 +100,18 @@ class Candidate:
         cut = minimum_cut(order, roots, price)
         if cut is None:
             return False
-        reads = {n: memory[n] for n in extra}
+        reads = {n: available[n] for n in extra}
         for n in cut:
-            if n not in memory:
+            if n not in available:
                 self.spilled.setdefault(n, (len(self.spilled), writer[n]))
-            reads[n] = memory[n] if n in memory else f"#{self.spilled[n][0]}"
+            reads[n] = available[n] if n in available else f"#{self.spilled[n][0]}"
         self.reads.append(reads)
-        found = set(reads)
+        computable = set(reads)
         for n in self.graph.order:
             free = n.args or n.extent < Extent.ELEMENT or n.op is Op.INDEX
-            if free and self.ready[n] <= k and all(a in found for a in n.args):
-                found.add(n)
-        self.computable.append(found)
+            if free and self.ready[n] <= k and all(a in computable for a in n.args):
+                computable.add(n)
+        self.computable.append(computable)
         return True
 
     def _sweep(self, k: int) -> Step:
@@ -121,18 +120,22 @@ class Candidate:
         here = {item: n for item, n in graph.values.items() if self.placed[item] == k}
         spills = {f"#{i}": n for n, (i, phase) in self.spilled.items() if phase == k}
         needed, used = above([*here.values(), *spills.values()], reads)
-        done = {n: self._read(reads[n]) for n in used}
+        rewritten = {n: self._read(reads[n]) for n in used}
         for n in needed:
-            done[n] = rebuild(n, tuple(done[a] for a in n.args))
+            rewritten[n] = rebuild(n, tuple(rewritten[a] for a in n.args))
         stores = {
-            s: _encode(graph.codecs[s], graph.real, done[n]) for s, n in here.items() if isinstance(s, str)
+            s: _encode(graph.codecs[s], graph.real, rewritten[n])
+            for s, n in here.items()
+            if isinstance(s, str)
         }
-        stores |= {s: done[n] for s, n in spills.items()}
+        stores |= {s: rewritten[n] for s, n in spills.items()}
         slots = [i for i in here if isinstance(i, int)]
-        reductions = tuple(Reduction(i, graph.ops[i], done[here[i]], graph.extents[i]) for i in slots)
-        found = {reads[n] for n in used}
-        loads = tuple(s for s in (*graph.codecs, *(f"#{i}" for i in range(len(self.spilled)))) if s in found)
-        self.names |= {done[n]: graph.names[n] for n in needed if n in graph.names}
+        reductions = tuple(Reduction(i, graph.ops[i], rewritten[here[i]], graph.extents[i]) for i in slots)
+        used_stores = {reads[n] for n in used}
+        loads = tuple(
+            s for s in (*graph.codecs, *(f"#{i}" for i in range(len(self.spilled)))) if s in used_stores
+        )
+        self.names |= {rewritten[n]: graph.names[n] for n in needed if n in graph.names}
         for s in (*loads, *stores):
             if s in graph.codecs and CODECS[graph.codecs[s]].raw is DType.U32:
                 self.names[CODECS[graph.codecs[s]].load(s)] = s
@@ -148,11 +151,11 @@ class Candidate:
         if store.startswith("#"):
             return node(Op.SPILL, value=store)
         codec = CODECS[self.graph.codecs[store]]
-        return node(Op.LOAD, value=store) if codec.keeps(self.graph.real) else codec.load(store)
+        return node(Op.LOAD, value=store) if codec.lossless(self.graph.real) else codec.load(store)
 
 
 def _encode(codec: str, real: str, value: Node) -> Node:
-    """Encode a value for its store; constants are encoded here."""
-    raw = value if CODECS[codec].keeps(real) else CODECS[codec].encode(value)
-    found = constant(raw) if raw.extent is Extent.CONST else None
-    return raw if found is None else const(float(found), raw.dtype)
+    """What to store for a value; what depends on nothing is worked out here."""
+    raw = value if CODECS[codec].lossless(real) else CODECS[codec].encode(value)
+    folded = constant(raw) if raw.extent is Extent.CONST else None
+    return raw if folded is None else const(float(folded), raw.dtype)

@@ -131,28 +131,28 @@ class Plan:
     unspilled: int
     names: Mapping[Node, str]
 
-    def _of(self, role: Role) -> list[Buffer]:
+    def _with_role(self, role: Role) -> list[Buffer]:
         return [b for b in self.buffers if b.role == role]
 
     @cached_property
     def codecs(self) -> dict[str, str]:
         """The storage form of every element store."""
-        return {b.name: b.codec for b in self._of("store")}
+        return {b.name: b.codec for b in self._with_role("store")}
 
     @cached_property
     def spills(self) -> tuple[str, ...]:
         """What sweeps leave for later ones, by element."""
-        return tuple(b.name for b in self._of("spill"))
+        return tuple(b.name for b in self._with_role("spill"))
 
     @cached_property
     def tensor_states(self) -> tuple[str, ...]:
         """The states of tensors, or of slices of them, that are kept on the device."""
-        return tuple(b.name for b in self._of("state"))
+        return tuple(b.name for b in self._with_role("state"))
 
     @cached_property
     def extents(self) -> tuple[Extent, ...]:
         """What each slot has a value for."""
-        return tuple(b.extent for b in self._of("slot"))
+        return tuple(b.extent for b in self._with_role("slot"))
 
     @cached_property
     def numbers(self) -> dict[str, int]:
@@ -167,8 +167,8 @@ class Plan:
     @cached_property
     def totals(self) -> list[Node]:
         """The values that are one for the whole optimizer, in order of their numbers."""
-        found = {name: n for step in self.steps if step.kind == "global" for name, n in step.values.items()}
-        return [found[b.name] for b in self._of("global") if b.name in found]
+        by_name = {name: n for step in self.steps if step.kind == "global" for name, n in step.values.items()}
+        return [by_name[b.name] for b in self._with_role("global") if b.name in by_name]
 
     @cached_property
     def roots(self) -> list[Node]:
@@ -179,14 +179,14 @@ class Plan:
     @cached_property
     def reductions(self) -> tuple[Reduction, ...]:
         """Every reduction, in order of their slots."""
-        found = {r.slot: r for step in self.steps for r in step.reductions}
-        return tuple(found[slot] for slot in sorted(found))
+        by_slot = {r.slot: r for step in self.steps for r in step.reductions}
+        return tuple(by_slot[slot] for slot in sorted(by_slot))
 
     @cached_property
     def slices(self) -> tuple[Extent, ...]:
         """The kinds of slices of a tensor that have values."""
-        found = {n.extent for n in toposort(self.roots)} | {b.extent for b in self.buffers}
-        return tuple(sorted((e for e in found if e.sliced), key=lambda e: e.name))
+        kinds = {n.extent for n in toposort(self.roots)} | {b.extent for b in self.buffers}
+        return tuple(sorted((e for e in kinds if e.sliced), key=lambda e: e.name))
 
     @cached_property
     def logical(self) -> bool:
@@ -236,17 +236,17 @@ class Plan:
 
     def _rounds(self) -> list[tuple[int, list[Step]]]:
         """The steps between sweeps, up to each `global` one, and how many sweeps come before them."""
-        found: list[tuple[int, list[Step]]] = []
-        done, begins = 0, True
+        rounds: list[tuple[int, list[Step]]] = []
+        sweeps_done, begins_round = 0, True
         for step in self.steps:
             if step.kind == "sweep":
-                done, begins = done + 1, True
+                sweeps_done, begins_round = sweeps_done + 1, True
             elif step.kind != "finish":
-                if begins:
-                    found.append((done, []))
-                found[-1][1].append(step)
-                begins = step.kind == "global"
-        return found
+                if begins_round:
+                    rounds.append((sweeps_done, []))
+                rounds[-1][1].append(step)
+                begins_round = step.kind == "global"
+        return rounds
 
     def __str__(self) -> str:
         """What each sweep does and moves, and why it is done so."""

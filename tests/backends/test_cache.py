@@ -39,7 +39,7 @@ def empty(tmp_path, monkeypatch):
         *((cache, "_kernels"), (cache, "_modules"), (disk, "_folders"), (machine_code, "_c_functions")),
     ):
         monkeypatch.setattr(module, name, {})
-    monkeypatch.setattr(disk, "_said", set())
+    monkeypatch.setattr(disk, "_warned", set())
     return folder
 
 
@@ -47,7 +47,7 @@ def forget():
     """Be the next process."""
     from optgen.backends.cpu import machine_code
 
-    for table in (cache._kernels, cache._modules, disk._folders, machine_code._c_functions, disk._said):
+    for table in (cache._kernels, cache._modules, disk._folders, machine_code._c_functions, disk._warned):
         table.clear()
 
 
@@ -598,6 +598,6 @@ def test_a_group_that_is_another_user_s_first(monkeypatch, tmp_path):
 
 def test_a_folder_whose_name_is_no_text(tmp_path, monkeypatch):
     monkeypatch.setenv("OPTGEN_CACHE_DIR", os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
-    monkeypatch.setattr(disk, "_said", set())
+    monkeypatch.setattr(disk, "_warned", set())
     with pytest.warns(RuntimeWarning, match="its name is not UTF-8"):
-        assert disk._found() is None
+        assert disk._locate() is None

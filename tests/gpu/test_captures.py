@@ -215,8 +215,10 @@ def test_tables_die_with_the_optimizer(gpu):
 
 def test_a_gradient_that_moved_sends_its_address(gpu, monkeypatch):
     sent, pieces = [], []
-    send, copy = uploads.Buffer.send, torch.Tensor.copy_
-    monkeypatch.setattr(uploads.Buffer, "send", lambda self, table: (sent.append(self), send(self, table))[1])
+    send, copy = uploads.PinnedBuffer.send, torch.Tensor.copy_
+    monkeypatch.setattr(
+        uploads.PinnedBuffer, "send", lambda self, table: (sent.append(self), send(self, table))[1]
+    )
     params = [nn.Parameter(torch.ones(2)) for _ in range(9000)]
     optimizer = optgen.SGD(params, backend="triton")
     gpu.execute = gpu.memory = gpu.log = False

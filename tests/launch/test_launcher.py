@@ -13,7 +13,7 @@ from optgen.ir.extent import Extent
 from optgen.ir.node import const
 from optgen.ir.program import State
 from optgen.launch import guards
-from optgen.launch.door import fitted
+from optgen.launch.door import convert_states
 from optgen.launch.launcher import Launcher
 from optgen.launch.strides import geometry
 from optgen.launch.work import Work
@@ -313,7 +313,7 @@ def test_state_moves_with_its_parameter_but_for_what_the_host_computes():
     for device, moved in (("cpu", []), ("cuda", ["m", "mu"])):
         tensors = {name: Tensor("cpu") for name in extents}
         work = Work(Tensor(device), None, tensors, 0, (), 1.0)
-        moves = fitted(work, states, "fp64")
+        moves = convert_states(work, states, "fp64")
         assert [move.old for move in moves] == [tensors[name] for name in moved]
         assert {name: t.device for name, t in work.states.items()} == {
             "m": device,

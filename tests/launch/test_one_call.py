@@ -178,8 +178,8 @@ def test_a_released_parameter_of_a_subclass_has_no_such_call(made):
 SCRIPT = """
 import os, signal, torch, optgen
 from optgen.launch import replay
-from optgen.backends.cpu.machine_code import Stored
-replay.WARM, original = 0, Stored.load_overload
+from optgen.backends.cpu.machine_code import FunctionCache
+replay.WARM, original = 0, FunctionCache.load_overload
 
 def load(self, *args):
     if self.name in ("hold", "make"):
@@ -189,7 +189,7 @@ def load(self, *args):
         print(self.name)
     return original(self, *args)
 
-Stored.load_overload = load
+FunctionCache.load_overload = load
 p = torch.nn.Parameter(torch.ones(3))
 p.grad = torch.ones(3)
 optimizer = optgen.SGD([p])

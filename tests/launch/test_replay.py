@@ -626,7 +626,7 @@ def test_a_guard_counts_versions_as_torch_does(many):
     fixed, free, found = guarded(many)
     assert found.find(fixed, free) is not None
     before = [t._version for t in (*fixed, *free)]
-    found.change(fixed)
+    found.increment_versions(fixed)
     # Tensors that are views of one share its version: each of the write counts for all of them.
     shared = sum(t._is_view() for t in fixed)
     assert [t._version for t in fixed] == [

@@ -12,7 +12,7 @@ from torch import nn
 import optgen
 from optgen import library
 from optgen.backends.cpu.kernel import CpuKernel
-from optgen.backends.slices import View, across, slice_of
+from optgen.backends.slices import View, is_columns, slice_of
 from optgen.compiler import planned
 from optgen.errors import RuleError
 from optgen.ir.extent import Extent, fits, join
@@ -157,7 +157,7 @@ def test_the_reference_numbers_slices_as_numpy_does():
     assert (index(Extent.dim(-1)) == at[3]).all()
     kinds = [Extent.ROW, Extent.COL, Extent.MATRIX, Extent.UNIT, Extent.dim(1), Extent.dim(2), Extent.dim(-1)]
     assert all(view.count(kind) == index(kind).max() + 1 for kind in kinds)
-    assert [across(kind) for kind in kinds] == [False, True, False, False, False, False, True]
+    assert [is_columns(kind) for kind in kinds] == [False, True, False, False, False, False, True]
 
 
 def test_a_dimension_that_is_not_there():

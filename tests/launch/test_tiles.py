@@ -116,7 +116,7 @@ def test_a_part_of_a_tensor_without_elements_has_no_tiles(name, shape):
         for plan in plans(name, len(shape)):
             bucket = built(plan, shape, backend)
             assert len(bucket.tables.chunks) == 0
-            for r in bucket.layout.swept:
+            for r in bucket.layout.sliced_reductions:
                 if not (bucket.kernel.atomic and r.op is Op.AMAX):
                     assert bucket.host[0, bucket.layout.columns[f"@turns{r.slot}"]] == 0
 

@@ -122,8 +122,8 @@ def test_sizes_and_precision():
         "fp16": 2,
     }
     assert [CODECS[c].raw for c in ("fp64", "fp32", "bf16")] == [DType.REAL, DType.F32, DType.U32]
-    assert CODECS["fp32"].keeps("fp32")
-    assert not CODECS["fp32"].keeps("fp64")
-    assert not CODECS["bf16"].keeps("fp32")
+    assert CODECS["fp32"].lossless("fp32")
+    assert not CODECS["fp32"].lossless("fp64")
+    assert not CODECS["bf16"].lossless("fp32")
     assert working(["bf16", "fp32"]) == "fp32"
     assert working(["bf16", "fp64", "fp32"]) == "fp64"

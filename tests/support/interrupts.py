@@ -230,7 +230,7 @@ def _settled() -> Iterator[dict[int, Any]]:
         key = id(program), backend, math
         if key not in known:
             known[key] = Launcher(program, backend, math)
-        return known[key].apart()
+        return known[key].clone()
 
     before = {number: signal.getsignal(number) for number in RAISING}
     with contextlib.ExitStack() as stack:

@@ -247,7 +247,7 @@ class Twin:
             groups = [{**{k: g.get(k, v) for k, v in defaults.items()}, "foreach": True} for g in groups]
         optimizer.param_groups, optimizer.state = groups, defaultdict(dict, self.state)
         if ours:  # plans are made once for all references, which share nothing else
-            optimizer._launcher = launcher_of(kind).apart()
+            optimizer._launcher = launcher_of(kind).clone()
             self._widen(optimizer._launcher)
         optimizer.step(**self.given)
         self.state = optimizer.state

@@ -38,7 +38,7 @@ from optgen.backends.cpu.openmp import Team, available, team
 from optgen.backends.cpu.printer import CHUNK, FORMS, GLOBALS, LOCALS, RUNTIME, TILE
 from optgen.backends.cpu.reductions import between_source
 from optgen.backends.cpu.sweep import sweep_source
-from optgen.backends.emit import Names, emitted, header, part_of
+from optgen.backends.emit import Names, emitted, header, helper_name
 from optgen.backends.layout import Layout
 from optgen.backends.protocol import Kernel, Tables
 from optgen.locks import once
@@ -88,12 +88,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
 
 
-class Part:
+class SweepPart:
     """A sweep as a C function, which threads of a team call; a single one need not be in a team."""
 
     def __init__(self, compiled: Any):
         self.compiled, self.address = compiled, compiled.address
-        self.alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
+        self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
 
 
 class CpuKernel(Kernel):
@@ -103,27 +103,27 @@ class CpuKernel(Kernel):
     tile = TILE
     atomic = False
     numpy_tables = True
-    share = CHUNK  # a thread gets no fewer elements: they take about as long as waking it,
-    share_of_python = 4 * CHUNK  # and these as handing them over to one of Python's
-    price = 16  # elements that take as long as finding a chunk
+    min_elements = CHUNK  # a thread gets no fewer elements: they take about as long as waking it,
+    min_elements_python = 4 * CHUNK  # and these as handing them over to one of Python's
+    chunk_overhead = 16  # elements that take as long as finding a chunk
 
     def __init__(self, layout: Layout, module: ModuleType):
         self.layout, self.module = layout, module
-        self.parts: dict[str, Part] = {}  # by sweep: what does the calling thread's share
+        self.parts: dict[str, SweepPart] = {}  # by sweep: what does the calling thread's share
         self.ready: set[bool] = set()  # what is compiled: sweeps, or parts of them for torch's threads
 
     def prepare(self, tables: Tables) -> None:
         """Compile all that a step of these tables runs, and say over how many threads."""
-        count, found = len(tables.chunks), team()
-        effort = self._effort(tables, self.share if found else self.share_of_python)
+        count, openmp = len(tables.chunks), team()
+        effort = self._useful_threads(tables, self.min_elements if openmp else self.min_elements_python)
         tables.threads = max(1, min(available(), count, effort)) if effort > 1 else 1
-        parts = found is not None
+        parts = openmp is not None
         if parts in self.ready:
             return
         arguments = tuple(map(typeof, tables.arguments(self.layout)))
         for step in self.layout.plan.steps:
             if step.kind == "sweep" and parts:
-                self.parts[step.name] = Part(c_function(getattr(self.module, part_of(step, "part"))))
+                self.parts[step.name] = SweepPart(c_function(getattr(self.module, helper_name(step, "part"))))
             elif step.kind != "global":
                 first = (int64, int64) if step.kind == "sweep" else ()
                 getattr(self.module, step.name).compile((*first, *arguments))
@@ -138,26 +138,26 @@ class CpuKernel(Kernel):
         else:
             getattr(self.module, step.name)(*tables.arguments(self.layout))
 
-    def _effort(self, tables: Tables, share: int) -> int:
+    def _useful_threads(self, tables: Tables, min_elements: int) -> int:
         """How many threads a sweep keeps busy, each with so many elements."""
-        return (tables.elements + len(tables.chunks) * self.price) // share
+        return (tables.elements + len(tables.chunks) * self.chunk_overhead) // min_elements
 
-    def alone(self, step: Step, tables: Tables) -> tuple[int, int] | None:
+    def c_call(self, step: Step, tables: Tables) -> tuple[int, int] | None:
         """A C function of one pointer and what it points to, which make a short sweep in this thread."""
-        found = team()
-        if step.kind != "sweep" or found is None or self._effort(tables, self.share) > 1:
+        openmp = team()
+        if step.kind != "sweep" or openmp is None or self._useful_threads(tables, self.min_elements) > 1:
             return None
-        return self.parts[step.name].address, self.words(tables, found).ctypes.data
+        return self.parts[step.name].address, self.words(tables, openmp).ctypes.data
 
     def _sweep(self, name: str, tables: Tables) -> None:
         """Run a sweep over every chunk, over as many threads as `prepare` has said."""
-        found, threads, count = team(), tables.threads, len(tables.chunks)
-        if found is not None:
-            data = self.words(tables, found).ctypes.data
+        openmp, threads, count = team(), tables.threads, len(tables.chunks)
+        if openmp is not None:
+            data = self.words(tables, openmp).ctypes.data
             if threads > 1:
-                found.run(self.parts[name].address, data, threads)
+                openmp.run(self.parts[name].address, data, threads)
             else:
-                self.parts[name].alone(data)
+                self.parts[name].call(data)
             return
         run, arguments = getattr(self.module, name), tables.arguments(self.layout)
         parts = list(pairwise(count * k // threads for k in range(threads + 1)))
@@ -166,15 +166,15 @@ class CpuKernel(Kernel):
         for other in others:
             other.result()
 
-    def words(self, tables: Tables, found: Team) -> np.ndarray:
-        """The argument of a compiled sweep: functions of the team, the number of chunks, addresses, sizes."""
-        known = tables.words  # the other arrays stay
-        if known is None or known[0] is not tables.tensors or known[1] is not tables.scalars:
-            words = [*found.functions, len(tables.chunks)]
+    def words(self, tables: Tables, openmp: Team) -> np.ndarray:
+        """What it reads: functions that say which thread it is, the number of chunks, addresses and sizes."""
+        cached = tables.words  # the other arrays stay
+        if cached is None or cached[0] is not tables.tensors or cached[1] is not tables.scalars:
+            words = [*openmp.functions, len(tables.chunks)]
             for array in tables.arguments(self.layout):
                 words += [array.ctypes.data, *array.shape]
-            known = tables.words = tables.tensors, tables.scalars, np.array(words, np.int64)
-        return known[2]
+            cached = tables.words = tables.tensors, tables.scalars, np.array(words, np.int64)
+        return cached[2]
 
 
 def load(layout: Layout, math_mode: str, module: Callable[[], ModuleType]) -> CpuKernel:

@@ -30,7 +30,7 @@ from optgen.locks import once, uncut
 
 PREFIX = "optgen_kernel_"  # of the modules that `cache.load` makes; what else is compiled stays in memory
 # Numba's settings that change what it compiles.
-SETTINGS = (
+CODEGEN_OPTIONS = (
     "OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK",
     "DEBUGINFO_DEFAULT", "LLVM_REFPRUNE_PASS",
 )  # fmt: skip
@@ -42,18 +42,18 @@ def stored(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """`numba.njit` with these options, for functions of emitted modules."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        made = njit(**options)(function)
-        if made is function:  # NUMBA_DISABLE_JIT
-            return made
-        made._cache = Stored(function)
-        compile = made.compile
+        dispatcher = njit(**options)(function)
+        if dispatcher is function:  # NUMBA_DISABLE_JIT
+            return dispatcher
+        dispatcher._cache = FunctionCache(function)
+        compile = dispatcher.compile
 
         def compile_uncut(signature: Any) -> Any:
             with uncut():
                 return compile(signature)
 
-        made.compile = compile_uncut  # every way to a compilation leads through it
-        return made
+        dispatcher.compile = compile_uncut  # every way to a compilation leads through it
+        return dispatcher
 
     return decorate
 
@@ -62,15 +62,15 @@ def c_function(function: Callable[..., Any]) -> Any:
     """A function of an emitted module as a C function of one pointer, compiled. It has an `address`."""
 
     def make() -> Any:
-        made: Any = CFunc(function, ((types.voidptr,), types.void), {}, {"error_model": "numpy"})
-        made._cache = Stored(function)
-        made.compile()
-        return made
+        c_func: Any = CFunc(function, ((types.voidptr,), types.void), {}, {"error_model": "numpy"})
+        c_func._cache = FunctionCache(function)
+        c_func.compile()
+        return c_func
 
     return once(_c_functions, function, make)
 
 
-class Stored:
+class FunctionCache:
     """The compiled forms of one function in the cache folder, by signature; what Numba calls a cache."""
 
     cache_path = None
@@ -90,8 +90,8 @@ class Stored:
         digest, content = data[:32], data[32:]
         if _digest(name, content) == digest:
             try:
-                found, parts = pickle.loads(content)
-                if found == signature:
+                stored_signature, parts = pickle.loads(content)
+                if stored_signature == signature:
                     return CompileResult._rebuild(target, *parts)  # type: ignore[no-untyped-call]
             except Exception:
                 # Whatever is wrong with a whole file, such as a name that another library no longer has, a
@@ -110,10 +110,10 @@ class Stored:
 
     def _file(self, signature: Any, codegen: Any) -> str:
         """The file of a signature: `cpu_<the module's hash>.<the function>.<a hash>.nbc`."""
-        made_by = (numba.__version__, llvmlite.__version__, binding.llvm_version_info, numpy.__version__)
+        versions = (numba.__version__, llvmlite.__version__, binding.llvm_version_info, numpy.__version__)
         python = (sys.implementation.cache_tag, getattr(sys, "abiflags", ""))
-        settings = tuple(getattr(config, name, None) for name in SETTINGS)
-        key = repr((str(signature), codegen.magic_tuple(), made_by, python, settings))
+        codegen_options = tuple(getattr(config, name, None) for name in CODEGEN_OPTIONS)
+        key = repr((str(signature), codegen.magic_tuple(), versions, python, codegen_options))
         digest = hashlib.sha256(key.encode()).hexdigest()[:20]
         return f"{self.module.removeprefix(PREFIX)}.{self.name}.{digest}.nbc"
 

@@ -96,14 +96,14 @@ def table_cell(layout: Layout, column: str) -> str:
     return f"tensors[tensor, {layout.columns[column]}]"
 
 
-def reading(layout: Layout, names: Names, found: Sequence[Node]) -> list[str]:
-    """Lines that load a tensor's scalars: values per step, finished reductions, states, keys, totals."""
+def read_tensor_values(layout: Layout, names: Names, leaf_nodes: Sequence[Node]) -> list[str]:
+    """Lines that read what a tensor has one of: scalars, finished reductions, states, keys, totals."""
     plan = layout.plan
     real = TYPES[plan.real]
     lines = []
-    if any(n.op is Op.SCALAR for n in found):
+    if any(n.op is Op.SCALAR for n in leaf_nodes):
         lines.append(f"row = {table_cell(layout, '@row')}")
-    for n in found:
+    for n in leaf_nodes:
         if n.extent > Extent.TENSOR:
             continue
         truth = n.dtype is DType.BOOL

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from optgen.backends.cpu.printer import (
     accumulate,
     neutral,
-    reading,
+    read_tensor_values,
     slice_at,
     speller,
     states_at,
@@ -15,9 +15,9 @@ from optgen.backends.cpu.printer import (
 )
 from optgen.backends.emit import (
     Names,
-    finishes,
     indent,
     leaves,
+    states_by_extent,
     write,
 )
 from optgen.backends.layout import Layout
@@ -30,14 +30,14 @@ def between_source(layout: Layout, step: Step, names: Names) -> str:
     """The function of a step that is no sweep, tensor by tensor, in a fixed order."""
     body = []
     if step.kind == "global_reduce":
-        return _function(layout, step.name, _over(layout, step.reductions, names))
+        return _function(layout, step.name, _global_reduce(layout, step.reductions, names))
     if step.kind == "finish":
         body = _finish(layout, step, names)
     for r in step.reductions:
         if step.kind == "slice_reduce":
-            body += _small(layout, r, names)
+            body += _slice_reduce(layout, r, names)
         else:
-            body += (_lines if r.extent.sliced else _parts)(layout, r)
+            body += (_combine_tiles if r.extent.sliced else _combine_chunks)(layout, r)
     return _function(layout, step.name, _each_tensor(body))
 
 
@@ -49,19 +49,19 @@ def _each_tensor(lines: Sequence[str]) -> list[str]:
     return ["for tensor in range(len(tensors)):", *("    " + line for line in lines)]
 
 
-def _over(layout: Layout, found: Sequence[Reduction], names: Names) -> list[str]:
-    """The part of a reduction over all tensors that the tensors of this launch contribute."""
+def _global_reduce(layout: Layout, reductions: Sequence[Reduction], names: Names) -> list[str]:
+    """What reductions over all tensors find in those of this launch."""
     plan, body = layout.plan, []
-    for r in found:
+    for r in reductions:
         texts, (result,) = write([r.operand], plan.names, names, speller(plan.real), names.taken)
-        body += [*reading(layout, names, leaves([r.operand], ())), *texts]
+        body += [*read_tensor_values(layout, names, leaves([r.operand], ())), *texts]
         body.append(f"sum{r.slot} = {accumulate(r.op, f'sum{r.slot}', f'f64({result})')}")
-    numbers = [f"numbers[{plan.numbers[f'@slot{r.slot}']}] = sum{r.slot}" for r in found]
-    return [*(f"sum{r.slot} = {neutral(r.op)}" for r in found), *_each_tensor(body), *numbers]
+    numbers = [f"numbers[{plan.numbers[f'@slot{r.slot}']}] = sum{r.slot}" for r in reductions]
+    return [*(f"sum{r.slot} = {neutral(r.op)}" for r in reductions), *_each_tensor(body), *numbers]
 
 
-def _parts(layout: Layout, r: Reduction) -> list[str]:
-    """A tensor's sum: its chunks' partial sums, in order."""
+def _combine_chunks(layout: Layout, r: Reduction) -> list[str]:
+    """A tensor's sum, from those of its chunks."""
     return [
         f"first = {table_cell(layout, '@first')}",
         f"total = {neutral(r.op)}",
@@ -71,8 +71,8 @@ def _parts(layout: Layout, r: Reduction) -> list[str]:
     ]
 
 
-def _lines(layout: Layout, r: Reduction) -> list[str]:
-    """The sums of a tensor's slices: its tiles' partial sums, in order."""
+def _combine_tiles(layout: Layout, r: Reduction) -> list[str]:
+    """The sums of a tensor's slices, from those of its tiles."""
     count = table_cell(layout, f"@count_{r.extent}")
     return [
         f"part, at = {table_cell(layout, f'@parts{r.slot}')}, {table_cell(layout, f'@slot{r.slot}')}",
@@ -85,10 +85,10 @@ def _lines(layout: Layout, r: Reduction) -> list[str]:
     ]
 
 
-def _at_slice(layout: Layout, kind: Extent, found: Sequence[Node], names: Names) -> list[str]:
-    """Lines that load the values of slice `at` of a kind, and those of its matrix."""
+def _at_slice(layout: Layout, kind: Extent, leaf_nodes: Sequence[Node], names: Names) -> list[str]:
+    """Lines that read what slice `at` of a kind has, of its own or of its matrix."""
     lines = []
-    for n in found:
+    for n in leaf_nodes:
         if n.extent.sliced:
             at = "at"
             if n.extent is not kind:
@@ -97,10 +97,10 @@ def _at_slice(layout: Layout, kind: Extent, found: Sequence[Node], names: Names)
     return lines
 
 
-def _small(layout: Layout, r: Reduction, names: Names) -> list[str]:
+def _slice_reduce(layout: Layout, r: Reduction, names: Names) -> list[str]:
     """A reduction of slices: to one value, or to one for each matrix."""
     plan, kind = layout.plan, r.operand.extent
-    found = leaves([r.operand], ())
+    leaf_nodes = leaves([r.operand], ())
     texts, (result,) = write([r.operand], plan.names, names, speller(plan.real), names.taken)
     groups = table_cell(layout, f"@count_{r.extent}") if r.extent.sliced else "1"
     target = (
@@ -111,11 +111,11 @@ def _small(layout: Layout, r: Reduction, names: Names) -> list[str]:
     return [
         f"count, groups = {table_cell(layout, f'@count_{kind}')}, {groups}",
         "each = count // groups",
-        *reading(layout, names, found),
+        *read_tensor_values(layout, names, leaf_nodes),
         "for which in range(groups):",
         f"    total = {neutral(r.op)}",
         "    for at in range(which*each, (which + 1)*each):",
-        *("        " + line for line in (*_at_slice(layout, kind, found, names), *texts)),
+        *("        " + line for line in (*_at_slice(layout, kind, leaf_nodes, names), *texts)),
         f"        total = {accumulate(r.op, 'total', f'f64({result})')}",
         f"    {target} = total",
     ]
@@ -125,15 +125,15 @@ def _finish(layout: Layout, step: Step, names: Names) -> list[str]:
     """The new states of tensors and slices, the finest first."""
     plan = layout.plan
     lines = []
-    for kind, states in finishes(plan, step).items():
+    for kind, states in states_by_extent(plan, step).items():
         roots = [step.values[s] for s in states]
-        found = leaves(roots, ())
+        leaf_nodes = leaves(roots, ())
         body, results = write(roots, plan.names, names, speller(plan.real), names.taken)
         at = "at" if kind.sliced else "0"
-        body = [*_at_slice(layout, kind, found, names), *body]
+        body = [*_at_slice(layout, kind, leaf_nodes, names), *body]
         for s, result in zip(states, results, strict=True):
             body.append(f"{states_at(layout, s, at, '1')}[0] = {result}")
-        lines += reading(layout, names, found)
+        lines += read_tensor_values(layout, names, leaf_nodes)
         if kind.sliced:
             lines += [f"count = {table_cell(layout, f'@count_{kind}')}", "for at in range(count):"]
             body = ["    " + line for line in body]

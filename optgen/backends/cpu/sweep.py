@@ -14,7 +14,7 @@ from optgen.backends.cpu.printer import (
     TYPES,
     accumulate,
     neutral,
-    reading,
+    read_tensor_values,
     slice_at,
     speller,
     states_at,
@@ -23,12 +23,12 @@ from optgen.backends.cpu.printer import (
 from optgen.backends.emit import (
     Names,
     function,
+    helper_name,
     indent,
     leaves,
-    part_of,
 )
 from optgen.backends.layout import PLACE, Layout
-from optgen.backends.slices import across
+from optgen.backends.slices import is_columns
 from optgen.ir.extent import Extent
 from optgen.ir.node import DType, Node, Op, node, rebuild, toposort
 from optgen.plan.codecs import CODECS
@@ -36,8 +36,8 @@ from optgen.plan.plan import Plan, Reduction, Step
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Subexpressions that vary only by column, computed once a tile: loop-invariant code motion.
+class ColumnInvariants:
+    """What a sweep has of columns and nothing finer, by the stores that hold it while a tile is walked.
 
     It is computed once for each column of a tile, and not again on every line.
     """
@@ -47,22 +47,26 @@ class Columns:
     rule_names: dict[Node, str]
 
     @staticmethod
-    def of(step: Step, plan: Plan) -> Columns:
+    def of(step: Step, plan: Plan) -> ColumnInvariants:
         """The values of columns in a sweep."""
         order = toposort(step.roots())
-        used = [a for n in order if not across(n.extent) for a in n.args]
-        ours = [a for a in dict.fromkeys(used) if across(a.extent) and a.args and a.dtype is DType.REAL]
-        stores = {n: f"@column{i}" for i, n in enumerate(ours)}
-        done: dict[Node, Node] = {}
+        used = [a for n in order if not is_columns(n.extent) for a in n.args]
+        hoisted = [
+            a for a in dict.fromkeys(used) if is_columns(a.extent) and a.args and a.dtype is DType.REAL
+        ]
+        stores = {n: f"@column{i}" for i, n in enumerate(hoisted)}
+        rewritten: dict[Node, Node] = {}
         for n in order:
             if n in stores:
-                done[n] = node(Op.LOAD, value=stores[n], dtype=n.dtype, extent=n.extent)
+                rewritten[n] = node(Op.LOAD, value=stores[n], dtype=n.dtype, extent=n.extent)
             else:
-                done[n] = rebuild(n, tuple(done[a] for a in n.args))
-        reductions = tuple(replace(r, operand=done[r.operand]) for r in step.reductions)
-        left = replace(step, values={s: done[n] for s, n in step.values.items()}, reductions=reductions)
-        named = {done.get(n, n): name for n, name in plan.names.items() if n not in stores}
-        return Columns({s: n for n, s in stores.items()}, left, named)
+                rewritten[n] = rebuild(n, tuple(rewritten[a] for a in n.args))
+        reductions = tuple(replace(r, operand=rewritten[r.operand]) for r in step.reductions)
+        remainder = replace(
+            step, values={s: rewritten[n] for s, n in step.values.items()}, reductions=reductions
+        )
+        named = {rewritten.get(n, n): name for n, name in plan.names.items() if n not in stores}
+        return ColumnInvariants({s: n for n, s in stores.items()}, remainder, named)
 
 
 @dataclass(frozen=True)
@@ -72,26 +76,26 @@ class Sweep:
     layout: Layout
     step: Step
     names: Names
-    found: Sequence[Node]
+    leaf_nodes: Sequence[Node]
     touched: Sequence[str]
 
 
 def sweep_source(layout: Layout, step: Step, names: Names) -> str:
     """`update`, the arithmetic, and a sweep over a range of chunks that calls it on elements."""
     plan, spell = layout.plan, speller(layout.plan.real)
-    columns = Columns.of(step, plan)
+    columns = ColumnInvariants.of(step, plan)
     for i, store in enumerate(columns.values):
         names.add(store, f"column{i}")
     parts = []
     if columns.values:
         wanted = list(columns.values.values())
-        parts.append(function(part_of(step, "columns"), wanted, (), plan.names, names, spell, GLOBALS))
+        parts.append(function(helper_name(step, "columns"), wanted, (), plan.names, names, spell, GLOBALS))
     step, rule_names = columns.step, columns.rule_names
     roots = step.roots()
-    parts.append(function(part_of(step, "update"), roots, step.loads, rule_names, names, spell, GLOBALS))
-    found = leaves(roots, step.loads)
+    parts.append(function(helper_name(step, "update"), roots, step.loads, rule_names, names, spell, GLOBALS))
+    leaf_nodes = leaves(roots, step.loads)
     touched = list(dict.fromkeys([*step.loads, *step.values]))
-    sweep = Sweep(layout, step, names, found, touched)
+    sweep = Sweep(layout, step, names, leaf_nodes, touched)
     body = _tile(sweep, columns) if layout.tiled else _chunk(sweep)
     inner = "".join(f"@inline\n{part}\n\n" for part in parts)
     head = f"""\
@@ -100,10 +104,10 @@ def {step.name}(begin, end, {", ".join(layout.arguments)}):
     widest()
     for c in range(begin, end):
 """
-    return inner + head + indent(body, 2) + "\n\n" + _part(layout, step)
+    return inner + head + indent(body, 2) + "\n\n" + _thread_function(layout, step)
 
 
-def _part(layout: Layout, step: Step) -> str:
+def _thread_function(layout: Layout, step: Step) -> str:
     """A thread's share of the chunks: a C function, whose argument says where the tables lie."""
     tables, word = [], FIRST_TABLE
     for name in layout.arguments:
@@ -115,7 +119,7 @@ def _part(layout: Layout, step: Step) -> str:
         tables.append(f"    {name} = carray(pointer(words[{word}]), {shape}, {kind})\n")
         word += 1 + dims
     head = f"""\
-def {part_of(step, "part")}(data):
+def {helper_name(step, "part")}(data):
     widest()
     words = carray(data, {word}, np.int64)
     thread, threads = ask(words[0]), ask(words[1])
@@ -147,14 +151,14 @@ def _strides(layout: Layout, names: Names, touched: Sequence[str]) -> list[str]:
     return lines
 
 
-def _places(layout: Layout) -> list[str]:
+def _shard_offsets(layout: Layout) -> list[str]:
     """Lines that read where a part of a larger tensor lies in it."""
     return [f"{name} = {table_cell(layout, f'@{name}')}" for name in (PLACE if layout.sharded else ())]
 
 
 def _loop(step: Step, one: Sequence[str]) -> list[str]:
     """The loop over `count` elements; whole rows of lanes first where something is reduced."""
-    if any(not across(r.extent) for r in step.reductions):
+    if any(not is_columns(r.extent) for r in step.reductions):
         return [
             f"whole = count // {LANES}*{LANES}",
             f"for first in range(0, whole, {LANES}):",
@@ -166,7 +170,7 @@ def _loop(step: Step, one: Sequence[str]) -> list[str]:
     return ["for i in range(count):", *("    " + line for line in one)]
 
 
-def _whole(r: Reduction) -> str:
+def _combine_lanes(r: Reduction) -> str:
     """All lanes together; the largest carries a NaN through."""
     return f"sum{r.slot}.{'sum' if r.op is Op.SUM else 'max'}()"
 
@@ -177,59 +181,59 @@ def _chunk(sweep: Sweep) -> list[str]:
     return [
         "tensor, start = chunks[c, 0], chunks[c, 1]",
         f"count = min({CHUNK}, {table_cell(layout, '@numel')} - start)",
-        *reading(layout, names, sweep.found),
+        *read_tensor_values(layout, names, sweep.leaf_nodes),
         *_arrays(layout, names, touched, "start"),
         *_strides(layout, names, touched),
-        *_places(layout),
+        *_shard_offsets(layout),
         *(f"sum{r.slot} = np.full({LANES}, {neutral(r.op)})" for r in step.reductions),
         *_loop(step, _element(sweep, "start")),
-        *(f"partials[c, {layout.partial.index(r.slot)}] = {_whole(r)}" for r in step.reductions),
+        *(f"partials[c, {layout.partial.index(r.slot)}] = {_combine_lanes(r)}" for r in step.reductions),
     ]
 
 
-def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
+def _tile(sweep: Sweep, hoisted: ColumnInvariants) -> list[str]:
     """A tile of one tensor, matrix by matrix and line by line: what slices have is read once for each."""
     layout, step, names, touched = sweep.layout, sweep.step, sweep.names, sweep.touched
     plan = layout.plan
     inner = leaves(list(hoisted.values.values()), ())
-    read = [n for n in dict.fromkeys([*sweep.found, *inner]) if n.value not in hoisted.values]
+    read = [n for n in dict.fromkeys([*sweep.leaf_nodes, *inner]) if n.value not in hoisted.values]
     block = any(e.name.startswith("BLOCK") for e in plan.slices)
-    over = [n for n in read if n.extent.sliced and across(n.extent)]
-    by_line = [r for r in step.reductions if r.extent.sliced and not across(r.extent)]
-    by_column = [r for r in step.reductions if across(r.extent)]
+    over = [n for n in read if n.extent.sliced and is_columns(n.extent)]
+    by_line = [r for r in step.reductions if r.extent.sliced and not is_columns(r.extent)]
+    by_column = [r for r in step.reductions if is_columns(r.extent)]
     by_tensor = [r for r in step.reductions if not r.extent.sliced]
     lines = [
         "tensor, corner, left = chunks[c, 0], chunks[c, 1], chunks[c, 2]",
         "last, side, stack = chunks[c, 3], chunks[c, 4], chunks[c, 6]",
         f"columns, rows = {table_cell(layout, '@columns')}, {table_cell(layout, '@rows')}",
         f"many, right = {table_cell(layout, '@lines')}, min(left + {table_cell(layout, '@width')}, columns)",
-        *reading(layout, names, read),
+        *read_tensor_values(layout, names, read),
         *_strides(layout, names, touched),
-        *_places(layout),
+        *_shard_offsets(layout),
         *(f"part{r.slot} = {table_cell(layout, f'@parts{r.slot}')}" for r in (*by_line, *by_column)),
-        *(line for r in by_line if layout.several(r.extent) for line in _own_parts(layout, r)),
+        *(line for r in by_line if layout.spans_lines(r.extent) for line in _clear_partials(layout, r)),
         *(f"{names.stores[s]}_across = np.empty(right - left, {TYPES[plan.real]})" for s in hoisted.values),
         *(f"sum{r.slot} = np.full({LANES}, {neutral(r.op)})" for r in (*by_tensor, *by_line)),
         *(f"sum{r.slot} = np.empty(right - left)" for r in by_column),
     ]
     matrix = ["bottom = min(last, (top // rows + 1)*rows)"]
-    matrix += _columns(sweep, hoisted, inner, over)
+    matrix += _hoist_columns(sweep, hoisted, inner, over)
     matrix += [f"sum{r.slot}[:] = {neutral(r.op)}" for r in by_column]
     body = ["base = line*columns + left", "count = right - left"]
     if block:
         body[1] = f"count = min(right - left, {table_cell(layout, '@numel')} - base)"
     body += _arrays(layout, names, touched, "base")
-    for n in _down(sweep.found):
+    for n in _line_leaves(sweep.leaf_nodes):
         body += _line_value(layout, names, n, "line")
     body += [f"sum{r.slot}[:] = {neutral(r.op)}" for r in by_line]
     body += _loop(step, _element(sweep, "base"))
     for r in by_line:
         place = f"part{r.slot} + side*many + line"
-        if layout.several(r.extent):
-            place, value = f"part{r.slot} + {_line_of(layout, r.extent, 'line')}", _whole(r)
+        if layout.spans_lines(r.extent):
+            place, value = f"part{r.slot} + {_slice_of_line(layout, r.extent, 'line')}", _combine_lanes(r)
             body += [f"at = {place}", f"lines[at] = {accumulate(r.op, 'lines[at]', value)}"]
         else:
-            body.append(f"lines[{place}] = {_whole(r)}")
+            body.append(f"lines[{place}] = {_combine_lanes(r)}")
     matrix += ["for line in range(top, bottom):", *("    " + line for line in body)]
     if by_column:
         matrix.append("at = (stack + (top - corner) // rows)*columns + left")
@@ -237,12 +241,14 @@ def _tile(sweep: Sweep, hoisted: Columns) -> list[str]:
         place = f"part{r.slot} + at"
         matrix.append(f"lines[{place}:{place} + right - left] = sum{r.slot}")
     lines += ["for top in range(corner, last, rows):", *("    " + line for line in matrix)]
-    lines += [f"partials[c, {layout.partial.index(r.slot)}] = {_whole(r)}" for r in by_tensor]
+    lines += [f"partials[c, {layout.partial.index(r.slot)}] = {_combine_lanes(r)}" for r in by_tensor]
     return lines
 
 
-def _columns(sweep: Sweep, hoisted: Columns, inner: Sequence[Node], over: Sequence[Node]) -> list[str]:
-    """Lines that load the column values of a matrix, and compute what varies by column alone."""
+def _hoist_columns(
+    sweep: Sweep, hoisted: ColumnInvariants, inner: Sequence[Node], over: Sequence[Node]
+) -> list[str]:
+    """Lines that read what the columns of a matrix have, and compute what varies by column alone."""
     layout, names, matrix = sweep.layout, sweep.names, []
     for n in over:
         matrix.append(f"at = top // {table_cell(layout, f'@inner_{n.extent}')}*columns + left")
@@ -253,17 +259,17 @@ def _columns(sweep: Sweep, hoisted: Columns, inner: Sequence[Node], over: Sequen
             array = states_at(layout, n.value or "", "at", "right - left")
         matrix.append(f"{names.leaf(n)}_across = {array}")
     if hoisted.values:
-        made = [f"{names.stores[s]}_across" for s in hoisted.values]
-        given = ", ".join(_argument(layout, names, n, "i") for n in inner)
-        for n in _down(inner):  # of the matrix, of which all these columns are
+        arrays = [f"{names.stores[s]}_across" for s in hoisted.values]
+        arguments = ", ".join(_argument(layout, names, n, "i") for n in inner)
+        for n in _line_leaves(inner):  # of the matrix, of which all these columns are
             matrix += _line_value(layout, names, n, "top")
         matrix.append("for i in range(right - left):")
-        filled = ", ".join(f"{array}[i]" for array in made)
-        matrix.append(f"    {filled} = {part_of(sweep.step, 'columns')}({given})")
+        targets = ", ".join(f"{array}[i]" for array in arrays)
+        matrix.append(f"    {targets} = {helper_name(sweep.step, 'columns')}({arguments})")
     return matrix
 
 
-def _own_parts(layout: Layout, r: Reduction) -> list[str]:
+def _clear_partials(layout: Layout, r: Reduction) -> list[str]:
     """Lines that clear the places that a tile has for slices of several lines."""
     count = table_cell(layout, f"@count_{r.extent}")
     return [
@@ -272,17 +278,20 @@ def _own_parts(layout: Layout, r: Reduction) -> list[str]:
     ]
 
 
-def _down(found: Sequence[Node]) -> list[Node]:
-    """The leaves with a value for each line of a tile."""
-    return [n for n in found if n.extent.sliced and not across(n.extent)]
+def _line_leaves(leaf_nodes: Sequence[Node]) -> list[Node]:
+    """The leaves that lines have values of."""
+    return [n for n in leaf_nodes if n.extent.sliced and not is_columns(n.extent)]
 
 
 def _line_value(layout: Layout, names: Names, n: Node, line: str) -> list[str]:
     """Lines that read a line's value."""
-    return [f"at = {_line_of(layout, n.extent, line)}", f"{names.leaf(n)} = {slice_at(layout, n, 'at')}"]
+    return [
+        f"at = {_slice_of_line(layout, n.extent, line)}",
+        f"{names.leaf(n)} = {slice_at(layout, n, 'at')}",
+    ]
 
 
-def _line_of(layout: Layout, kind: Extent, line: str) -> str:
+def _slice_of_line(layout: Layout, kind: Extent, line: str) -> str:
     """The slice that a line is of."""
     inner, count = (table_cell(layout, f"@{what}_{kind}") for what in ("inner", "count"))
     return f"{line} // {inner} % {count}"
@@ -290,7 +299,7 @@ def _line_of(layout: Layout, kind: Extent, line: str) -> str:
 
 def _argument(layout: Layout, names: Names, n: Node, at: str) -> str:
     """The value of a leaf coarser than elements, in the place `at` of a line."""
-    if across(n.extent):
+    if is_columns(n.extent):
         return f"{TYPES[layout.plan.real]}({names.leaf(n)}_across[{at}])"
     return names.leaf(n)
 
@@ -314,7 +323,7 @@ def _element(sweep: Sweep, start: str) -> list[str]:
         lines += [f"place = {start} + i", "place += place // every0*skip0"]
         lines += ["place += place // every1*skip1 + offset"]
         place = "place"
-    for n in sweep.found:
+    for n in sweep.leaf_nodes:
         if n.op is Op.INDEX:
             value = f"u32({place})" if n.value == "low" else f"u32({place} >> 32)"
         elif n.extent is Extent.ELEMENT:
@@ -324,9 +333,9 @@ def _element(sweep: Sweep, start: str) -> list[str]:
             value = _argument(layout, names, n, "i")
         arguments.append(value)
     results = [cell[s] for s in step.values] + [f"r{r.slot}" for r in step.reductions]
-    lines.append(f"{', '.join(results)} = {part_of(step, 'update')}({', '.join(arguments)})")
+    lines.append(f"{', '.join(results)} = {helper_name(step, 'update')}({', '.join(arguments)})")
     for r in step.reductions:
-        lane = f"sum{r.slot}[{'i' if across(r.extent) else 'lane'}]"
+        lane = f"sum{r.slot}[{'i' if is_columns(r.extent) else 'lane'}]"
         lines.append(
             f"{lane} = {accumulate(r.op, lane, f'f64(r{r.slot})')}"
             if r.op is Op.AMAX

@@ -107,16 +107,16 @@ def _compile(
     lines = _unmasked_lines(Path(module.__file__ or "").read_text(encoding="utf-8"), name)
     loads, stores = _accesses(built.asm["ptx" if cuda else "amdgcn"], lines, cuda)
     block = constants["BLOCK"] if "BLOCK" in constants else constants["HEIGHT"] * constants["WIDTH"]
-    found = sum(loads + stores) / 8 * THREADS / block
-    return Report(name, target, registers, spilled, tuple(loads), tuple(stores), planned, found, seconds)
+    moved = sum(loads + stores) / 8 * THREADS / block
+    return Report(name, target, registers, spilled, tuple(loads), tuple(stores), planned, moved, seconds)
 
 
 def _unmasked_lines(source: str, kernel: str) -> range:
     """The lines of the path for whole, aligned blocks in a kernel's source."""
     lines = source.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"def {kernel}("))
-    whole = re.compile(r"if \(first \+ HEIGHT <=|if base \+ BLOCK <=")
-    first = next((i for i in range(start, len(lines)) if whole.search(lines[i])), len(lines))
+    unmasked = re.compile(r"if \(first \+ HEIGHT <=|if base \+ BLOCK <=")
+    first = next((i for i in range(start, len(lines)) if unmasked.search(lines[i])), len(lines))
     last = next((i for i in range(first, len(lines)) if lines[i].strip() == "else:"), len(lines))
     return range(first + 2, last + 1)  # counted from 1
 
@@ -127,7 +127,7 @@ def _accesses(assembly: str, lines: range, cuda: bool) -> tuple[list[int], list[
     A compiler that unrolls the loop over blocks writes them several times, behind branches of their own
     (LLVM does for gfx942, where a body is small): each line is counted where it moves the most.
     """
-    found: dict[tuple[str, int], dict[int, list[int]]] = {}
+    widths: dict[tuple[str, int], dict[int, list[int]]] = {}
     line = block = 0
     for text in assembly.splitlines():
         if place := re.match(r"\s*\.loc\s+\d+\s+(\d+)", text):
@@ -135,15 +135,15 @@ def _accesses(assembly: str, lines: range, cuda: bool) -> tuple[list[int], list[
         elif BRANCH.search(text):
             block += 1
         elif line in lines and cuda and (access := PTX_ACCESS.search(text + " ")):
-            copies = found.setdefault((access[1], line), {})
+            copies = widths.setdefault((access[1], line), {})
             copies.setdefault(block, []).append(int(access[2] or 1) * int(access[3]))
         elif line in lines and not cuda and (access := GCN_ACCESS.search(text)):
-            copies = found.setdefault(({"load": "ld", "store": "st"}[access[1]], line), {})
+            copies = widths.setdefault(({"load": "ld", "store": "st"}[access[1]], line), {})
             copies.setdefault(block, []).append(GCN_BITS[access[2]])
     loads, stores = (
         [
             bits
-            for (kind, _), copies in found.items()
+            for (kind, _), copies in widths.items()
             if kind == which
             for bits in max(copies.values(), key=sum)
         ]
@@ -158,8 +158,8 @@ def _ptx_usage(ptx: str, target: str) -> tuple[int, int]:
     assert specification is not None
     assert specification.submodule_search_locations is not None
     folder = Path(next(iter(specification.submodule_search_locations))) / "bin"
-    found = re.search(r"^\s*\.target\s+(\w+)", ptx, re.M)
-    arch = found[1] if found else target
+    directive = re.search(r"^\s*\.target\s+(\w+)", ptx, re.M)
+    arch = directive[1] if directive else target
     # Triton ships a second, newer assembler for what its first does not know.
     newer = folder / "ptxas-blackwell"
     tool = newer if int(re.sub(r"\D", "", arch)) >= 100 and newer.exists() else folder / "ptxas"

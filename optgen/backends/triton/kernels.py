@@ -31,7 +31,7 @@ from optgen.backends.emit import (
     emitted,
     function,
     header,
-    part_of,
+    helper_name,
 )
 from optgen.backends.layout import Block, Layout
 from optgen.backends.protocol import Kernel, Tables
@@ -49,7 +49,7 @@ from optgen.backends.triton.printer import (
     speller,
 )
 from optgen.backends.triton.reductions import between_sources
-from optgen.backends.triton.specs import ALONE, kernel_source, step_specs
+from optgen.backends.triton.specs import ONE_THREAD, kernel_source, step_specs
 from optgen.backends.triton.sweep import sweep_lines
 from optgen.backends.triton.tiles import KEYS, tile_lines
 from optgen.ir.extent import Extent
@@ -84,13 +84,13 @@ def emit(layout: Layout, math_mode: str = "exact") -> str:
     parts = [f"{header(layout, math_mode)}\nimport triton\nimport triton.language as tl\n"]
     ops = {n.op for n in toposort([*plan.roots, *plan.totals])}
     parts += extremes(ops | {r.op for r in plan.reductions})
-    if any(r.op is Op.AMAX for r in layout.swept):
+    if any(r.op is Op.AMAX for r in layout.sliced_reductions):
         parts.append(KEYS)
     for step in emitted(plan):
         if step.kind != "sweep":
             parts += between_sources(layout, step, names, spell)
             continue
-        roots, word = step.roots(), part_of(step, "update")
+        roots, word = step.roots(), helper_name(step, "update")
         parts.append("@triton.jit\n" + function(word, roots, step.loads, plan.names, names, spell, GLOBALS))
         build = tile_lines if layout.tiled else sweep_lines
         (spec,) = step_specs(layout, step)
@@ -107,9 +107,9 @@ class TritonKernel(Kernel):
     def __init__(self, layout: Layout, module: ModuleType, math_mode: str = "exact"):
         self.layout, self.module = layout, module
         # The interpreter spends milliseconds on a program instance: small chunks keep tests quick.
-        found = {step.name: [*step_specs(layout, step, interpreting())] for step in layout.plan.steps}
-        self.specs = {spec.name: spec for kernels in found.values() for spec in kernels}
-        self.kernels = {name: [spec.name for spec in kernels] for name, kernels in found.items()}
+        by_step = {step.name: [*step_specs(layout, step, interpreting())] for step in layout.plan.steps}
+        self.specs = {spec.name: spec for kernels in by_step.values() for spec in kernels}
+        self.kernels = {name: [spec.name for spec in kernels] for name, kernels in by_step.items()}
         swept = next((s.constants for s in self.specs.values() if s.grid == "chunks"), {})
         self.chunk = swept.get("BLOCK", 1) * swept.get("BLOCKS", 1)
         self.tile = (swept.get("HEIGHT", 1) * TILE_BLOCKS, swept.get("WIDTH", 1))
@@ -121,12 +121,12 @@ class TritonKernel(Kernel):
         device = tables.tensors.device
         if device in self.ready:
             return
-        with ALONE:
+        with ONE_THREAD:
             for name in self.specs:
                 arguments, programs, options = self._call(name, tables)
-                made = getattr(self.module, name).warmup(*arguments, grid=(max(1, programs),), **options)
-                if made is not None:  # Triton's interpreter compiles nothing
-                    made._init_handles()  # as Triton's tutorials do
+                compiled = getattr(self.module, name).warmup(*arguments, grid=(max(1, programs),), **options)
+                if compiled is not None:  # Triton's interpreter compiles nothing
+                    compiled._init_handles()  # as Triton's tutorials do
         self.ready.add(device)
 
     def run(self, step: Step, tables: Tables) -> None:
@@ -139,7 +139,7 @@ class TritonKernel(Kernel):
         if not programs:  # a part of tensors may be empty
             return
         # The interpreter computes with NumPy, where IEEE has an answer, and has one grid for the process.
-        with ALONE if interpreting() else nullcontext(), np.errstate(all="ignore"):
+        with ONE_THREAD if interpreting() else nullcontext(), np.errstate(all="ignore"):
             getattr(self.module, name)[(programs,)](*arguments, **options)
 
     def _call(self, name: str, tables: Tables) -> tuple[list[Any], int, dict[str, Any]]:

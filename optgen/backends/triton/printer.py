@@ -126,15 +126,15 @@ def partial_of(layout: Layout, slot: int) -> str:
     return table_cell("partials", "chunk", len(layout.partial), layout.partial.index(slot))
 
 
-def reading(layout: Layout, names: Names, found: Iterable[Node]) -> list[str]:
+def read_tensor_values(layout: Layout, names: Names, leaf_nodes: Iterable[Node]) -> list[str]:
     """Lines that read a tensor's scalars, finished reductions and states."""
     plan, columns = layout.plan, layout.columns
     real = TYPES[plan.real]
     lines = []
-    if any(n.op is Op.SCALAR for n in found):
+    if any(n.op is Op.SCALAR for n in leaf_nodes):
         index = f"tl.load({shifted('entry', columns['@row'])})"
         lines.append(f"row = {table_cell('scalars', index, len(plan.scalars), 0)}")
-    for n in found:
+    for n in leaf_nodes:
         if n.extent > Extent.TENSOR:
             continue
         if n.op is Op.SCALAR:

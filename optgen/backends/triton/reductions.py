@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from optgen.backends.emit import (
     Names,
     Spell,
-    finishes,
     leaves,
+    states_by_extent,
     write,
 )
 from optgen.backends.layout import LOWEST, Layout
@@ -18,7 +18,7 @@ from optgen.backends.triton.printer import (
     entry_of,
     neutral,
     pointer_of,
-    reading,
+    read_tensor_values,
     reduce_axis,
     shifted,
     speller,
@@ -37,22 +37,22 @@ def between_sources(layout: Layout, step: Step, names: Names, spell: Spell) -> l
     match step.kind:
         case "combine":
             if tensor := [r for r in step.reductions if not r.extent.sliced]:
-                bodies.append(_combine(layout, tensor))
-            bodies += [_lines(layout, r) for r in step.reductions if r.extent.sliced]
+                bodies.append(_combine_chunks(layout, tensor))
+            bodies += [_combine_tiles(layout, r) for r in step.reductions if r.extent.sliced]
         case "slice_reduce":
-            bodies += [_small(layout, r, names, spell) for r in step.reductions]
+            bodies += [_slice_reduce(layout, r, names, spell) for r in step.reductions]
         case "global_reduce":
-            bodies.append(_over(layout, step.reductions, names, spell))
+            bodies.append(_global_reduce(layout, step.reductions, names, spell))
         case "global":
             bodies.append(_global(layout, step, names))
         case "finish":
-            for kind, states in finishes(layout.plan, step).items():
+            for kind, states in states_by_extent(layout.plan, step).items():
                 bodies.append(_finish(layout, kind, {s: step.values[s] for s in states}, names, spell))
-    found = zip(step_specs(layout, step), bodies, strict=True)
-    return [kernel_source(spec, body) for spec, body in found]
+    kernels = zip(step_specs(layout, step), bodies, strict=True)
+    return [kernel_source(spec, body) for spec, body in kernels]
 
 
-def _combine(layout: Layout, found: Sequence[Reduction]) -> list[str]:
+def _combine_chunks(layout: Layout, reductions: Sequence[Reduction]) -> list[str]:
     """One program a tensor: add up its chunks' partial results, in float64 and in a fixed order."""
     columns, count, width = layout.columns, len(layout.plan.extents), len(layout.partial)
     lines = [
@@ -62,7 +62,7 @@ def _combine(layout: Layout, found: Sequence[Reduction]) -> list[str]:
         f"count = tl.load({shifted('entry', columns['@count'])})",
         "lane = tl.arange(0, BLOCK)",
     ]
-    for r in found:
+    for r in reductions:
         empty, column = neutral(r.op), layout.partial.index(r.slot)
         lines += [
             f"total = tl.full([BLOCK], {empty}, tl.float64)",
@@ -82,8 +82,8 @@ PIECE = (
 )
 
 
-def _lines(layout: Layout, r: Reduction) -> list[str]:
-    """Some slices of a tensor: add up its tiles' partial sums, or take the maxima that were kept in place."""
+def _combine_tiles(layout: Layout, r: Reduction) -> list[str]:
+    """Some slices of a tensor: add up the parts that its tiles have of them, or take what they have kept."""
     kind = r.extent
     lines = [*PIECE, f"entry = tensors + tensor*{layout.width}"]
     lines += [
@@ -102,7 +102,7 @@ def _lines(layout: Layout, r: Reduction) -> list[str]:
     lines.append(f"turns = {entry_of(layout, f'@turns{r.slot}')}")
     lines += ["which = (start + tl.arange(0, SLICES))[None, :]", "deep = tl.arange(0, DEPTH)[:, None]"]
     place = "nth*count + which"
-    if layout.several(kind):  # a place for each line of theirs
+    if layout.spans_lines(kind):  # a place for each line of theirs
         lines += [f"inner = {entry_of(layout, f'@inner_{kind}')}", f"many = {entry_of(layout, '@lines')}"]
         lines.append("each = many // count")
         place = "nth // each*many + (nth % each // inner*count + which)*inner + nth % each % inner"
@@ -117,10 +117,10 @@ def _lines(layout: Layout, r: Reduction) -> list[str]:
     ]
 
 
-def _at_slice(layout: Layout, kind: Extent, found: Sequence[Node], names: Names) -> list[str]:
-    """Lines that load the values of slices `at` of a kind, and those of their matrix."""
+def _at_slice(layout: Layout, kind: Extent, leaf_nodes: Sequence[Node], names: Names) -> list[str]:
+    """Lines that read what slices `at` of a kind have, of their own or of their matrix."""
     lines = []
-    for n in found:
+    for n in leaf_nodes:
         if n.extent.sliced:
             at = "at"
             if n.extent is not kind:
@@ -129,10 +129,10 @@ def _at_slice(layout: Layout, kind: Extent, found: Sequence[Node], names: Names)
     return lines
 
 
-def _small(layout: Layout, r: Reduction, names: Names, spell: Spell) -> list[str]:
+def _slice_reduce(layout: Layout, r: Reduction, names: Names, spell: Spell) -> list[str]:
     """A reduction of slices: of a tensor's to one value, or to one for each matrix."""
     plan, kind = layout.plan, r.operand.extent
-    found = leaves([r.operand], ())
+    leaf_nodes = leaves([r.operand], ())
     texts, (result,) = write([r.operand], plan.names, names, spell, names.taken)
     shape = "[DEPTH, SLICES]" if r.extent.sliced else "[BLOCK]"
     lines = list(PIECE) if r.extent.sliced else ["tensor = tl.program_id(0).to(tl.int64)"]
@@ -149,11 +149,11 @@ def _small(layout: Layout, r: Reduction, names: Names, spell: Spell) -> list[str
         lines += ["each = count", "deep = tl.arange(0, BLOCK)"]
         index = ["at = done + deep", "live = at < count"]
     term = f"tl.where(live, tl.zeros({shape}, tl.float64) + ({result}), {neutral(r.op)})"
-    lines += reading(layout, names, found)
+    lines += read_tensor_values(layout, names, leaf_nodes)
     lines += [
         f"total = tl.full({shape}, {neutral(r.op)}, tl.float64)",
         f"for done in range(0, each, {'DEPTH' if r.extent.sliced else 'BLOCK'}):",
-        *("    " + line for line in (*index, *_at_slice(layout, kind, found, names), *texts)),
+        *("    " + line for line in (*index, *_at_slice(layout, kind, leaf_nodes, names), *texts)),
         f"    total = {accumulate(r.op, 'total', term)}",
     ]
     total = reduce_axis(r.op, "total", 0)
@@ -165,26 +165,26 @@ def _small(layout: Layout, r: Reduction, names: Names, spell: Spell) -> list[str
     return lines
 
 
-def _over(layout: Layout, found: Sequence[Reduction], names: Names, spell: Spell) -> list[str]:
-    """One program: the part of a reduction over all tensors that the tensors of this launch contribute."""
+def _global_reduce(layout: Layout, reductions: Sequence[Reduction], names: Names, spell: Spell) -> list[str]:
+    """One program: what reductions over all tensors find in those of this launch."""
     plan = layout.plan
-    roots = [r.operand for r in found]
+    roots = [r.operand for r in reductions]
     texts, results = write(roots, plan.names, names, spell, names.taken)
     body = [
         "at = done + tl.arange(0, BLOCK)",
         "live = at < count",
         "tensor = tl.where(live, at, 0)",
         f"entry = tensors + tensor*{layout.width}",
-        *reading(layout, names, leaves(roots, ())),
+        *read_tensor_values(layout, names, leaves(roots, ())),
         *texts,
     ]
-    for r, result in zip(found, results, strict=True):
+    for r, result in zip(reductions, results, strict=True):
         term = f"tl.where(live, tl.zeros([BLOCK], tl.float64) + ({result}), {neutral(r.op)})"
         body.append(f"sum{r.slot} = {accumulate(r.op, f'sum{r.slot}', term)}")
     lines = ["count = tl.load(size)"]
-    lines += [f"sum{r.slot} = tl.full([BLOCK], {neutral(r.op)}, tl.float64)" for r in found]
+    lines += [f"sum{r.slot} = tl.full([BLOCK], {neutral(r.op)}, tl.float64)" for r in reductions]
     lines += ["for done in range(0, count, BLOCK):", *("    " + line for line in body)]
-    for r in found:
+    for r in reductions:
         place = shifted("numbers", plan.numbers[f"@slot{r.slot}"])
         lines.append(f"tl.store({place}, {reduce_axis(r.op, f'sum{r.slot}', 0)})")
     return lines
@@ -212,14 +212,18 @@ def _finish(
     """The new values of the states of one extent: one program a tensor, or for some of its slices."""
     plan = layout.plan
     roots = [*values.values()]
-    found = leaves(roots, ())
+    leaf_nodes = leaves(roots, ())
     body, results = write(roots, plan.names, names, spell, names.taken)
     lines = list(PIECE) if kind.sliced else ["tensor = tl.program_id(0).to(tl.int64)"]
     lines.append(f"entry = tensors + tensor*{layout.width}")
     if kind.sliced:
         lines.append(f"count = {entry_of(layout, f'@count_{kind}')}")
         lines += ["at = start + tl.arange(0, SLICES)", "live = at < count"]
-    lines += [*reading(layout, names, found), *_at_slice(layout, kind, found, names), *body]
+    lines += [
+        *read_tensor_values(layout, names, leaf_nodes),
+        *_at_slice(layout, kind, leaf_nodes, names),
+        *body,
+    ]
     for s, result in zip(values, results, strict=True):
         place = pointer_of(layout, s, TYPES[plan.real])
         lines.append(

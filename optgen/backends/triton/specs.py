@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from optgen.backends.emit import (
-    finishes,
     indent,
+    states_by_extent,
 )
 from optgen.backends.layout import SLICES, Block, Layout
 from optgen.backends.triton.printer import BLOCK, BLOCKS, COMBINE_BLOCK, DEPTH, WIDTH
@@ -16,7 +16,7 @@ from optgen.locks import section
 from optgen.plan.plan import Step
 
 # Triton's interpreter has one grid for the whole process, and a first launch compiles: one thread at a time.
-ALONE = section()
+ONE_THREAD = section()
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def step_specs(layout: Layout, step: Step, small: bool = False) -> Iterator[Spec
     match step.kind:
         case "sweep":
             apart = ("moving",) if layout.moving else ()
-            yield Spec(name, (*tables, *apart), _swept(layout, small), "chunks", step.bytes)
+            yield Spec(name, (*tables, *apart), _sweep_constants(layout, small), "chunks", step.bytes)
         case "combine":
             if any(not r.extent.sliced for r in step.reductions):
                 yield Spec(name, ("tensors", "partials", "slots"), by_tensor, "tensors")
@@ -60,14 +60,16 @@ def step_specs(layout: Layout, step: Step, small: bool = False) -> Iterator[Spec
         case "global":
             yield Spec(name, ("numbers",), {}, "one")
         case "finish":
-            for kind in finishes(layout.plan, step):
+            for kind in states_by_extent(layout.plan, step):
                 if kind.sliced:
-                    yield Spec(f"{name}_{word_of(kind)}", (*tables, "slices"), {"SLICES": SLICES}, kind)
+                    yield Spec(
+                        f"{name}_{extent_identifier(kind)}", (*tables, "slices"), {"SLICES": SLICES}, kind
+                    )
                 else:
-                    yield Spec(f"{name}_{word_of(kind)}", tables, {}, "tensors")
+                    yield Spec(f"{name}_{extent_identifier(kind)}", tables, {}, "tensors")
 
 
-def _swept(layout: Layout, small: bool) -> dict[str, int]:
+def _sweep_constants(layout: Layout, small: bool) -> dict[str, int]:
     """The constants of a sweep: what a program takes at a time."""
     if not layout.tiled:
         return {"BLOCK": 64, "BLOCKS": 2} if small else {"BLOCK": BLOCK, "BLOCKS": BLOCKS}
@@ -75,7 +77,7 @@ def _swept(layout: Layout, small: bool) -> dict[str, int]:
     return {"HEIGHT": shape.height, "WIDTH": shape.width} | ({"ROWS": shape.rows} if shape.rows else {})
 
 
-def word_of(kind: Extent) -> str:
+def extent_identifier(kind: Extent) -> str:
     """The name of an extent in an identifier."""
     return "".join(c if c.isalnum() else "_" for c in kind.name.lower().replace("-1", "last")).strip("_")
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from optgen.backends.emit import PYTHON, Names, identifier, indent, write
 from optgen.backends.triton.printer import GLOBALS, extremes, speller
-from optgen.backends.triton.specs import ALONE
+from optgen.backends.triton.specs import ONE_THREAD
 from optgen.ir.node import ATOM, DType, Node, Op, Spelling, toposort
 
 BLOCK = 64  # rows of a program
@@ -39,11 +39,11 @@ class Values:
     @property
     def leaves(self) -> list[Node]:
         """The values that differ by row and do not change from step to step by themselves."""
-        found = toposort([*self.roots, *self.results.values()])
-        return [n for n in found if n.op in (Op.HYPER, Op.SHAPE)]
+        order = toposort([*self.roots, *self.results.values()])
+        return [n for n in order if n.op in (Op.HYPER, Op.SHAPE)]
 
     @property
-    def kept(self) -> list[str]:
+    def states(self) -> list[str]:
         """The states that are read or written, in order."""
         read = [n.value or "" for n in toposort([*self.roots, *self.results.values()]) if n.op is Op.LOAD]
         return list(dict.fromkeys([*read, *self.results]))
@@ -54,8 +54,8 @@ class _Names(Names):
 
     def __init__(self, values: Values):
         self.taken = {*PYTHON, *GLOBALS, *LOCALS}
-        self.found: dict[tuple[Op, str | None], str] = {(Op.COUNT, None): "t"}
-        keys = [(n.op, n.value) for n in values.leaves] + [(Op.LOAD, name) for name in values.kept]
+        self.variables: dict[tuple[Op, str | None], str] = {(Op.COUNT, None): "t"}
+        keys = [(n.op, n.value) for n in values.leaves] + [(Op.LOAD, name) for name in values.states]
         for key in keys:
             stem = name = identifier(key[1] or "x")
             number = 0
@@ -63,11 +63,11 @@ class _Names(Names):
                 number += 1
                 name = f"{stem}_{number}"
             self.taken |= {name, f"{name}_at"}
-            self.found[key] = name
+            self.variables[key] = name
 
     def leaf(self, n: Node) -> str:
         """The variable that holds a leaf."""
-        return self.found[n.op, None if n.op is Op.COUNT else n.value]
+        return self.variables[n.op, None if n.op is Op.COUNT else n.value]
 
 
 def _spell(n: Node, args: Sequence[Spelling]) -> Spelling:
@@ -89,9 +89,9 @@ def emit(values: Values, real: str) -> str:
     width = len(values.leaves)
     for i, n in enumerate(values.leaves):
         lines.append(f"{names.leaf(n)} = tl.load(values + row*{width} + {i}, live, 0.0)")
-    for i, name in enumerate(values.kept):
-        variable = names.found[Op.LOAD, name]
-        place = f"tl.load(states + row*{len(values.kept)} + {i}, live, 0).to(tl.pointer_type(tl.float64))"
+    for i, name in enumerate(values.states):
+        variable = names.variables[Op.LOAD, name]
+        place = f"tl.load(states + row*{len(values.states)} + {i}, live, 0).to(tl.pointer_type(tl.float64))"
         lines += [f"{variable}_at = {place}", f"{variable} = tl.load({variable}_at, live, 0.0)"]
     wanted = [*values.roots, *values.results.values()]
     texts, results = write(wanted, {}, names, _spell, names.taken)
@@ -101,7 +101,7 @@ def emit(values: Values, real: str) -> str:
         stored = f"(tl.zeros([BLOCK], tl.float64) + {number}).to({real})"
         lines.append(f"tl.store(out + row*{len(values.roots)} + {i}, {stored}, live)")
     for name, result in zip(values.results, results[len(values.roots) :], strict=True):
-        variable = names.found[Op.LOAD, name]
+        variable = names.variables[Op.LOAD, name]
         lines.append(f"tl.store({variable}_at, tl.where(stopped, {variable}, {result}), live)")
     parameters = "values, counters, states, stop, rows, out, BLOCK: tl.constexpr, COUNTER: tl.constexpr"
     return "\n\n".join(
@@ -118,16 +118,16 @@ def run(module: ModuleType, tables: Sequence[Any], count: int, wide: bool) -> No
     """Launch the kernel for so many rows; `wide` counters are float64."""
     kernel = module.prologue[(-(-count // BLOCK),)]
     # Triton's interpreter computes with NumPy, where IEEE has an answer, and has one grid for the process.
-    with ALONE, np.errstate(all="ignore"):
+    with ONE_THREAD, np.errstate(all="ignore"):
         kernel(*tables, **_constants(wide))
 
 
 def prepare(module: ModuleType, tables: Sequence[Any], count: int, wide: bool) -> None:
     """Compile what `run` launches with these arguments."""
-    with ALONE:
-        made = module.prologue.warmup(*tables, grid=(-(-count // BLOCK),), **_constants(wide))
-        if made is not None:  # Triton's interpreter compiles nothing
-            made._init_handles()  # loads it, as Triton's tutorials do
+    with ONE_THREAD:
+        compiled = module.prologue.warmup(*tables, grid=(-(-count // BLOCK),), **_constants(wide))
+        if compiled is not None:  # Triton's interpreter compiles nothing
+            compiled._init_handles()  # loads it, as Triton's tutorials do
 
 
 def _constants(wide: bool) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from optgen.backends.emit import (
     Names,
+    helper_name,
     leaves,
-    part_of,
 )
 from optgen.backends.layout import PLACE, Layout
 from optgen.backends.triton.printer import (
@@ -17,7 +17,7 @@ from optgen.backends.triton.printer import (
     neutral,
     partial_of,
     pointers,
-    reading,
+    read_tensor_values,
     shifted,
 )
 from optgen.ir.extent import Extent
@@ -29,14 +29,14 @@ def sweep_lines(layout: Layout, step: Step, names: Names) -> list[str]:
     """One phase over every chunk: addresses, loads, `update`, stores."""
     plan, columns = layout.plan, layout.columns
     touched = {s: names.stores[s] for s in dict.fromkeys([*step.loads, *step.values])}
-    found = leaves(step.roots(), step.loads)
+    leaf_nodes = leaves(step.roots(), step.loads)
     lines = [
         "chunk = tl.program_id(0).to(tl.int64)",
         "tensor = tl.load(chunks + chunk*2)",
         "start = tl.load(chunks + chunk*2 + 1)",
         f"entry = tensors + tensor*{layout.width}",
         f"numel = tl.load({shifted('entry', columns['@numel'])})",
-        *reading(layout, names, found),
+        *read_tensor_values(layout, names, leaf_nodes),
         *places(layout),
     ]
     lines += pointers(layout, touched)
@@ -46,18 +46,21 @@ def sweep_lines(layout: Layout, step: Step, names: Names) -> list[str]:
     lines += sizes(layout, touched)
     lines += ["for block in range(BLOCKS):", "    base = start + block*BLOCK"]
     if layout.dims:
-        body = [*strided(layout, touched), *_block(layout, step, found, names, ", mask")]
+        body = [*strided(layout, touched), *_block(layout, step, leaf_nodes, names, ", mask")]
         lines += ["    " + line for line in body]
     else:
-        whole = [
+        unmasked = [
             f"{n}_at = tl.multiple_of({n}_ptr, 16) + tl.multiple_of(base, BLOCK) + lane"
             for n in touched.values()
         ]
-        tail = ["mask = base + lane < numel", *(f"{n}_at = {n}_ptr + base + lane" for n in touched.values())]
+        masked = [
+            "mask = base + lane < numel",
+            *(f"{n}_at = {n}_ptr + base + lane" for n in touched.values()),
+        ]
         lines.append("    if base + BLOCK <= numel:")
-        lines += ["        " + line for line in (*whole, *_block(layout, step, found, names, ""))]
+        lines += ["        " + line for line in (*unmasked, *_block(layout, step, leaf_nodes, names, ""))]
         lines.append("    else:")
-        lines += ["        " + line for line in (*tail, *_block(layout, step, found, names, ", mask"))]
+        lines += ["        " + line for line in (*masked, *_block(layout, step, leaf_nodes, names, ", mask"))]
     for r in step.reductions:
         total = f"tl.sum(sum{r.slot})" if r.op is Op.SUM else f"tl.reduce(sum{r.slot}, 0, maximum)"
         lines.append(f"tl.store({partial_of(layout, r.slot)}, {total}.to(tl.float64))")
@@ -93,14 +96,14 @@ def strided(layout: Layout, touched: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def loads(layout: Layout, found: Sequence[Node], names: Names, mask: str, place: str) -> list[str]:
+def loads(layout: Layout, leaf_nodes: Sequence[Node], names: Names, mask: str, place: str) -> list[str]:
     """Lines that read what each element of a block has; `place` is where it stands in its tensor."""
     lines = []
     if layout.sharded:
         lines += [f"place = {place}", "place += place // every0*skip0"]
         lines += ["place += place // every1*skip1 + offset"]
         place = "place"
-    for n in found:
+    for n in leaf_nodes:
         if n.op is Op.INDEX:
             shift = " >> 32" if n.value == "high" else ""
             lines.append(f"{names.leaf(n)} = ({place}{shift}).to(tl.uint32)")
@@ -110,20 +113,22 @@ def loads(layout: Layout, found: Sequence[Node], names: Names, mask: str, place:
     return lines
 
 
-def updated(layout: Layout, step: Step, found: Sequence[Node], names: Names, mask: str) -> list[str]:
+def updated(layout: Layout, step: Step, leaf_nodes: Sequence[Node], names: Names, mask: str) -> list[str]:
     """Lines that compute the update of a block, and store it."""
     results = [f"{names.stores[s]}_new" for s in step.values] + [f"r{r.slot}" for r in step.reductions]
-    lines = [f"{', '.join(results)} = {part_of(step, 'update')}({', '.join(map(names.leaf, found))})"]
+    lines = [
+        f"{', '.join(results)} = {helper_name(step, 'update')}({', '.join(map(names.leaf, leaf_nodes))})"
+    ]
     for s in step.values:
         name = names.stores[s]
         lines.append(f"tl.store({name}_at, {name}_new{mask})")
     return lines
 
 
-def _block(layout: Layout, step: Step, found: Sequence[Node], names: Names, mask: str) -> list[str]:
+def _block(layout: Layout, step: Step, leaf_nodes: Sequence[Node], names: Names, mask: str) -> list[str]:
     """Loads, the update, stores and partial sums of one block; `mask` is `, mask` or empty."""
-    lines = loads(layout, found, names, mask, "(base + lane)")
-    lines += updated(layout, step, found, names, mask)
+    lines = loads(layout, leaf_nodes, names, mask, "(base + lane)")
+    lines += updated(layout, step, leaf_nodes, names, mask)
     for r in step.reductions:
         term = f"tl.where(mask, r{r.slot}, {neutral(r.op)})" if mask else f"r{r.slot}"
         lines.append(f"sum{r.slot} = {accumulate(r.op, f'sum{r.slot}', term)}")

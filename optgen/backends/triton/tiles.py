@@ -13,7 +13,7 @@ from functools import cached_property
 
 from optgen.backends.emit import Names, leaves
 from optgen.backends.layout import Layout
-from optgen.backends.slices import across
+from optgen.backends.slices import is_columns
 from optgen.backends.triton.printer import (
     TYPES,
     accumulate,
@@ -22,7 +22,7 @@ from optgen.backends.triton.printer import (
     partial_of,
     pointer_of,
     pointers,
-    reading,
+    read_tensor_values,
     reduce_axis,
 )
 from optgen.backends.triton.sweep import loads, places, sizes, strided, updated
@@ -54,28 +54,31 @@ def tile_lines(layout: Layout, step: Step, names: Names) -> list[str]:
     """
     tile = Tile(layout, step, names)
     down, beside = "for first in range(top, end, HEIGHT):", "for from_column in range(left, right, WIDTH):"
-    lines = [*tile.head(), *map(tile.empty, tile.of_tensor)]
+    lines = [*tile.head(), *map(tile.init_total, tile.of_tensor)]
     if tile.by_column or not tile.by_line:
         body = [*tile.line(), *tile.block()]
         body += [text for r in tile.by_line for text in tile.add_line(r)]
-        if tile.small:
+        if tile.multi_matrix:
             body += [text for r in tile.by_column for text in tile.store_columns(r)]
-        whole = [
+        outer = [
             *tile.column(),
-            *([] if tile.small else map(tile.empty, tile.by_column)),
+            *([] if tile.multi_matrix else map(tile.init_total, tile.by_column)),
             down,
             *_indented(body),
         ]
-        if not tile.small:
-            whole += [text for r in tile.by_column for text in tile.store_columns(r)]
+        if not tile.multi_matrix:
+            outer += [text for r in tile.by_column for text in tile.store_columns(r)]
         if tile.by_line:  # which other threads read for the next columns
-            whole.append("tl.debug_barrier()")
-        lines += [beside, *_indented(whole)]
+            outer.append("tl.debug_barrier()")
+        lines += [beside, *_indented(outer)]
     else:
-        whole = [*tile.line(), *(f"total{r.slot} = {tile.none(r, '[HEIGHT]')}" for r in tile.by_line)]
+        outer = [
+            *tile.line(),
+            *(f"total{r.slot} = {tile.neutral_block(r, '[HEIGHT]')}" for r in tile.by_line),
+        ]
         body = [*tile.column(), *tile.block(), *map(tile.add, tile.by_line)]
-        whole += [beside, *_indented(body), *(text for r in tile.by_line for text in tile.store_line(r))]
-        lines += [down, *_indented(whole)]
+        outer += [beside, *_indented(body), *(text for r in tile.by_line for text in tile.store_line(r))]
+        lines += [down, *_indented(outer)]
     for r in tile.of_tensor:
         total = reduce_axis(r.op, reduce_axis(r.op, f"sum{r.slot}", 1), 0)
         lines.append(f"tl.store({partial_of(layout, r.slot)}, {total})")
@@ -95,7 +98,7 @@ class Tile:
     names: Names
 
     @cached_property
-    def found(self) -> list[Node]:
+    def leaf_nodes(self) -> list[Node]:
         """The leaves that the sweep reads."""
         return leaves(self.step.roots(), self.step.loads)
 
@@ -106,13 +109,13 @@ class Tile:
         return {s: self.names.stores[s] for s in stores}
 
     @property
-    def small(self) -> bool:
+    def multi_matrix(self) -> bool:
         """Whether a block may have several matrices."""
         return self.layout.block is not None and self.layout.block.rows > 0
 
     def _reductions(self, sliced: bool, columns: bool = False) -> list[Reduction]:
-        found = (r for r in self.step.reductions if r.extent.sliced is sliced)
-        return [r for r in found if across(r.extent) is columns]
+        reductions = (r for r in self.step.reductions if r.extent.sliced is sliced)
+        return [r for r in reductions if is_columns(r.extent) is columns]
 
     @cached_property
     def by_line(self) -> list[Reduction]:
@@ -129,14 +132,14 @@ class Tile:
         """Those to one value."""
         return self._reductions(False)
 
-    def none(self, r: Reduction, shape: str) -> str:
-        """The neutral element of a reduction, in a shape; sums are in float64."""
+    def neutral_block(self, r: Reduction, shape: str) -> str:
+        """What changes no total, in a shape; sums are in float64."""
         kind = "tl.float64" if r.op is Op.SUM else TYPES[self.layout.plan.real]
         return f"tl.full({shape}, {neutral(r.op)}, {kind})"
 
-    def empty(self, r: Reduction) -> str:
+    def init_total(self, r: Reduction) -> str:
         """The line that begins a total of blocks."""
-        return f"sum{r.slot} = {self.none(r, '[HEIGHT, WIDTH]')}"
+        return f"sum{r.slot} = {self.neutral_block(r, '[HEIGHT, WIDTH]')}"
 
     def head(self) -> list[str]:
         """Lines that read what a tile is, and what the tensor has one of."""
@@ -153,16 +156,20 @@ class Tile:
             "right = tl.minimum(left + width, columns)",
             "lane = tl.arange(0, WIDTH)",
         ]
-        lines += [*reading(layout, self.names, self.found), *places(layout), *pointers(layout, self.touched)]
+        lines += [
+            *read_tensor_values(layout, self.names, self.leaf_nodes),
+            *places(layout),
+            *pointers(layout, self.touched),
+        ]
         lines += sizes(layout, self.touched)
-        sliced = [n for n in self.found if n.extent.sliced]
+        sliced = [n for n in self.leaf_nodes if n.extent.sliced]
         kinds = [n.extent for n in sliced] + [r.extent for r in (*self.by_line, *self.by_column)]
         for kind in dict.fromkeys(kinds):
             i = layout.plan.slices.index(kind)
-            if layout.several(kind) or (across(kind) and self.small):
+            if layout.spans_lines(kind) or (is_columns(kind) and self.multi_matrix):
                 lines += [f"{what}{i} = {entry_of(layout, f'@{what}_{kind}')}" for what in ("inner", "count")]
         for n in sliced:
-            begin = f" + {self._first(n)}" if across(n.extent) and not self.small else ""
+            begin = f" + {self._first(n)}" if is_columns(n.extent) and not self.multi_matrix else ""
             lines.append(f"{self.names.leaf(n)}_base = {base_of(layout, n)}{begin}")
         for r in (*self.by_line, *self.by_column):
             lines.append(f"part{r.slot} = {self._part(r)}")
@@ -171,23 +178,23 @@ class Tile:
     def _part(self, r: Reduction) -> str:
         """Where the tile's part of a reduction begins."""
         part = f"lines + {entry_of(self.layout, f'@parts{r.slot}')}"
-        if across(r.extent) and not self.small:
+        if is_columns(r.extent) and not self.multi_matrix:
             part += f" + {self._first(r) if r.op is Op.AMAX else 'stack*columns'}"
-        elif not across(r.extent) and r.op is Op.SUM:
+        elif not is_columns(r.extent) and r.op is Op.SUM:
             part += " + side*many"
         return f"({part}).to({KEY})" if r.op is Op.AMAX else part
 
     def column(self) -> list[str]:
         """Lines that read what the columns of blocks have."""
         lines = ["column = from_column + lane"]
-        for n in self._slices(columns=True) if not self.small else ():
+        for n in self._slices(columns=True) if not self.multi_matrix else ():
             lines.append(f"{self.names.leaf(n)} = {self._values(n, 'column', 'column < right')}[None, :]")
         return lines
 
     def line(self) -> list[str]:
         """Lines that read what the lines of blocks have; of small matrices, blocks may have more lines."""
         lines = ["line = first + tl.arange(0, HEIGHT)", "live = line < end"]
-        if self.small:
+        if self.multi_matrix:
             lines = ["padded = first + tl.arange(0, HEIGHT)", "line = padded // ROWS*rows + padded % ROWS"]
             lines.append("live = (padded < end) & (padded % ROWS < rows)")
         for n in self._slices(columns=False):
@@ -199,33 +206,33 @@ class Tile:
         layout, stores = self.layout, self.touched
         blocked = any(e.name.startswith("BLOCK") for e in layout.plan.slices)
         lines = ["inside = live[:, None] & (column < right)[None, :]"]
-        for n in self._slices(columns=True) if self.small else ():
+        for n in self._slices(columns=True) if self.multi_matrix else ():
             at = f"(line // {self._inner(n)}*columns)[:, None] + column[None, :]"
             lines.append(f"{self.names.leaf(n)} = {self._values(n, at, 'inside')}")
         general = ["index = (line*columns)[:, None] + column[None, :]"]
         general.append("mask = inside" + (" & (index < numel)" if blocked else ""))
         if layout.dims:
             return [*lines, *general, "rest = index", *strided(layout, stores)[2:], *self._run(", mask")]
-        whole = "(first + HEIGHT <= end) & (from_column + WIDTH <= right)"
-        whole += " & (rows == ROWS)" if self.small else ""
-        whole += " & ((first + HEIGHT)*columns <= numel)" if blocked else ""
+        full = "(first + HEIGHT <= end) & (from_column + WIDTH <= right)"
+        full += " & (rows == ROWS)" if self.multi_matrix else ""
+        full += " & ((first + HEIGHT)*columns <= numel)" if blocked else ""
         step = "(tl.arange(0, HEIGHT)*tl.multiple_of(columns, 16))[:, None] + lane[None, :]"
         fast = [f"index = tl.multiple_of(first*columns + from_column, 16) + {step}"]
         fast += [f"{n}_at = tl.multiple_of({n}_ptr, 16) + index" for n in stores.values()]
         general += [f"{n}_at = {n}_ptr + index" for n in stores.values()]
-        lines += [f"if {whole}:", *_indented([*fast, *self._run("")])]
+        lines += [f"if {full}:", *_indented([*fast, *self._run("")])]
         return [*lines, "else:", *_indented([*general, *self._run(", mask")])]
 
     def _run(self, mask: str) -> list[str]:
         """What is done at the addresses of a block."""
-        lines = loads(self.layout, self.found, self.names, mask, "index")
-        lines += updated(self.layout, self.step, self.found, self.names, mask)
+        lines = loads(self.layout, self.leaf_nodes, self.names, mask, "index")
+        lines += updated(self.layout, self.step, self.leaf_nodes, self.names, mask)
         for r in self.step.reductions:
             term = f"tl.broadcast_to(r{r.slot}, [HEIGHT, WIDTH])"
             term = f"tl.where(mask, {term}, {neutral(r.op)})" if mask else term
             if r in self.by_line:
                 lines.append(f"sum{r.slot} = {reduce_axis(r.op, term, 1)}")
-            elif r in self.by_column and self.small:
+            elif r in self.by_column and self.multi_matrix:
                 term = f"tl.reshape({term}, [HEIGHT // ROWS, ROWS, WIDTH])"
                 lines.append(f"sum{r.slot} = {reduce_axis(r.op, term, 1)}")
             else:
@@ -253,7 +260,7 @@ class Tile:
     def store_columns(self, r: Reduction) -> list[str]:
         """Lines that leave the totals of columns in their places."""
         lines, value, live, place = [], reduce_axis(r.op, f"sum{r.slot}", 0), "column < right", "column"
-        if self.small:
+        if self.multi_matrix:
             lines, value = ["matrices = first // ROWS + tl.arange(0, HEIGHT // ROWS)"], f"sum{r.slot}"
             live = "(matrices*ROWS < end)[:, None] & (column < right)[None, :]"
             slices = f"matrices*rows // {self._inner(r)}" if r.op is Op.AMAX else "matrices"
@@ -271,7 +278,7 @@ class Tile:
 
     def _slice(self, of: Node | Reduction) -> str:
         """Which slices the lines are of."""
-        if not self.layout.several(of.extent):
+        if not self.layout.spans_lines(of.extent):
             return "line"
         return f"line // {self._inner(of)} % count{self.layout.plan.slices.index(of.extent)}"
 
@@ -281,7 +288,7 @@ class Tile:
         return f"tl.load({self.names.leaf(n)}_base + {at}, {live}, 0.0){cast}"
 
     def _slices(self, columns: bool) -> list[Node]:
-        return [n for n in self.found if n.extent.sliced and across(n.extent) is columns]
+        return [n for n in self.leaf_nodes if n.extent.sliced and is_columns(n.extent) is columns]
 
 
 def base_of(layout: Layout, n: Node) -> str:

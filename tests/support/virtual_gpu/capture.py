@@ -40,12 +40,12 @@ class Graph:
     @contextmanager
     def capture(self) -> Iterator[None]:
         """Record what happens inside, and undo it."""
-        host = {b.pinned.data_ptr() for b in gc.get_objects() if type(b) is uploads.Buffer}
+        host = {b.pinned.data_ptr() for b in gc.get_objects() if type(b) is uploads.PinnedBuffer}
         device = [t for t in self.device.tensors if _plain(t) and t.data_ptr() not in host]
         before = [(t, t.detach().clone()) for t in device]
         self.device.capturing, self.device.graph = True, self
         try:
-            with mock.patch.object(uploads.Buffer, "__init__", _refuse_to_pin), _Recorder(self):
+            with mock.patch.object(uploads.PinnedBuffer, "__init__", _refuse_to_pin), _Recorder(self):
                 yield
         finally:
             self.device.capturing, self.device.graph = False, None
