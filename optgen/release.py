@@ -45,7 +45,7 @@ class Release:
         for place in optimizer._places():
             p = optimizer.param_groups[place[1]]["params"][place[2]]
             if p.requires_grad:
-                hook = _hook(ref(optimizer), place, optimizer._launcher.clone(), turn)
+                hook = _hook(ref(optimizer), place, optimizer._launcher.clone(), hook_lock)
                 handles.append(p.register_post_accumulate_grad_hook(hook))
 
     def remove(self) -> None:

@@ -304,7 +304,7 @@ def _probe() -> np.ndarray | None:
 
 
 def _tensor_layout() -> tuple[int, ...] | None:
-    """Where a C++ tensor says what it is a lazy view of, its dimensions and version: `backends.cpu.objects`.
+    """Where a C++ tensor says what it is a lazy view of, its dimensions and version; see `cpu.pyobjects`.
 
     All are found by comparing tensors: torch says of none where it is, and the first and the last in no C
     function. None where it is not plain to see, or where a Python tensor does not begin with its C++

@@ -181,7 +181,7 @@ PARTS = [((6, 5), (2, 0)), ((6, 2), (0, 3)), ((2, 3), (4, 1))]  # sizes and offs
 
 def check_parts(monkeypatch, backend, text="p = uniform()", shape=(6, 5), parts=PARTS):
     """A part of a larger tensor draws the numbers that the whole draws there; sums are of zeros."""
-    monkeypatch.setattr(dtensor, "_reduce", lambda values, op, group: None)
+    monkeypatch.setattr(dtensor, "_all_reduce", lambda values, op, group: None)
     mesh = Mock()
     program = optgen.rule(text)
     launcher = Launcher(with_maximize(complete(program)), backend)
