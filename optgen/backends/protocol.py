@@ -64,7 +64,7 @@ class Kernel(Protocol):
         """Run one step of the plan over every tensor."""
 
     def c_call(self, step: Step, tables: Tables) -> tuple[int, int] | None:
-        """A C function of one pointer and what it points to, which make a step that is short in this thread.
+        """Function pointer and argument with which compiled code runs a short step in this thread, or None.
 
         None where it is not short, or no such function. Both are good while `words` of the tables stay.
         """

@@ -229,12 +229,12 @@ class Bucket:
             self.sent = self.host.copy()
 
     def captured_tables(self) -> list[Any]:
-        """The tables that a CUDA graph reads which is captured now: its replays need them."""
+        """The tables that the CUDA graph being captured reads, to be kept alive for its replays."""
         clocks = [c.sent.copy() for c in (self.device_scalars, self.global_scalars) if c is not None]
         return [copy(self.tables), self.moving, *clocks]
 
     def point_scalars(self, counters: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Have the device compute what follows from these counters and states, which lie there."""
+        """Let the device compute the values per step from these counters and states, which lie there."""
         if self.device_scalars is None:
             from optgen.launch.device_scalars import DeviceScalars
 
@@ -245,7 +245,7 @@ class Bucket:
         self.host[:, self.layout.columns["@row"]] = np.arange(len(self.members))
 
     def prepare_scalars(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Have all ready that `count` needs: what can fail fails here."""
+        """Upload options and compile what `count` launches: what can fail fails here."""
         assert self.device_scalars is not None
         place = {n.value: k for k, n in enumerate(self.scalars.facts) if n.op is Op.SHAPE}
         self.device_scalars.set(groups, self.groups, lambda row, name: float(self.facts[row, place[name]]))
@@ -278,7 +278,7 @@ class Bucket:
         return {f"@once{i}": values[0, i] for i in range(len(onces))}
 
     def partial_values(self, slots: Sequence[int]) -> list[PartialValues]:
-        """The places of what these slots have for parts of tensors, of which other processes have more."""
+        """The partial sums in these slots that must be all-reduced over the processes that share a tensor."""
         for slot in slots:
             if slot not in self.partials_by_slot:
                 self.partials_by_slot[slot] = list(self._partial_values(slot))
@@ -297,7 +297,7 @@ class Bucket:
             yield PartialValues(flat, where, keys, empty, reduction.op, mesh, dims)
 
     def _slot_offsets(self, slot: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where values of a slot lie for these members, what orders them, and which are of empty parts."""
+        """Offsets into the slot table, sort keys, and a mask of parameters whose local shard is empty."""
         kind, columns, width = self.plan.extents[slot], self.layout.columns, len(self.plan.extents)
         offsets, keys, empty = [], [], []
         for i in rows:

@@ -28,7 +28,7 @@ Fact = Callable[[int, str], float]  # of a row: a fact about its shape
 
 
 class DeviceScalars:
-    """Computes the same values for the same rows in every step."""
+    """Computes the values per step of a bucket on the device, from counters and states that lie there."""
 
     def __init__(
         self, roots: Sequence[Node], results: Mapping[str, Node], real: str, device: torch.device, put: Put

@@ -81,6 +81,7 @@ def check_all(
 
 def fixed_of(work: Sequence[Work]) -> list[Tensor]:
     """What a step writes, in order: of each part the parameter, its states and its counter."""
+    # The counter is the last of each part, and every part has one: `Replay` finds counters by that.
     tensors: list[Tensor] = []
     for w in work:
         tensors += [w.param, *w.states.values()] if w.launched else []

@@ -96,7 +96,7 @@ class Guard:
         self.free_addresses = self.addresses[len(fixed) :].tolist()
 
     def find(self, fixed: Tensors, free: Tensors) -> np.ndarray | None:
-        """Where all tensors lie, int64, fixed ones first, if they are what they were; until the next call."""
+        """Addresses of all tensors, int64, fixed ones first, until the next call; None if the guard fails."""
         if len(fixed) != len(self.fixed) or len(free) != len(self.free_addresses):
             return None
         if any(map(_is_nested, fixed)) or any(map(_is_nested, free)):  # of which the next ends the process
@@ -179,7 +179,7 @@ class CompiledGuard(Guard):
 
 
 def probe_arguments() -> tuple[Any, int]:
-    """What compiled code looks at a list of tensors with."""
+    """Addresses of the C functions and tables with which compiled code reads tensors."""
     return _probe(), c_function("PyList_GetItem")
 
 
@@ -239,7 +239,7 @@ class Survey:
         return result
 
     def kinds(self, ends: Sequence[int]) -> list[tuple[bytes, bytes]]:
-        """Of stretches of tensors that end there: lazy views, dtypes, devices, sizes and strides of each."""
+        """Metadata of consecutive stretches of tensors, as comparable bytes: all but addresses."""
         properties = np.ascontiguousarray(self.rows[:, [1, 3, 4, 5]]).tobytes()
         sizes, lengths = self.sizes.tobytes(), np.concatenate([[0], np.cumsum(16 * self.rows[:, 5])])
         ranges = zip(pairwise([0, *ends]), pairwise([0, *lengths[list(ends)].tolist()]), strict=True)
@@ -286,7 +286,7 @@ def c_function(name: str) -> int:
 
 @cache
 def _probe() -> np.ndarray | None:
-    """What compiled code looks at tensors with, int64; None where torch lacks it or is laid out otherwise.
+    """C functions and layout for probing tensors, int64; None where torch has not or lays out others.
 
     Addresses of torch's C functions that tell `FACTS`, then what `_layout` finds.
     """

@@ -40,7 +40,7 @@ ARITHMETIC = (Op.ADD, Op.SUB, Op.MUL, Op.DIV)  # which Python writes as the rule
 
 
 class Hoisted(NamedTuple):
-    """What some hyperparameters decide; these are kept, as no other object then has their identity."""
+    """Cached values that depend on hyperparameters alone; these are kept: no other has their identity."""
 
     hypers: list[Any]
     values: tuple[Any, ...]  # what `Program.changing` takes

@@ -91,8 +91,8 @@ class Launcher:
             )
         host, sliced = state.extent is Extent.STEP, state.extent.sliced
 
-        # `door.fitted` moves a coarse state where the plan's precision is another, as with float64 states
-        # beside float32 parameters.
+        # `door.convert_states` moves a coarse state where the plan's precision is another, as with float64
+        # states beside float32 parameters.
         def make(param: Tensor) -> Tensor:
             kind = torch.float64 if host or param.dtype is torch.float64 else torch.float32
             shape = slice_shape(param, state.extent) if sliced else ()
@@ -161,6 +161,7 @@ class Launcher:
         parts = [part_key(w) for w in work]
         last = self._recordings.get(mode)
         fixed, free = fixed_of(work), free_of(work)
+        # `find` takes over the addresses of gradients that moved, also where alignment then does not hold.
         if (
             last
             and last.parts == parts

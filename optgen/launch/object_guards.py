@@ -23,7 +23,7 @@ State = Mapping[Any, Any]
 
 
 class ObjectGuard:
-    """What lists, a dictionary and the dictionaries in it hold, of which some objects are wanted."""
+    """Guards the identity of the objects in lists and dictionaries, and picks out some of them."""
 
     def __init__(self, lists: Lists, state: State, wanted: Sequence[Any]):
         self.lengths = list(map(len, lists))
@@ -80,7 +80,7 @@ class CompiledObjectGuard(ObjectGuard):
 
 
 def object_guard(lists: Lists, state: State, wanted: Sequence[Any], warm: bool = False) -> ObjectGuard:
-    """What tells whether all of it is as it is now, and then picks out what is wanted of it, each once."""
+    """Guard these lists and dictionaries as they are now, to pick out the wanted objects, each once."""
     module = compiled() if isinstance(state, dict) and (warm or len(wanted) >= MANY) else None
     return (
         ObjectGuard(lists, state, wanted)

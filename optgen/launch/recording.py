@@ -147,7 +147,7 @@ def _same_option(a: Any, b: Any) -> bool:
 
 
 def part_key(w: Work) -> tuple[Any, ...]:
-    """What a parameter's part in a step is, but for its tensors."""
+    """Key of a parameter's part in a step: facts, group, number, flags, names of states and inputs."""
     known = w.launched, w.grad is None, w.counter is None, w.counted, w.shard
     return w.facts, w.group, w.index, known, tuple(w.states), tuple(w.inputs)
 
@@ -160,7 +160,7 @@ def signature_of(w: Work) -> tuple[Any, ...]:
 
 
 def signatures_of(work: Sequence[Work], offsets: Offsets, survey: Survey | None) -> list[Any]:
-    """What buckets and tables depend on of each part's tensors, but for addresses.
+    """The metadata that buckets and tables depend on, for each parameter's tensors: everything but addresses.
 
     Those of one process compare equal where that is the same; a survey is of all of `fixed_of`, `free_of`.
     """

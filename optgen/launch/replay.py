@@ -87,7 +87,7 @@ class Replay:
         key: tuple[Any, ...],
         alone: Place | None = None,
     ) -> Replay | None:
-        """What can be made again of a step that has just been made; states that moved lie elsewhere now."""
+        """A replay of the step that has just been made; None if it cannot be, as where states moved."""
         foreign = any(isinstance(x, Mapping) and not isinstance(x, dict) for x in state.values())
         # One without elements is only counted: what it has besides is looked at when the step is recorded.
         empty = [w for w in ready.work if not w.launched]
@@ -156,7 +156,7 @@ class Replay:
                     self.without_grad.append((index, position))
 
     def _containers(self, groups: Groups, state: State) -> tuple[list[list[Tensor]], Mapping[Any, Any]]:
-        """The lists and the dictionary that must hold what they held."""
+        """The parameter lists and the state dictionary that the object guard looks at."""
         if self.alone is None:
             return [group["params"] for group in groups], state
         p = groups[self.alone[1]]["params"][self.alone[2]]
@@ -268,7 +268,7 @@ class Replay:
                 )  # compiled here, where no signal interrupts
 
     def _same_sharding(self, fixed: Sequence[Any], owners: Sequence[Any], free: Sequence[Any]) -> bool:
-        """Whether distributed tensors are divided as they were, and gradients and inputs as parameters."""
+        """Guard on DTensors: their placements, and those of gradients and inputs, are the recording's."""
         if not all(fixed[i]._spec is spec for i, spec in zip(self.distributed, self.specs, strict=True)):
             return False
         each = 1 + len(self.inputs)
@@ -300,7 +300,7 @@ class Replay:
         return True
 
     def _skipped_changed(self, groups: Groups) -> bool:
-        """Whether a parameter has a gradient that had none, or one without elements has none any more."""
+        """Whether another parameter has a gradient now, or an empty one has lost it."""
         if self.without_grad and any(
             groups[index]["params"][at].grad is not None for index, at in self.without_grad
         ):

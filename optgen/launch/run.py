@@ -71,7 +71,7 @@ class Launch:
     # Before the first launch
 
     def _invalidate(self) -> None:
-        """Take nothing in the tables for what it should be."""
+        """Invalidate the tables: the next refresh writes everything."""
         self.fresh = False  # whether the last refresh came to its end
         self.moves = -1  # how often free tensors had moved when their addresses were taken
         self.same_count = False  # whether rows are those of one count for all
@@ -181,7 +181,7 @@ class Launch:
         return True
 
     def fill(self, values: Mapping[str, float | Tensor]) -> None:
-        """Set numbers that are one for the whole optimizer."""
+        """Set scalars that are one for the whole optimizer."""
         table, columns = self.bucket.tables.numbers, self.plan.numbers
         if self.bucket.numpy_tables:
             for name, value in values.items():
@@ -204,7 +204,7 @@ class Launch:
             torch._foreach_copy_([table[columns[name]] for name in tensors], list(tensors.values()))
 
     def number(self, name: str) -> float | Tensor:
-        """One of those numbers: where the device has it, a view."""
+        """Read a scalar that is one for the whole optimizer; on a device, a view."""
         value = self.bucket.tables.numbers[self.plan.numbers[name]]
         return float(value) if self.bucket.numpy_tables else value
 
@@ -219,7 +219,7 @@ class Launch:
 
     @property
     def next_step(self) -> Step | None:
-        """What comes next."""
+        """The step of the plan that this bucket runs next; None after the last."""
         return self.plan.steps[self.position] if self.position < len(self.plan.steps) else None
 
     def begin(self, moment: Moment) -> None:
@@ -240,7 +240,7 @@ class Launch:
             self.bucket.kernel.run(step, self.bucket.tables)
 
     def partial_values(self, step: Step) -> list[PartialValues]:
-        """What a step has left of which other processes have more."""
+        """The partial sums of a step that must be all-reduced over the processes that share a tensor."""
         return self.bucket.partial_values(step.slots) if self.distributed and step.slots else []
 
     def end(self) -> None:
@@ -255,7 +255,7 @@ class Launch:
 
 
 def advance(launches: Sequence[Launch]) -> None:
-    """Run every bucket to its end; a sum over all tensors waits for the part of each bucket that has one."""
+    """Run every bucket's steps; a sum over all tensors waits for the partial sums of all buckets."""
     if len(launches) == 1 and not launches[0].distributed:  # nothing to wait for
         for each in launches[0].plan.steps:
             launches[0].run(each)
@@ -305,7 +305,7 @@ def advance(launches: Sequence[Launch]) -> None:
 
 
 def _reduce_parts(parts: Sequence[float | Tensor], op: Op) -> float | Tensor:
-    """The parts of all buckets as one number, in their order."""
+    """Reduce the buckets' partial results to one number, in the order of the buckets."""
     tensors = [p for p in parts if isinstance(p, Tensor)]
     if not tensors:
         numbers = np.array(parts, np.float64)

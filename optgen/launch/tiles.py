@@ -78,7 +78,7 @@ class Tiling:
         return min(widened, key=lambda tiling: tiling.scratch)
 
     def fitted(self) -> Tiling:
-        """The same with no more lines and columns than there are, and whole matrices or a part of one."""
+        """The tiling clamped to the tensor, of whole matrices or of a part of one."""
         height = min(self.height, self.rows * max(1, self.matrices))
         if height > self.rows:
             height = height // self.rows * self.rows if self.multi_matrix else self.rows
@@ -140,7 +140,7 @@ class Tiling:
         return np.stack(fields, axis=1).astype(np.int64)
 
     def cell_count(self, r: Reduction) -> int:
-        """How many places a reduction has."""
+        """How many cells a reduction has: one for each partial result."""
         if self.in_place(r):
             return self.view.count(r.extent)
         if is_columns(r.extent):
@@ -150,24 +150,24 @@ class Tiling:
         return self.across * self.view.lines
 
     def in_place(self, r: Reduction) -> bool:
-        """Whether it is found in place."""
+        """Whether a maximum is reduced in place, by atomics, and needs no partial results."""
         return self.atomic and r.op is Op.AMAX
 
     def needs_scratch(self, r: Reduction) -> bool:
-        """Whether its places are not those of its values."""
+        """Whether a reduction needs scratch memory besides the places of its values."""
         several = self.atomic and self.layout.spans_lines(r.extent)
         return self.in_place(r) or several or self.cell_count(r) != self.view.count(r.extent)
 
     @cached_property
     def in_place_offsets(self) -> dict[int, int]:
-        """Of the reductions that are found in place, by slot, the number of places before it."""
+        """Offsets of the maxima that are reduced in place, by slot."""
         return _exclusive_sums(
             {r.slot: self.cell_count(r) for r in self.layout.sliced_reductions if self.in_place(r)}
         )
 
     @cached_property
     def scratch_offsets(self) -> dict[int, int]:
-        """Of the others that have places of their own, the number before it in its sweep."""
+        """Offsets into scratch memory of the other reductions, by slot."""
         offsets: dict[int, int] = {}
         for step in self.layout.plan.sweeps:
             reductions = [
@@ -179,7 +179,7 @@ class Tiling:
         return offsets
 
     def cells_needed(self, slots: Mapping[int, int]) -> int:
-        """Places that `staying` or `passing` need."""
+        """Cells that the reductions of `in_place_offsets` or `scratch_offsets` need."""
         return max(
             (slots[r.slot] + self.cell_count(r) for r in self.layout.sliced_reductions if r.slot in slots),
             default=0,
@@ -198,7 +198,7 @@ class Tiling:
         )
 
     def columns(self) -> dict[str, int]:
-        """What the tensor's row of the table says of it."""
+        """The tiling's columns in the tensor's row of the table."""
         columns = {
             "columns": self.view.columns, "lines": self.view.lines, "width": self.width,
             "rows": max(1, self.view.rows if self.by_matrix else self.view.lines),
@@ -214,5 +214,5 @@ class Tiling:
 
 
 def _exclusive_sums(counts: Mapping[int, int]) -> dict[int, int]:
-    """By slot, how much the ones before it need together."""
+    """Exclusive prefix sums, by slot."""
     return dict(zip(counts, (0, *accumulate(counts.values())), strict=False))

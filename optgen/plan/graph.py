@@ -61,6 +61,7 @@ class Graph:
             if n in slot:
                 operands[slot[n]] = new.args[0]
                 if n.args[0].extent is Extent.ELEMENT:
+                    # What the operand waits for lies before this slot: `placements` places them in order.
                     required = frozenset([slot[n]])
                 new = node(Op.SLOT, value=str(slot[n]), extent=n.extent)
             rewritten[n] = new
@@ -108,7 +109,7 @@ class Graph:
     def _next_round(
         self, slots: Sequence[int], totals: Mapping[Node, int]
     ) -> tuple[list[int], dict[str, Node]]:
-        """Of the slots and totals still to come, those that need none of the others' totals."""
+        """The slots and totals still to be computed that depend on no other pending total."""
         unavailable = {f"@total{i}" for i in totals.values()}
         unfilled = {f"@slot{i}" for i in slots}
         ready = []

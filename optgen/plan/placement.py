@@ -87,6 +87,7 @@ class Candidate:
         roots = [n for n in roots if n.extent is Extent.ELEMENT]
         order = [n for n in toposort(roots) if n.extent is Extent.ELEMENT]
         available, extra = self._available(k), (self.extra or {}).get(k, ())
+        # Thousandths of a byte: of a load and a spill that cost the same, the load wins by one of them.
         price = {n: 0 if n in extra else 1000 * self._bytes(available[n]) for n in order if n in available}
         writer: dict[Node, int] = {}
         for n in order if self.extra is not None else ():
@@ -155,7 +156,7 @@ class Candidate:
 
 
 def _encode(codec: str, real: str, value: Node) -> Node:
-    """What to store for a value; what depends on nothing is worked out here."""
+    """Encode a value for its store; constants are encoded here."""
     raw = value if CODECS[codec].lossless(real) else CODECS[codec].encode(value)
     folded = constant(raw) if raw.extent is Extent.CONST else None
     return raw if folded is None else const(float(folded), raw.dtype)

@@ -176,9 +176,7 @@ def test_a_table_is_sent_again_only_when_it_changed(monkeypatch):
     optimizer.param_groups[0]["lr"] = 0.5
     optimizer.step()
     assert [k for k, v in bucket.device_scalars.sent.items() if v[0] is not sent[k][0]] == ["values"]
-    assert all(
-        v[1] is sent[k][1] for k, v in bucket.device_scalars.sent.items()
-    )  # where a CUDA graph reads it
+    assert all(v[1] is sent[k][1] for k, v in bucket.device_scalars.sent.items())  # a CUDA graph reads it
 
 
 def test_a_hyperparameter_that_is_none():

@@ -167,7 +167,7 @@ class CpuKernel(Kernel):
             other.result()
 
     def words(self, tables: Tables, openmp: Team) -> np.ndarray:
-        """What it reads: functions that say which thread it is, the number of chunks, addresses and sizes."""
+        """The argument of a compiled sweep: functions of the team, the number of chunks, addresses, sizes."""
         cached = tables.words  # the other arrays stay
         if cached is None or cached[0] is not tables.tensors or cached[1] is not tables.scalars:
             words = [*openmp.functions, len(tables.chunks)]

@@ -97,7 +97,7 @@ def table_cell(layout: Layout, column: str) -> str:
 
 
 def read_tensor_values(layout: Layout, names: Names, leaf_nodes: Sequence[Node]) -> list[str]:
-    """Lines that read what a tensor has one of: scalars, finished reductions, states, keys, totals."""
+    """Lines that load a tensor's scalars: values per step, finished reductions, states, keys, totals."""
     plan = layout.plan
     real = TYPES[plan.real]
     lines = []

@@ -50,7 +50,7 @@ def _each_tensor(lines: Sequence[str]) -> list[str]:
 
 
 def _global_reduce(layout: Layout, reductions: Sequence[Reduction], names: Names) -> list[str]:
-    """What reductions over all tensors find in those of this launch."""
+    """The part of a reduction over all tensors that the tensors of this launch contribute."""
     plan, body = layout.plan, []
     for r in reductions:
         texts, (result,) = write([r.operand], plan.names, names, speller(plan.real), names.taken)
@@ -61,7 +61,7 @@ def _global_reduce(layout: Layout, reductions: Sequence[Reduction], names: Names
 
 
 def _combine_chunks(layout: Layout, r: Reduction) -> list[str]:
-    """A tensor's sum, from those of its chunks."""
+    """A tensor's sum: its chunks' partial sums, in order."""
     return [
         f"first = {table_cell(layout, '@first')}",
         f"total = {neutral(r.op)}",
@@ -72,7 +72,7 @@ def _combine_chunks(layout: Layout, r: Reduction) -> list[str]:
 
 
 def _combine_tiles(layout: Layout, r: Reduction) -> list[str]:
-    """The sums of a tensor's slices, from those of its tiles."""
+    """The sums of a tensor's slices: its tiles' partial sums, in order."""
     count = table_cell(layout, f"@count_{r.extent}")
     return [
         f"part, at = {table_cell(layout, f'@parts{r.slot}')}, {table_cell(layout, f'@slot{r.slot}')}",
@@ -86,7 +86,7 @@ def _combine_tiles(layout: Layout, r: Reduction) -> list[str]:
 
 
 def _at_slice(layout: Layout, kind: Extent, leaf_nodes: Sequence[Node], names: Names) -> list[str]:
-    """Lines that read what slice `at` of a kind has, of its own or of its matrix."""
+    """Lines that load the values of slice `at` of a kind, and those of its matrix."""
     lines = []
     for n in leaf_nodes:
         if n.extent.sliced:

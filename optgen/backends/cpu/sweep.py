@@ -37,7 +37,7 @@ from optgen.plan.plan import Plan, Reduction, Step
 
 @dataclass(frozen=True)
 class ColumnInvariants:
-    """What a sweep has of columns and nothing finer, by the stores that hold it while a tile is walked.
+    """Subexpressions that vary only by column, computed once a tile: loop-invariant code motion.
 
     It is computed once for each column of a tile, and not again on every line.
     """
@@ -248,7 +248,7 @@ def _tile(sweep: Sweep, hoisted: ColumnInvariants) -> list[str]:
 def _hoist_columns(
     sweep: Sweep, hoisted: ColumnInvariants, inner: Sequence[Node], over: Sequence[Node]
 ) -> list[str]:
-    """Lines that read what the columns of a matrix have, and compute what varies by column alone."""
+    """Lines that load the column values of a matrix, and compute what varies by column alone."""
     layout, names, matrix = sweep.layout, sweep.names, []
     for n in over:
         matrix.append(f"at = top // {table_cell(layout, f'@inner_{n.extent}')}*columns + left")
@@ -279,7 +279,7 @@ def _clear_partials(layout: Layout, r: Reduction) -> list[str]:
 
 
 def _line_leaves(leaf_nodes: Sequence[Node]) -> list[Node]:
-    """The leaves that lines have values of."""
+    """The leaves with a value for each line of a tile."""
     return [n for n in leaf_nodes if n.extent.sliced and not is_columns(n.extent)]
 
 

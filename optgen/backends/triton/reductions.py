@@ -83,7 +83,7 @@ PIECE = (
 
 
 def _combine_tiles(layout: Layout, r: Reduction) -> list[str]:
-    """Some slices of a tensor: add up the parts that its tiles have of them, or take what they have kept."""
+    """Some slices of a tensor: add up its tiles' partial sums, or take the maxima that were kept in place."""
     kind = r.extent
     lines = [*PIECE, f"entry = tensors + tensor*{layout.width}"]
     lines += [
@@ -118,7 +118,7 @@ def _combine_tiles(layout: Layout, r: Reduction) -> list[str]:
 
 
 def _at_slice(layout: Layout, kind: Extent, leaf_nodes: Sequence[Node], names: Names) -> list[str]:
-    """Lines that read what slices `at` of a kind have, of their own or of their matrix."""
+    """Lines that load the values of slices `at` of a kind, and those of their matrix."""
     lines = []
     for n in leaf_nodes:
         if n.extent.sliced:
@@ -166,7 +166,7 @@ def _slice_reduce(layout: Layout, r: Reduction, names: Names, spell: Spell) -> l
 
 
 def _global_reduce(layout: Layout, reductions: Sequence[Reduction], names: Names, spell: Spell) -> list[str]:
-    """One program: what reductions over all tensors find in those of this launch."""
+    """One program: the part of a reduction over all tensors that the tensors of this launch contribute."""
     plan = layout.plan
     roots = [r.operand for r in reductions]
     texts, results = write(roots, plan.names, names, spell, names.taken)

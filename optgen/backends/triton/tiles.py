@@ -133,7 +133,7 @@ class Tile:
         return self._reductions(False)
 
     def neutral_block(self, r: Reduction, shape: str) -> str:
-        """What changes no total, in a shape; sums are in float64."""
+        """The neutral element of a reduction, in a shape; sums are in float64."""
         kind = "tl.float64" if r.op is Op.SUM else TYPES[self.layout.plan.real]
         return f"tl.full({shape}, {neutral(r.op)}, {kind})"
 
