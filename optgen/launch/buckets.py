@@ -50,7 +50,7 @@ class Bucket:
     finished: bool = field(init=False, default=True)  # whether the last step came to its end
     filled: dict[str, float] = field(init=False, default_factory=dict)  # the numbers that the host has sent
     partials_by_slot: dict[int, list[PartialValues]] = field(init=False, default_factory=dict)
-    # Where the counters lie on the device: the values per row, and those that are one for the whole optimizer.
+    # Where counters lie on the device: values per row, and those that are one for the whole optimizer.
     device_scalars: DeviceScalars | None = field(init=False, default=None)
     global_scalars: DeviceScalars | None = field(init=False, default=None)
     scalars: Scalars = field(init=False)  # the values per step that the host computes
