@@ -55,7 +55,7 @@ def decode_bf16(bits: Node) -> Node:
 
 
 def encode_bf16(x: Node) -> Node:
-    """Encode bfloat16, rounding to nearest even: add 0x7fff plus the lowest kept bit, then drop the lower half."""
+    """Encode bfloat16, rounding to nearest even: add 0x7fff plus the lowest kept bit, then shift."""
     bits = node(Op.BITS, _narrow(x))
     odd = _u32(Op.AND, _u32(Op.SHR, bits, 16), 1)
     rounded = _u32(Op.SHR, _u32(Op.ADD, _u32(Op.ADD, bits, 0x7FFF), odd), 16)
@@ -64,7 +64,7 @@ def encode_bf16(x: Node) -> Node:
 
 
 def decode_fp16(bits: Node) -> Node:
-    """Decode float16: shift exponent and mantissa into place, scale by 2**112; exact, subnormals included."""
+    """Decode float16: shift exponent and mantissa into place, scale by 2**112; exact, also subnormals."""
     size = _u32(Op.AND, bits, 0x7FFF)
     shifted = _u32(Op.SHL, size, 13)
     scaled = node(Op.BITS, node(Op.MUL, node(Op.FLOAT, shifted), const(2.0**112, DType.F32)))

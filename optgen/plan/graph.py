@@ -61,7 +61,7 @@ class Graph:
             required = frozenset[int]().union(*(graph.required_slots[a] for a in args))
             if n in slot:
                 operands[slot[n]] = new.args[0]
-                # Only a reduction of elements needs a sweep; one of coarser values runs as soon as its operands are there.
+                # Only a reduction of elements needs a sweep; one of coarser values runs between sweeps.
                 if n.args[0].extent is Extent.ELEMENT:
                     required = frozenset([slot[n]])
                 new = node(Op.SLOT, value=str(slot[n]), extent=n.extent)
@@ -126,7 +126,7 @@ class Graph:
     def _reduction_steps(
         self, number: int, slots: Sequence[int], totals: Mapping[str, Node], swept: Mapping[int, Reduction]
     ) -> Iterator[Step]:
-        """Steps of one round: finish partial sums, reduce slices, reduce over all tensors, compute globals."""
+        """Finish partial sums, reduce slices, reduce over all tensors, then compute globals: one round."""
         if combined := tuple(swept[i] for i in slots if i not in self.coarse):
             yield Step("combine", f"combine{number}", reductions=combined)
         coarse = [
