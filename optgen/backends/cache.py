@@ -1,11 +1,11 @@
-"""Compiled kernels, in memory and on disk.
+"""The kernel cache: compiles a plan for a layout, once per process, and keeps the sources on disk.
 
-In: a plan, a layout's dimensions, a back end, a math mode. Out: a `Kernel`, built once per process, whichever
-thread asks first. A module is known by the hash of all that machine code depends on: its text without the
-docstring, every file of the back end, the versions of the compilers. So rules that differ in what the host
-computes, as a sweep over schedules does, share one. It is run from memory, and never from a file; the text
-lies in the cache folder (`backends.disk`) for whoever wants to read it, and Numba's functions for the next
-process (`backends.cpu.machine_code`). Triton keeps its own in a folder of its own.
+In: a plan, a layout's dimensions, a back end, a math mode. Out: a `Kernel`, built once per process,
+whichever thread asks first. A module is keyed by the hash of all that its machine code depends on: its
+source without the docstring, every file of the back end, the versions of the compilers. So rules that
+differ only in host scalars, as in a sweep over schedules, share one. Source files in the cache folder
+(`backends.disk`) are for reading only, and are never executed; Numba's machine code is stored there too
+(`backends.cpu.machine_code`). Triton has a cache of its own.
 """
 
 from __future__ import annotations
@@ -56,12 +56,14 @@ def kernel(
     sharded: bool = False,
     block: Block | None = None,
 ) -> Kernel:
-    """The compiled kernel of a plan, from memory, from disk, or made now."""
+    """The compiled kernel of a plan, from the process's cache or compiled now."""
+    # The fingerprint says what kernels compute and not what the host does: rules may share a kernel.
     key = (plan.fingerprint(), dims, sharded, block, backend, math_mode)
     return once(_kernels, key, partial(_build, Layout(plan, dims, sharded, block), backend, math_mode))
 
 
 def _build(layout: Layout, backend: str, math_mode: str) -> Kernel:
+    """Emit, load and count one kernel; `once` calls it with the key's lock held."""
     global built
     plan = layout.plan
 
@@ -76,11 +78,11 @@ def _build(layout: Layout, backend: str, math_mode: str) -> Kernel:
 
 
 def load(source: str, name: str, backend: str) -> ModuleType:
-    """The module of an emitted source: one for all sources that differ in their docstrings only.
+    """Load emitted source as a module, keyed by a hash of its text without the docstring.
 
     Args:
         source: its text.
-        name: what it is of, for whoever looks into the cache folder.
+        name: of the rule, for the file name in the cache folder.
         backend: what compiles it, `cpu` or `triton`.
     """
     tree = parse(source)
@@ -93,7 +95,7 @@ def load(source: str, name: str, backend: str) -> ModuleType:
 
 
 def _execute(source: str, key: str, file: str) -> ModuleType:
-    """Run a module's text, and show it only then to others."""
+    """Execute a module's source and register it; it becomes visible to other threads only when complete."""
     data, cache_folder = source.encode(), folder()
     if cache_folder is not None and disk.read(file) != data:
         disk.write(file, data)

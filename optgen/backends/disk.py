@@ -1,12 +1,12 @@
-"""The cache folder: files that nobody but this user can write, or no files at all.
+"""The cache folder: read and write files that no other user can have written; or no files at all.
 
-In: names and bytes. Out: these bytes again, in this process or a later one; or None. What lies here is
-unpickled, and so executed: the folder is used only if it belongs to this user, and nobody else can write in
-it or put another in its place, and a file only if that is so too. Whatever is wrong is said once, with what
-to do about it, and then kernels stay in memory: nothing here fails because of a disk.
+In: names and bytes. Out: those bytes again, in this process or a later one; or None. Its files are
+unpickled, and so executed: the folder is used only if it belongs to this user and nobody else can write
+in it or replace it, and likewise each file. Any problem is warned of once, with a remedy, and then kernels
+stay in memory: nothing here fails because of a disk.
 
-The folder is `$OPTGEN_CACHE_DIR`, or `optgen` in `$XDG_CACHE_HOME` or `~/.cache`. What optgen makes there
-can be read and written by this user alone, whatever the umask, as can the older folders that it made.
+The folder is `$OPTGEN_CACHE_DIR`, or `optgen` in `$XDG_CACHE_HOME` or `~/.cache`. What optgen creates there
+has mode 0600 or 0700 whatever the umask, and folders that older versions created are tightened.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _warn_lock = lock()
 
 
 def folder() -> Path | None:
-    """The cache folder; None where there is none that this user alone can write."""
+    """The cache folder; None if there is none that only this user can write."""
     return once(_folders, "cache", _locate)
 
 
 def read(name: str) -> bytes | None:
-    """A file's bytes; None if there is none, or somebody else may have written it."""
+    """Read a file; None if it does not exist, or another user may have written it."""
     where = folder()
     if where is None:
         return None
@@ -74,7 +74,7 @@ def read(name: str) -> bytes | None:
 
 
 def write(name: str, data: bytes) -> None:
-    """Write a file, whole or not at all; after a failure nothing more is written by this process."""
+    """Write a file atomically; after a failure this process writes nothing more."""
     where = folder()
     if where is None or "space" in _warned:
         return
@@ -86,6 +86,7 @@ def write(name: str, data: bytes) -> None:
                 if OWNERS:
                     os.fchmod(handle, 0o600)
                 file.write(data)
+            # Atomic: a reader sees the old file or the complete new one.
             os.replace(temporary, where / name)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -97,7 +98,7 @@ def write(name: str, data: bytes) -> None:
 
 
 def remove(name: str) -> None:
-    """Remove a file, if it is there and can be removed."""
+    """Remove a file, if it exists and can be removed."""
     where = folder()
     if where is not None:
         with contextlib.suppress(OSError):
@@ -105,7 +106,7 @@ def remove(name: str) -> None:
 
 
 def _warn_once(kind: str, what: str, remedy: str) -> None:
-    """Warn, once for each kind of trouble."""
+    """Warn, once for each kind of problem."""
     with _warn_lock:
         if kind in _warned:
             return
@@ -119,7 +120,7 @@ def _warn_once(kind: str, what: str, remedy: str) -> None:
 
 
 def _locate() -> Path | None:
-    """Look for the folder, and make it where it is missing."""
+    """Find, create and check the cache folder; warn and return None if it cannot be trusted."""
     configured = os.environ.get("OPTGEN_CACHE_DIR")
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     path = os.path.abspath(os.path.expanduser(configured)) if configured else os.path.join(base, "optgen")
@@ -128,6 +129,7 @@ def _locate() -> Path | None:
         path.encode()  # the name of a module's file
         if fault is None:
             _make_private(path)
+            # The parents first: in a folder that others can replace, nothing is tightened.
             fault = exposure(os.path.dirname(path), used=False)
         if fault is None:
             _tighten(path, not configured)
@@ -145,7 +147,7 @@ def _locate() -> Path | None:
 
 
 def _make_private(path: str) -> None:
-    """Make a folder, and those above it that are missing, for this user alone."""
+    """Create a folder and its missing parents with mode 0700."""
     missing = []
     while path != os.path.dirname(path) and not os.path.isdir(path):
         missing.append(path)
@@ -157,7 +159,7 @@ def _make_private(path: str) -> None:
 
 
 def _tighten(path: str, own: bool) -> None:
-    """Close a folder that optgen made: the one at its own place, or one with nothing but its files."""
+    """Restrict a folder that optgen created to this user: the default one, or one with only its files."""
     status = os.stat(path)
     if not OWNERS or status.st_uid != os.geteuid() or not status.st_mode & 0o077:
         return
@@ -174,7 +176,7 @@ def _tighten(path: str, own: bool) -> None:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove what processes that were killed have left behind."""
+    """Remove temporary files of processes that were killed."""
     with contextlib.suppress(OSError), os.scandir(path) as entries:
         for entry in entries:
             if entry.name.startswith(TEMPORARY):
@@ -184,10 +186,10 @@ def _remove_stale(path: str) -> None:
 
 
 def exposure(path: str, used: bool = True) -> str | None:
-    """How others could change what lies in a folder, given by an absolute path; None if they could not.
+    """How another user could change files in a folder (an absolute path); None if nobody could.
 
-    Every folder and link on the way is looked at. Those above the one that is used may be root's, and may be
-    writable by everybody if only an entry's owner can rename it there, as in /tmp.
+    Every folder and link on the way is checked. Those above the folder itself may be root's, and may be
+    writable by everybody if the sticky bit is set, as in /tmp.
     """
     if not OWNERS:
         return None
@@ -210,6 +212,7 @@ def exposure(path: str, used: bool = True) -> str | None:
 
 
 def _folder_exposure(path: str, status: os.stat_result, used: bool) -> str | None:
+    """The same for one folder on the way; `used` says that it is the cache folder itself."""
     if not stat.S_ISDIR(status.st_mode):
         return f"{path} is no folder"
     me = os.geteuid()
@@ -222,9 +225,9 @@ def _folder_exposure(path: str, status: os.stat_result, used: bool) -> str | Non
 
 
 def _writable_by_others(status: os.stat_result, path: str) -> bool:
-    """Whether something is another user's, or others can write it; a group of this user alone is no other.
+    """Whether another user owns or can write a file or folder; the user's private group does not count.
 
-    Where there is an access control list, the group's bits are what any user or group in it may have.
+    With an access control list, the group bits are a mask of what any user or group in it may do.
     """
     if status.st_uid != os.geteuid() or status.st_mode & 0o002:
         return True
@@ -232,6 +235,7 @@ def _writable_by_others(status: os.stat_result, path: str) -> bool:
 
 
 def _has_acl(path: str) -> bool:
+    """Whether a path has a POSIX access control list."""
     try:
         return bool(os.getxattr(path, "system.posix_acl_access"))
     except (OSError, AttributeError):  # no list, or a system that has none
@@ -239,7 +243,7 @@ def _has_acl(path: str) -> bool:
 
 
 def _alone_in(group: int) -> bool:
-    """Whether a group is this user's own, as many systems make one for each user."""
+    """Whether a group has no member but this user, as many systems create one for each user."""
     import grp
     import pwd
 

@@ -1,7 +1,7 @@
-"""Nodes to source text, for every back end that compiles: a back end has a speller for operations.
+"""Print IR as source, for every compiled back end: names for leaves, statements, functions, headers.
 
-In: the values that a function must produce, names for the leaves, and a spelling for each op. Out: lines
-and an expression for each value. Names come from the rule, so that the emitted kernel reads like it.
+In: the nodes that a function must compute, names for the leaves, and a spelling for each op. Out: lines of
+source, and an expression for each node. Variables are named as in the rule.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ KEYS = ("seed_low", "seed_high", "param", "step")
 
 
 class Names:
-    """What the variables of one plan's kernels are called, no two of them alike.
+    """Allocates variable names for a plan's kernels, unique within it.
 
     Args:
-        plan: what the kernels do.
-        reserved: what the back end itself calls things.
-        forms: what a back end makes of a store's name, such as `{}_at`; all of them are kept free.
+        plan: the plan.
+        reserved: identifiers that the back end's own text uses.
+        forms: patterns that derive further names from a store's, such as `{}_at`; none may clash.
     """
 
     def __init__(self, plan: Plan, reserved: Iterable[str], forms: Sequence[str] = ()):
@@ -66,7 +66,7 @@ class Names:
             self.add(name, f"x{name[1:]}" if name.startswith("#") else identifier(name))
 
     def add(self, store: str, stem: str) -> None:
-        """Call a store by the stem, or by the first of `stem_1`, `stem_2`, … of which every form is free."""
+        """Allocate a name for a store: the stem, or the first of `stem_1`, `stem_2` ... without a clash."""
         name, number = stem, 0
         while not self.taken.isdisjoint(spellings := {form.format(name) for form in self.forms}):
             number += 1
@@ -83,7 +83,7 @@ class Names:
 
 
 def leaves(roots: Iterable[Node], stores: Sequence[str]) -> list[Node]:
-    """The leaves that have variables: values of stores in their order, coarser states, slots, numbers."""
+    """The leaves that a function takes as arguments, in order: element stores, states, slots, scalars, ..."""
 
     def sort_key(n: Node) -> tuple[int, int]:
         if n.extent is Extent.ELEMENT and n.op is not Op.INDEX:
@@ -101,10 +101,9 @@ def write(
     spell: Spell,
     reserved: Iterable[str] = (),
 ) -> tuple[list[str], list[str]]:
-    """Statements that compute the roots, and the expression of each root after them.
+    """Print assignments for named and shared nodes; returns them and an expression for each root.
 
-    `spell` gives the text of constants and of everything that is not a plain infix operator; no variable
-    gets a name in `reserved`.
+    `spell` prints one op, given its printed arguments; no variable gets a name in `reserved`.
     """
     order = toposort(roots)
     variables = {names.leaf(n) for n in order if n.op in LEAVES and n.op is not Op.CONST}
@@ -133,45 +132,48 @@ def function(
     spell: Spell,
     reserved: Iterable[str],
 ) -> str:
-    """A function from the values of the leaves, as `leaves` orders them, to those of the roots."""
+    """Print a function from the values of the leaves, in the order of `leaves`, to those of the roots."""
     arguments = ", ".join(map(names.leaf, leaves(roots, stores)))
     body, results = write(roots, rule_names, names, spell, reserved)
     return f"def {name}({arguments}):\n" + indent([*body, f"return {', '.join(results)}"], 1)
 
 
 def helper_name(step: Step, word: str) -> str:
-    """The name of another function of a sweep: `update0` of `sweep0`."""
+    """Name of a function that belongs to a sweep: `update0` for `sweep0`."""
     return step.name.replace(step.kind, word)
 
 
 def emitted(plan: Plan) -> list[Step]:
-    """The steps in the order in which their functions stand in a module: sweeps come first."""
+    """The steps in the order of their functions in a module: sweeps first."""
     return [*plan.sweeps, *(step for step in plan.steps if step.kind != "sweep")]
 
 
 def spell_infix(n: Node, args: Sequence[Spelling]) -> Spelling:
-    """An infix operator as Python writes it."""
+    """Print an infix operator."""
     return infix(n.op.value, INFIX[n.op], args[0], args[1])
 
 
 def spell_bitwise(n: Node, args: Sequence[Spelling]) -> Spelling:
-    """An operator on bits, or on truth values that are all computed."""
+    """Print a bitwise operator, or a logical one that does not short-circuit."""
     symbol = {Op.AND: "&", Op.OR: "|"}.get(n.op, n.op.value)
     return f"{bracket(args[0])} {symbol} {bracket(args[1])}", BITWISE
 
 
 def bracket(spelling: Spelling) -> str:
-    """A text that may stand beside any operator."""
+    """Parenthesise an expression unless it is atomic."""
     return spelling[0] if spelling[1] == ATOM else f"({spelling[0]})"
 
 
 def u32(value: float) -> str:
-    """A constant of bits: masks in hexadecimal, counts of bits as they are."""
+    """Print a uint32 constant: masks in hexadecimal, shift counts in decimal."""
     return f"{int(value):#x}" if value > 31 else str(int(value))
 
 
 def states_by_extent(plan: Plan, step: Step) -> dict[Extent, list[str]]:
-    """The coarse states to write by extent, the finest first: those may read what the coarser have been."""
+    """States that a finish step writes, grouped by extent, finest first.
+
+    Finer states may read the old values of coarser ones, so those are written last.
+    """
     by_extent: dict[Extent, list[str]] = {}
     for name in sorted(step.values, key=lambda s: -plan.states[s].extent.rank):
         by_extent.setdefault(plan.states[name].extent, []).append(name)
@@ -179,7 +181,7 @@ def states_by_extent(plan: Plan, step: Step) -> dict[Extent, list[str]]:
 
 
 def header(layout: Layout, math_mode: str) -> str:
-    """The docstring of an emitted module: what it is, and what the host computes for it."""
+    """The docstring of an emitted module: bytes and phases, and the values that the host computes."""
     plan = layout.plan
     dims = f", {layout.dims} strides" if layout.dims else ""
     lines = [f'"""{plan.name}: {plan.bytes} bytes per element, {plan.real}, math={math_mode}{dims}.']
@@ -200,5 +202,5 @@ def header(layout: Layout, math_mode: str) -> str:
 
 
 def indent(lines: Iterable[str], depth: int) -> str:
-    """The lines as a block of source, `depth` levels in, with a final newline."""
+    """Indent lines by `depth` levels and join them, with a final newline."""
     return "".join(f"{'    ' * depth}{line}\n" if line else "\n" for line in lines)

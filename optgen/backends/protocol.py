@@ -1,8 +1,4 @@
-"""What a back end makes of a plan: a `Kernel`, which runs one step of it on the tables of a launch.
-
-In: `Tables`, arrays of the host or tensors of the device. Out: a sweep, a combination of partial sums, or
-what else `plan.plan.Step` names, done.
-"""
+"""The interface of back ends: `Tables`, which the launcher fills, and `Kernel`, which runs a step on them."""
 
 from __future__ import annotations
 
@@ -18,16 +14,16 @@ from optgen.plan.plan import Step
 
 @dataclass
 class Tables:
-    """What a launch reads, as arrays of the back end's own kind.
+    """The arrays that a launch reads, NumPy's or torch's as the back end wants them.
 
     `tensors` int64 [tensors, width]; `chunks` int64 [chunks, 2] (tensor, first element), or [tiles, 7]
-    (tensor, then what `launch/tiles.py` says); `scalars` in working precision [rows, scalars]; `partials`
+    (tensor, then `Tiling.chunk_rows`); `scalars` in working precision [rows, scalars]; `partials`
     float64 [chunks, `Layout.partial`]; `slots` float64 [tensors, slots].
 
-    With slices: `lines` float64, the slots of slices, from `@slot<i>`, and what tiles have found of them,
-    from `@parts<i>` (see `launch/tiles.py`); `slices` by kind, int64 [n, 2] (tensor, first slice).
-    `numbers` float64: what is one for the whole optimizer, see `Plan.numbers`.
-    `moving` int64 [tensors, stores]: where torch tensors have the addresses in `Layout.moving`.
+    With slices: `lines` float64, the slots of slices from `@slot<i>`, and partial results of tiles from
+    `@parts<i>` (see `launch/tiles.py`); `slices` by kind, int64 [n, 2] (tensor, first slice).
+    `numbers` float64: values that are one for the whole optimizer, see `Plan.numbers`.
+    `moving` int64 [tensors, stores]: on a GPU, the addresses in `Layout.moving`.
     """
 
     tensors: Any
@@ -45,7 +41,7 @@ class Tables:
     threads: int = 1  # that a sweep is divided over
 
     def arguments(self, layout: Layout) -> tuple[Any, ...]:
-        """What `Layout.arguments` names."""
+        """The tables named in `Layout.arguments`."""
         return tuple(getattr(self, name) for name in layout.arguments)
 
 
@@ -58,14 +54,15 @@ class Kernel(Protocol):
     numpy_tables: bool  # whether it takes NumPy arrays, and not torch tensors
 
     def prepare(self, tables: Tables) -> None:
-        """Compile all that a step of these tables runs, so that nothing can fail after the first launch."""
+        """Compile all that a step on these tables runs, so that nothing can fail after the first launch."""
 
     def run(self, step: Step, tables: Tables) -> None:
-        """Run one step of the plan over every tensor."""
+        """Run one step of the plan on every tensor."""
 
     def c_call(self, step: Step, tables: Tables) -> tuple[int, int] | None:
-        """Function pointer and argument with which compiled code runs a short step in this thread, or None.
+        """The address of a C function and of its argument, which run this step in the calling thread.
 
-        None where it is not short, or no such function. Both are good while `words` of the tables stay.
+        None if the step is worth several threads, or there is no such function. Both stay valid as long as
+        `words` of the tables does.
         """
         return None

@@ -1,7 +1,8 @@
-"""The reference: a plan's steps with NumPy, node by node, and a text that says them.
+"""The reference: runs a plan's steps with NumPy, node by node, and prints them.
 
-In: a layout. Out: a `Kernel` that runs it (`NumpyKernel`), or a text (`emit`). Values are computed in working
-precision for all elements of a tensor at once, and reduced in float64; nothing is compiled, tiled or divided.
+In: a layout. Out: a `Kernel` that runs it (`NumpyKernel`), or a text (`emit`). Elementwise values are
+computed in working precision for a whole tensor at once, reductions in float64; nothing is compiled, tiled
+or run in parallel.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ LOW = 0xFFFFFFFF
 
 
 def reduce(reduction: Reduction, operand: np.ndarray) -> float:
-    """A reduction over one tensor, in float64; over none, what changes no other."""
+    """Reduce an array to one number in float64; the neutral element if it is empty."""
     return float(MEANING[reduction.op](operand)) if operand.size else NEUTRAL[reduction.op]
 
 
 def by_slice(op: Op, values: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
-    """A reduction over each slice, in float64; `index` has the slice of each value."""
+    """Reduce each slice in float64; `index` has the slice of each value."""
     if op is Op.SUM:
         return np.bincount(index.ravel(), values.ravel(), count)
     largest = np.full(count, -np.inf)
@@ -44,7 +45,7 @@ def by_slice(op: Op, values: np.ndarray, index: np.ndarray, count: int) -> np.nd
 
 
 class ArrayAt:
-    """What lies at an address, as `np.asarray` takes it."""
+    """An address, type and shape as `np.asarray` takes them, without a copy."""
 
     def __init__(self, address: int, kind: Any, shape: tuple[int, ...], strides: tuple[int, ...] | None):
         self.__array_interface__ = {
@@ -57,18 +58,18 @@ class ArrayAt:
 
 
 class Member:
-    """One tensor of a launch: what the leaves of a step read of it, and where results go."""
+    """One tensor of a launch: reads the leaves of a step, and stores results."""
 
     def __init__(self, layout: Layout, tables: Tables, index: int):
         self.layout, self.tables, self.index = layout, tables, index
         self.plan, self.real = layout.plan, REAL[layout.plan.real]
 
     def cell(self, column: str) -> int:
-        """The tensor's entry in the table."""
+        """The tensor's entry in a column of `tensors`."""
         return int(self.tables.tensors[self.index, self.layout.columns[column]])
 
     def array(self, name: str) -> np.ndarray:
-        """The memory of a store, a spill or a state; 16-bit storage as its raw bits."""
+        """A view of a store, spill or state; 16-bit formats as raw bits."""
         kind = RAW[self.plan.codecs.get(name, self.plan.real)]
         coarse = name in self.plan.tensor_states
         extent = self.plan.states[name].extent if coarse else Extent.ELEMENT
@@ -83,18 +84,18 @@ class Member:
         return np.asarray(ArrayAt(self.cell(name), kind, shape, strides))
 
     def put(self, name: str, value: Any) -> None:
-        """Write a store, a spill or a state."""
+        """Store a value into a store, spill or state."""
         array = self.array(name)
         array[...] = np.broadcast_to(value, array.size).reshape(array.shape)
 
     def count(self, kind: Extent) -> int:
-        """How many values there are of an extent."""
+        """The number of values of an extent."""
         if kind.sliced:
             return self.cell(f"@count_{kind}")
         return self.cell("@numel") if kind is Extent.ELEMENT else 1
 
     def slot(self, slot: int) -> np.ndarray:
-        """The values of a slot, in float64."""
+        """A view of the values of a slot, float64."""
         kind = self.plan.extents[slot]
         if not kind.sliced:
             return np.asarray(self.tables.slots[self.index, slot : slot + 1])
@@ -102,13 +103,13 @@ class Member:
         return np.asarray(self.tables.lines[first : first + self.count(kind)])
 
     def slice_indices(self, kind: Extent) -> np.ndarray:
-        """The slice that each element is of."""
+        """The index of each element's slice."""
         at, inner = np.arange(self.count(Extent.ELEMENT)), self.cell(f"@inner_{kind}")
         return slice_of(at, kind, self.cell("@columns"), inner, self.count(kind))
 
     @cached_property
     def global_indices(self) -> np.ndarray:
-        """Where each element lies in its tensor, or in the larger one that this is a part of."""
+        """The index of each element in its tensor, or if that is a shard in the full tensor."""
         at = np.arange(self.count(Extent.ELEMENT))
         if self.layout.sharded:
             every0, skip0, every1, skip1, offset = (self.cell(f"@{name}") for name in PLACE)
@@ -117,10 +118,11 @@ class Member:
         return at
 
     def evaluate(self, roots: Iterable[Node], kind: Extent) -> dict[Node, Any]:
-        """The values of nodes, for elements, slices of a kind, or the tensor."""
+        """Evaluate nodes for every element, every slice of a kind, or the tensor."""
         return evaluate(roots, lambda n: self._leaf(n, kind), self.real)
 
     def _leaf(self, n: Node, kind: Extent) -> Any:
+        """The value of a leaf, broadcast to an extent."""
         value = n.value or ""
         truth = np.bool_ if n.dtype is DType.BOOL else self.real
         match n.op:
@@ -139,7 +141,7 @@ class Member:
         return values.astype(np.uint32) if n.dtype is DType.U32 else self._broadcast(values, n.extent, kind)
 
     def _broadcast(self, values: np.ndarray, have: Extent, want: Extent) -> Any:
-        """Values of one extent, for each of a finer one."""
+        """Broadcast values of one extent to a finer one."""
         if not have.sliced:
             return values if have is Extent.ELEMENT else values[0]
         if have is want:
@@ -150,7 +152,7 @@ class Member:
         return np.repeat(values, each)
 
     def sweep(self, step: Step) -> None:
-        """Compute values for all elements, and complete the reductions at once."""
+        """Run a sweep; its reductions are complete at once, as a tensor is one chunk."""
         values = self.evaluate(step.roots(), Extent.ELEMENT)
         for name, n in step.values.items():
             self.put(name, values[n])
@@ -163,7 +165,7 @@ class Member:
                 self.slot(r.slot)[:] = reduce(r, operand)
 
     def reduce_slices(self, step: Step) -> None:
-        """Reduce what slices have, to one value or to one for each matrix."""
+        """Reduce values of slices to one value, or to one per matrix."""
         for r in step.reductions:
             kind, groups = r.operand.extent, self.count(r.extent)
             operand = np.broadcast_to(self.evaluate([r.operand], kind)[r.operand], self.count(kind))
@@ -175,7 +177,7 @@ class Member:
                 self.slot(r.slot)[:] = reduce(r, parts)
 
     def finish(self, step: Step) -> None:
-        """Write the new states of tensors and slices."""
+        """Compute all new states of tensors and slices, then write them."""
         new = {}
         for name, n in step.values.items():
             kind = self.plan.states[name].extent
@@ -194,7 +196,7 @@ def reduce_all(step: Step, members: Sequence[Member]) -> None:
 
 
 def compute_globals(step: Step, columns: Mapping[str, int], numbers: np.ndarray) -> None:
-    """Compute what is one for the whole optimizer, in float64, in place."""
+    """Compute values that are one for the whole optimizer, in float64, in place; the CPU's too."""
 
     def leaf(n: Node) -> Any:
         value = numbers[columns[buffer_of(n) or ""]]
@@ -206,7 +208,7 @@ def compute_globals(step: Step, columns: Mapping[str, int], numbers: np.ndarray)
 
 
 class NumpyKernel(Kernel):
-    """The reference as a kernel: it takes the tables that compiled ones take."""
+    """The reference behind the interface of compiled kernels: it reads the same tables."""
 
     chunk = 1 << 62  # a tensor is one chunk
     tile = (1 << 30, 1 << 30)
@@ -217,11 +219,11 @@ class NumpyKernel(Kernel):
         self.layout = layout
 
     def prepare(self, tables: Tables) -> None:
-        """There is nothing to compile."""
+        """Do nothing: there is nothing to compile."""
 
     @np.errstate(all="ignore")
     def run(self, step: Step, tables: Tables) -> None:
-        """Run one step of the plan over every tensor."""
+        """Run one step of the plan on every tensor."""
         if step.kind == "global":
             compute_globals(step, self.layout.plan.numbers, tables.numbers)
             return
@@ -240,12 +242,12 @@ class NumpyKernel(Kernel):
 
 
 def load(layout: Layout, math_mode: str, module: Callable[[], ModuleType]) -> NumpyKernel:
-    """The kernel of a layout, for which no module is needed."""
+    """The kernel of a layout, which needs no module."""
     return NumpyKernel(layout)
 
 
 def emit(layout: Layout, math_mode: str = "exact") -> str:
-    """The plan as the reference walks it, in the notation of rules; its math mode is always exact."""
+    """Print the plan in the notation of rules, step by step."""
     plan = layout.plan
     names, parts, done = Names(plan, ()), [header(Layout(plan), "exact")], 0
     for kind, group in groupby(plan.steps, _group_key):
@@ -267,7 +269,7 @@ def emit(layout: Layout, math_mode: str = "exact") -> str:
 
 
 def _group_key(step: Step) -> str:
-    """What is the same for steps whose texts stand together."""
+    """Key of consecutive steps that are printed as one paragraph."""
     if step.kind in ("slice_reduce", "global_reduce"):
         return "reduce"
     return step.name if step.kind == "sweep" else step.kind

@@ -1,8 +1,8 @@
-"""The back ends by name: what each needs, where it runs, and how a plan becomes a kernel of it.
+"""Registry of back ends: what each needs, which devices it runs on, how it compiles a plan.
 
-A back end is a module or a folder beside this one, with two functions: `emit(layout, math_mode)`, a text, and
-`load(layout, math_mode, module)`, a `Kernel`, where `module()` is what the text defines. A line here makes it
-known to everybody. It is imported when it is first used, since what it needs may not be installed.
+A back end is a module or a folder beside this one with two functions: `emit(layout, math_mode)` returns
+source, and `load(layout, math_mode, module)` a `Kernel`, where `module()` loads that source. One entry in
+`BACKENDS` registers it. It is imported on first use, since the package it needs may not be installed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from optgen.backends.protocol import Kernel
 
 @dataclass(frozen=True)
 class Backend:
-    """One back end: the package that compiles for it, and the types of torch devices that it runs on."""
+    """One back end: its module, the package that compiles for it, and the torch device types it runs on."""
 
     name: str
     module: str  # in this package: what has `emit` and `load`
@@ -39,10 +39,10 @@ class Backend:
         return find_spec(self.package) is not None
 
     def require(self) -> ModuleType:
-        """Its package.
+        """Import its package.
 
         Raises:
-            ImportError: it is not installed, and what to do.
+            ImportError: it is not installed; says what to do.
         """
         try:
             return import_module(self.package)
@@ -50,17 +50,17 @@ class Backend:
             raise ImportError(self.missing) from error
 
     def emit(self, layout: Layout, math_mode: str) -> str:
-        """The text of a layout's kernel."""
+        """Emit the source of a layout's kernel."""
         return str(self._module.emit(layout, math_mode))
 
     def load(self, layout: Layout, math_mode: str, module: Callable[[], ModuleType]) -> Kernel:
-        """The kernel of a layout, whose text defines `module()`."""
+        """The kernel of a layout, whose source `module()` loads."""
         kernel: Kernel = self._module.load(layout, math_mode, module)
         return kernel
 
     @cache  # noqa: B019
     def version(self) -> str:
-        """What compiled code depends on besides its text: what it calls, and what compiles it and how."""
+        """Version for cache keys: of optgen, the compiler and Python, and a hash of the back end's files."""
         home = Path(__file__).parent
         files = sorted(home.glob(f"{self.name}/**/*.py")) or [home / f"{self.module}.py"]
         texts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]

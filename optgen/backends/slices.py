@@ -1,4 +1,4 @@
-"""How the slices of a tensor lie in its elements: rows, columns, blocks and other dimensions."""
+"""Slices of a tensor (rows, columns, blocks, other dimensions): their number, and their elements."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from optgen.ir.extent import Extent
 
 @dataclass(frozen=True)
 class View:
-    """A tensor as a table of lines, which slices are made of: rows of its last dimension, or blocks.
+    """A tensor as a table of lines: rows of its last dimension, or blocks of consecutive elements.
 
-    Lines come in matrices of `rows`. A kind of slice is lines, each slice those with one value of
-    `line // inner % count`; or it is columns, of each matrix or, with `inner` lines, of all. Where there are
-    units only, a unit is a line.
+    `rows` lines make a matrix. A slice of most kinds is the set of lines with one value of
+    `line // inner % count`. A slice of columns is one column of each matrix or, if `inner` is all lines,
+    of the whole tensor. If `units`, a line is a whole entry of the first dimension.
     """
 
     shape: tuple[int, ...]
@@ -26,7 +26,7 @@ class View:
 
     @staticmethod
     def of(shape: Sequence[int], slices: Sequence[Extent]) -> View:
-        """The view of a tensor whose values have these kinds of slices.
+        """The view for a plan whose values have these kinds of slices.
 
         Raises:
             ValueError: blocks of two sizes, or blocks beside other slices.
@@ -42,30 +42,30 @@ class View:
 
     @property
     def numel(self) -> int:
-        """How many elements there are."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def columns(self) -> int:
-        """How many elements a line has; the last block may have fewer."""
+        """Elements of a line; the last block may have fewer."""
         if self.units:
             return math.prod(self.shape[1:])
         return self.block or (self.shape[-1] if self.shape else 1)
 
     @property
     def lines(self) -> int:
-        """How many lines there are, of no columns too."""
+        """The number of lines, also if they are empty."""
         if self.units:
             return self.shape[0]
         return -(-self.numel // self.block) if self.block else math.prod(self.shape[:-1])
 
     @property
     def rows(self) -> int:
-        """How many lines a matrix of the last two dimensions has."""
+        """Lines of a matrix (the last two dimensions)."""
         return self.shape[-2] if len(self.shape) > 1 else 1
 
     def inner(self, kind: Extent) -> int:
-        """How many lines in a row belong to one slice; of columns: how many lines they run through."""
+        """Consecutive lines that belong to one slice; for columns, the lines that one column runs through."""
         if kind is Extent.ROW or self.block:
             return 1
         if kind in (Extent.COL, Extent.MATRIX):
@@ -75,7 +75,7 @@ class View:
         return self.lines if kind.size == -1 else math.prod(self.shape[kind.size + 1 : -1])
 
     def count(self, kind: Extent) -> int:
-        """How many slices there are."""
+        """The number of slices of a kind."""
         if kind in (Extent.UNIT, Extent.dim(-1)) or (kind.name.startswith("DIM") and kind.size >= 0):
             return self.shape[0 if kind is Extent.UNIT else kind.size]
         if kind in (Extent.COL, Extent.MATRIX):
@@ -84,11 +84,11 @@ class View:
 
 
 def is_columns(kind: Extent) -> bool:
-    """Whether slices of a kind are columns, and not lines."""
+    """Whether slices of a kind are columns instead of lines."""
     return kind in (Extent.COL, Extent.dim(-1))
 
 
 def slice_of(at: np.ndarray, kind: Extent, columns: int, inner: int, count: int) -> np.ndarray:
-    """The slice of each element, by its place in a tensor; see `View` for the numbers."""
+    """Slice index of elements, given their flat indices; see `View` for `columns`, `inner` and `count`."""
     line, column = at // columns, at % columns
     return line // inner * columns + column if is_columns(kind) else line // inner % count

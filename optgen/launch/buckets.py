@@ -1,4 +1,4 @@
-"""Tensors that share a launch, and the tables that it reads."""
+"""Buckets: tensors that share a launch, and the tables that it reads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOWHERE = (EVERY, 0, EVERY, 0, 0)  # the place of a tensor that is no part of an
 
 @dataclass
 class Bucket:
-    """Tensors that share a launch, and the tables of it."""
+    """Tensors that share a launch, and its tables."""
 
     device: torch.device
     plan: Plan
@@ -50,7 +50,7 @@ class Bucket:
     finished: bool = field(init=False, default=True)  # whether the last step came to its end
     filled: dict[str, float] = field(init=False, default_factory=dict)  # the numbers that the host has sent
     partials_by_slot: dict[int, list[PartialValues]] = field(init=False, default_factory=dict)
-    # Where the counters lie on the device: values per step of each row, and those that are one for all.
+    # Where counters lie on the device: values per row, and those that are one for the whole optimizer.
     device_scalars: DeviceScalars | None = field(init=False, default=None)
     global_scalars: DeviceScalars | None = field(init=False, default=None)
     scalars: Scalars = field(init=False)  # the values per step that the host computes
@@ -66,13 +66,13 @@ class Bucket:
 
     @property
     def host_states(self) -> list[str]:
-        """The states that the host reads for the scalars or computes with them."""
+        """States that the host reads to compute scalars, or computes itself."""
         return list(
             dict.fromkeys([*(n.value or "" for n in self.scalars.facts if n.op is Op.LOAD), *self.plan.host])
         )
 
     def build(self, work: Sequence[Work]) -> None:
-        """Fill the columns that depend on sizes and strides."""
+        """Fill the columns that depend on sizes, strides and shards only, and allocate all tables."""
         columns, members = self.layout.columns, [work[m] for m in self.members]
         self.groups = np.array([w.group for w in members], np.int64)
         self.param_indices = np.array([w.index for w in members], np.int64)
@@ -117,7 +117,7 @@ class Bucket:
             self._slices(table, tilings)
 
     def _chunks(self, numels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Divide the tensors into chunks; returns the table of chunks and how many each tensor has."""
+        """Rows of `chunks` (tensor, first element), and the number of chunks per tensor."""
         chunk = self.kernel.chunk
         counts = -(-numels // chunk)
         tensor = np.repeat(np.arange(len(numels)), counts)
@@ -125,7 +125,7 @@ class Bucket:
         return np.stack([tensor, starts], axis=1).astype(np.int64), counts
 
     def _tilings(self, params: Sequence[Tensor]) -> list[Tiling]:
-        """How each tensor is cut into tiles."""
+        """The tiling of each tensor; tensors of one shape share it."""
         known: dict[tuple[Any, ...], Tiling] = {}
         for p in params:
             key = tuple(p.shape), p.element_size()
@@ -135,7 +135,7 @@ class Bucket:
         return [known[tuple(p.shape), p.element_size()] for p in params]
 
     def _tiles(self, table: np.ndarray, tilings: Sequence[Tiling]) -> tuple[np.ndarray, np.ndarray]:
-        """The tiles of the tensors, and how many each has."""
+        """Rows of `chunks` (tensor and tile), and the number of tiles per tensor; fills their columns."""
         rows = []
         for i, tiling in enumerate(tilings):
             rows.append(np.insert(tiling.chunk_rows(), 0, i, axis=1))
@@ -144,7 +144,7 @@ class Bucket:
         return np.concatenate(rows), np.array([len(f) for f in rows], np.int64)
 
     def _slices(self, table: np.ndarray, tilings: Sequence[Tiling]) -> None:
-        """Allocate slots for values of slices, and for the tiles' partial results."""
+        """Allocate the table `lines` (slots of slices and partial results), and the tables `slices`."""
         columns = self.layout.columns
         in_place_cells = sum(tiling.cells_needed(tiling.in_place_offsets) for tiling in tilings)
         first, used = 0, in_place_cells
@@ -163,6 +163,7 @@ class Bucket:
                 table[i, columns[f"@parts{r.slot}"]] = parts
             first += tiling.cells_needed(tiling.in_place_offsets)
             used += tiling.cells_needed(tiling.scratch_offsets)
+        # Cells of in-place maxima come first, so that one slice resets them all.
         self.tables.lines, self.in_place_cells = self.empty(used), in_place_cells
         self.reset_maxima()
         for kind in self.plan.slices:
@@ -171,7 +172,7 @@ class Bucket:
             self.tables.slices[kind] = self.put(np.array(starts, np.int64).reshape(-1, 2))
 
     def reset_maxima(self) -> None:
-        """Forget maxima that are found in place; a step that comes to its end leaves none."""
+        """Reset in-place maxima to minus infinity; a step that completes leaves them so."""
         self.tables.lines[: self.in_place_cells] = float(np.array(LOWEST).view(np.float64))
 
     def put(self, array: np.ndarray) -> Any:
@@ -181,7 +182,7 @@ class Bucket:
         return upload(array, self.device)
 
     def empty(self, *sizes: int) -> Any:
-        """A float64 table of zeros where the kernel reads it, never an empty one."""
+        """Allocate a float64 table of zeros where the kernel reads it; dimensions are at least 1."""
         sizes = tuple(max(1, size) for size in sizes)
         if self.numpy_tables:
             return np.zeros(sizes)
@@ -195,7 +196,7 @@ class Bucket:
     def point(self, addresses: np.ndarray, moved: bool) -> list[Tensor]:
         """Write addresses into the table: those that may move, or all. Returns the spills, to be kept alive.
 
-        `addresses` are those of all tensors of the step, which have passed the door.
+        `addresses` are those of all tensors of the step, in its order; they have passed `door`.
         """
         columns, spills = self.layout.columns, []
         by_column: dict[str, np.ndarray] = {}
@@ -214,14 +215,14 @@ class Bucket:
         return spills
 
     def _spill(self) -> tuple[Tensor, np.ndarray]:
-        """Memory for a spill of every member, and where each begins, in bytes."""
+        """Allocate a spill for every member; returns the buffer and each member's offset in bytes."""
         dtype = torch.float64 if self.plan.real == "fp64" else torch.float32
         sizes = -(-self.numels // SPILL_ALIGN) * SPILL_ALIGN
         starts = (np.cumsum(sizes) - sizes) * dtype.itemsize
         return torch.empty(int(sizes.sum()), dtype=dtype, device=self.device), starts
 
     def send(self) -> None:
-        """Upload the table, if it has changed."""
+        """Make the host's table visible to the device, if it has changed."""
         if self.numpy_tables:
             self.tables.tensors = self.host
         elif self.sent is None or not np.array_equal(self.sent, self.host):
@@ -229,12 +230,12 @@ class Bucket:
             self.sent = self.host.copy()
 
     def captured_tables(self) -> list[Any]:
-        """The tables that the CUDA graph being captured reads, to be kept alive for its replays."""
+        """Tables that a CUDA graph captured now reads, to be kept alive for its replays."""
         clocks = [c.sent.copy() for c in (self.device_scalars, self.global_scalars) if c is not None]
         return [copy(self.tables), self.moving, *clocks]
 
     def point_scalars(self, counters: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Let the device compute the values per step from these counters and states, which lie there."""
+        """Set the counters and states, on the device, from which it computes the scalars."""
         if self.device_scalars is None:
             from optgen.launch.device_scalars import DeviceScalars
 
@@ -245,7 +246,7 @@ class Bucket:
         self.host[:, self.layout.columns["@row"]] = np.arange(len(self.members))
 
     def prepare_scalars(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Upload options and compile what `count` launches: what can fail fails here."""
+        """Send hyperparameters and compile, for `count`: whatever can fail fails here."""
         assert self.device_scalars is not None
         place = {n.value: k for k, n in enumerate(self.scalars.facts) if n.op is Op.SHAPE}
         self.device_scalars.set(groups, self.groups, lambda row, name: float(self.facts[row, place[name]]))
@@ -253,7 +254,7 @@ class Bucket:
             self.tables.scalars = self.device_scalars.empty()
 
     def count(self, counters: Sequence[Tensor], stop: Tensor | None) -> None:
-        """Fill the scalars, and the steps that random numbers follow from, on the device."""
+        """Compute the scalars, and the step that random numbers depend on, on the device."""
         assert self.device_scalars is not None
         if stop is None:
             stop = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -263,7 +264,7 @@ class Bucket:
             self.tables.tensors[:, self.layout.columns["@step"]] = steps.to(torch.int64)
 
     def once(self, options: Mapping[str, Any], steps: float | Tensor) -> dict[str, float | Tensor]:
-        """The values that are one for the whole optimizer, which has made so many steps (0-d float64)."""
+        """Compute the values that are one for the whole optimizer, after so many steps (0-d float64)."""
         onces = self.plan.onces
         if not isinstance(steps, Tensor):
             (row,) = Scalars(onces).rows([(options, steps + 1, ())])
@@ -278,13 +279,14 @@ class Bucket:
         return {f"@once{i}": values[0, i] for i in range(len(onces))}
 
     def partial_values(self, slots: Sequence[int]) -> list[PartialValues]:
-        """The partial sums in these slots that must be all-reduced over the processes that share a tensor."""
+        """Values of these slots that are partial on this process, as other processes hold further shards."""
         for slot in slots:
             if slot not in self.partials_by_slot:
                 self.partials_by_slot[slot] = list(self._partial_values(slot))
         return [partial for slot in slots for partial in self.partials_by_slot[slot]]
 
     def _partial_values(self, slot: int) -> Iterator[PartialValues]:
+        """The same for one slot, by mesh and mesh dimensions."""
         reduction, by_mesh = self.plan.reductions[slot], defaultdict[tuple[Any, ...], list[int]](list)
         for i, shard in enumerate(self.shards):
             if shard is not None and shard.partial_dims(reduction):
@@ -297,7 +299,7 @@ class Bucket:
             yield PartialValues(flat, where, keys, empty, reduction.op, mesh, dims)
 
     def _slot_offsets(self, slot: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Offsets into the slot table, sort keys, and a mask of parameters whose local shard is empty."""
+        """Offsets into the slot table, sort keys (parameter, slot, index), and a mask of empty shards."""
         kind, columns, width = self.plan.extents[slot], self.layout.columns, len(self.plan.extents)
         offsets, keys, empty = [], [], []
         for i in rows:

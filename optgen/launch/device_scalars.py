@@ -1,8 +1,8 @@
-"""Values per step where the device alone knows which step it is: in a CUDA graph, or under a gradient scaler.
+"""Step scalars on the device, for when the host does not know the step: in CUDA graphs, or with GradScaler.
 
-In: a bucket whose parameters have their counters on the device. Out: its table of scalars, filled there by
-one launch (`triton.step_scalars`) from counters, states and a table of hyperparameters, which is sent
-only when one has changed. A hyperparameter that is a tensor on the device is read there in every step.
+In: a bucket whose step counters are on the device. Out: its scalar table, filled there by one launch
+(`backends.triton.step_scalars`) from counters, states and a table of hyperparameters, which is sent only
+when one has changed. A hyperparameter that is a tensor on the device is read in every step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Fact = Callable[[int, str], float]  # of a row: a fact about its shape
 
 
 class DeviceScalars:
-    """Computes the values per step of a bucket on the device, from counters and states that lie there."""
+    """Computes the same expressions for the same rows in every step."""
 
     def __init__(
         self, roots: Sequence[Node], results: Mapping[str, Node], real: str, device: torch.device, put: Put
@@ -47,11 +47,11 @@ class DeviceScalars:
         self.compiled: set[bool] = set()  # for which widths of counters
 
     def point(self, counters: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Say where counters and states lie.
+        """Set where counters and states are.
 
         Args:
-            counters: of each row how many steps it has made, 0-d, all float32 or all float64, on the device.
-            states: of each row its states, 0-d, float64, on the device.
+            counters: each row's step counter, 0-d, all float32 or all float64, on the device.
+            states: each row's states, 0-d, float64, on the device.
         """
         self.count, self.wide = len(counters), counters[0].dtype is torch.float64
         counter_addresses = np.array([c.data_ptr() for c in counters], np.int64)
@@ -65,12 +65,12 @@ class DeviceScalars:
         )
 
     def set(self, groups: Sequence[Mapping[str, Any]], rows: np.ndarray, fact: Fact) -> None:
-        """Send the options that `run` reads, and compile what it launches.
+        """Send the hyperparameters that `run` reads, and compile its kernel.
 
         Args:
             groups: hyperparameters.
-            rows: of each row its group.
-            fact: what a fact about a row's shape is; asked for once.
+            rows: each row's group.
+            fact: a row's shape fact, by name; called once for each.
 
         Raises:
             ValueError: a hyperparameter is None that the rule needs.
@@ -81,14 +81,15 @@ class DeviceScalars:
             self.compiled.add(self.wide)
 
     def run(self, stop: Tensor) -> Tensor:
-        """The values of every row, `real` [rows, roots]; states are updated if `stop`, 0-d float64, is 0."""
+        """Compute every row, `real` [rows, roots]; states are updated if `stop`, 0-d float64, is 0."""
         return self._launch(stop, step_scalars.run)
 
     def empty(self) -> Tensor:
-        """A table for the values of every row."""
+        """Allocate a table for the values of every row."""
         return torch.empty(self.count, max(1, len(self.values.roots)), dtype=self.real, device=self.device)
 
     def _launch(self, stop: Tensor, how: Callable[..., None]) -> Tensor:
+        """Run or compile the kernel on the device, with a new output table."""
         counters, states, rows = self.pointer_tables
         out = self.empty()
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
@@ -96,7 +97,7 @@ class DeviceScalars:
         return out
 
     def _hyper_table(self, groups: Sequence[Mapping[str, Any]], rows: np.ndarray, fact: Fact) -> Tensor:
-        """The table of hyperparameters and facts; what lies on the device is copied there."""
+        """The table of hyperparameters and shape facts; those on the device are copied there."""
         table = np.zeros((len(rows), max(1, len(self.leaves))))
         on_device: list[tuple[int, int, Tensor]] = []
         for column, n in enumerate(self.leaves):
@@ -121,7 +122,7 @@ class DeviceScalars:
         return sent
 
     def _send_table(self, name: str, table: np.ndarray) -> Tensor:
-        """A table on the device, sent if it is not the one that lies there."""
+        """A table on the device, sent only if it differs from the last one of that name."""
         cached = self.sent.get(name)
         if cached is None or not np.array_equal(cached[0], table):
             cached = self.sent[name] = (
@@ -131,7 +132,7 @@ class DeviceScalars:
         return cached[1]
 
     def _send_values(self, table: np.ndarray) -> Tensor:
-        """The table of hyperparameters, always in one place, where a CUDA graph sees what becomes of them."""
+        """The hyperparameter table, always at one address: captured CUDA graphs see later changes."""
         cached = self.sent.get("values")
         if cached is None or cached[0].shape != table.shape:
             return self._send_table("values", table)

@@ -1,11 +1,11 @@
-"""The one door for pointers: what a tensor must be before its address enters a kernel's table.
+"""Checks of every tensor before its address enters a kernel's table: the one door for pointers.
 
 In: each parameter's part in a step, and what the compiled layout assumes of its states. Out: nothing, or an
-error that names the parameter and the tensor, what is there and what is needed; by then nothing has been
-launched or changed. A state that is only of another dtype or on another device is replaced by a copy.
+error that names the parameter and the tensor, what it is and what is needed, raised before anything is
+launched or changed. A state with only another dtype or device is replaced by a converted copy.
 
-A kernel trusts its tables: a wrong entry would read or write memory that is not ours. What is checked here
-tensor by tensor when a step is recorded, `guards` compares in bulk when it is repeated.
+A kernel trusts its tables: a wrong entry would read or write memory that is not ours. This checks tensor by
+tensor when a step is recorded; `guards` compares in bulk when it is replayed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Offsets = tuple[list[int], list[int]]  # see `places_of`
 
 
 class Move(NamedTuple):
-    """A state's tensor, and what takes its place when the step is made."""
+    """A state's tensor, and the converted one that replaces its data when the step is made."""
 
     old: Tensor
     new: Tensor
@@ -44,14 +44,14 @@ def check_all(
     survey: Survey | None,
     class_ids: Sequence[int],
 ) -> bool:
-    """Check every tensor of a step, and copy gradients and inputs that lie in memory which it writes.
+    """Check every tensor of a step, and copy gradients and inputs that overlap with what it writes.
 
     Args:
         work: the step.
-        states: of each part, what the program says of its states.
+        states: declarations of each part's states.
         groups: for names.
         survey: of all tensors, if there is one.
-        alike: of each part, what is the same for others of its program whose tensors are of the same shapes.
+        class_ids: equal for parts of the same program whose tensors have the same shapes.
 
     Returns:
         Whether something was copied.
@@ -72,6 +72,7 @@ def check_all(
         fits = fits_by_class.get(class_id)
         if fits is None:
             fits = fits_by_class[class_id] = _shapes_fit(w, declared)
+        # `check` says what is wrong; a part that it accepts is only unusual, such as a strided one.
         if not (fits and all(plain[a:b]) and all(plain[c:d])):
             check(w, declared, groups)
     starts, spans = survey.starts, survey.spans
@@ -80,8 +81,7 @@ def check_all(
 
 
 def fixed_of(work: Sequence[Work]) -> list[Tensor]:
-    """What a step writes, in order: of each part the parameter, its states and its counter."""
-    # The counter is the last of each part, and every part has one: `Replay` finds counters by that.
+    """Tensors that a step writes, in order: each part's parameter, states and step counter."""
     tensors: list[Tensor] = []
     for w in work:
         tensors += [w.param, *w.states.values()] if w.launched else []
@@ -90,7 +90,7 @@ def fixed_of(work: Sequence[Work]) -> list[Tensor]:
 
 
 def free_of(work: Sequence[Work]) -> list[Tensor]:
-    """What a step only reads, in order: of each part the gradient and the inputs."""
+    """Tensors that a step only reads, in order: each part's gradient and inputs."""
     tensors: list[Tensor] = []
     for w in work:
         if w.launched:
@@ -99,7 +99,7 @@ def free_of(work: Sequence[Work]) -> list[Tensor]:
 
 
 def offsets_of(work: Sequence[Work]) -> Offsets:
-    """Where each part's tensors begin among all: those of `fixed_of`, then those of `free_of`."""
+    """Each part's first index among all tensors: in `fixed_of`, and in `free_of`, which come after those."""
     fixed = [(1 + len(w.states)) * w.launched + (w.counter is not None) for w in work]
     free = [((w.grad is not None) + len(w.inputs)) * w.launched for w in work]
     *fixed_offsets, end = accumulate(fixed, initial=0)
@@ -108,7 +108,7 @@ def offsets_of(work: Sequence[Work]) -> Offsets:
 
 
 def _shapes_fit(w: Work, states: Mapping[str, State]) -> bool:
-    """Whether plain tensors have the shapes that they must have."""
+    """Whether a part's gradient, inputs and states have the shapes that they must have."""
     shape = w.param.shape
     for name, tensor in w.states.items():
         extent = states[name].extent
@@ -118,12 +118,12 @@ def _shapes_fit(w: Work, states: Mapping[str, State]) -> bool:
 
 
 def _coarse_shape(param: Tensor, extent: Extent) -> tuple[int, ...]:
-    """The shape of a state that has no value for each element."""
+    """The shape of a state that is not elementwise."""
     return slice_shape(param, extent) if extent.sliced else ()
 
 
 def check(w: Work, states: Mapping[str, State], groups: Groups) -> None:
-    """Check every tensor of a parameter's part in a step, but for dtype and device of what is no element's.
+    """Check every tensor of a part, except dtype and device of states that are not elementwise.
 
     Raises:
         RuntimeError: one is not what a kernel takes.
@@ -161,11 +161,11 @@ def check(w: Work, states: Mapping[str, State], groups: Groups) -> None:
 
 
 def convert_states(w: Work, states: Mapping[str, State], real: str) -> list[Move]:
-    """Copies of states where the kernel needs another dtype or device; the work has the copies then.
+    """Copy states to the dtype and device that the kernel needs; the work refers to the copies then.
 
     Args:
-        w: whose states have passed `check`.
-        states: what the program says of them.
+        w: a part whose states have passed `check`.
+        states: their declarations.
         real: the working precision, fp32 or fp64.
 
     Raises:
@@ -199,14 +199,14 @@ def resolve_overlaps(
     fixed: AddressRanges,
     free: AddressRanges,
 ) -> bool:
-    """Copy gradients and inputs that lie in memory which the step writes.
+    """Refuse tensors to be written that overlap, and copy gradients and inputs that overlap with those.
 
     Args:
         work: the step.
-        states: of each part, what the program says of its states.
+        states: declarations of each part's states.
         groups: for names.
-        fixed: where what is written lies, and how many bytes each spans.
-        free: where what is only read lies.
+        fixed: addresses and sizes in bytes of what is written.
+        free: those of what is only read.
 
     Returns:
         Whether something was copied.
@@ -218,6 +218,7 @@ def resolve_overlaps(
     if len({*owners}) < len(owners):
         twice = next(i for i, owner in enumerate(owners) if owner in owners[:i])
         raise ValueError(f"{describe_param(work[twice], groups)} is there twice: take it out of one place")
+    # Spans may intersect although no element is shared: `overlapping` decides.
     spans = Spans(*fixed)
     written = [] if spans.disjoint() else fixed_of(work)
     if written and (found := overlapping(written)) is not None:
@@ -241,13 +242,13 @@ def resolve_overlaps(
 
 
 def _spans(tensors: Sequence[Tensor]) -> AddressRanges:
-    """Where tensors lie, and how many bytes each spans."""
+    """Addresses of tensors, and how many bytes each spans."""
     starts = np.array([t.data_ptr() for t in tensors], np.int64)
     return starts, np.array([extent_of(t) for t in tensors], np.int64)
 
 
 def describe_param(w: Work, groups: Groups) -> str:
-    """A parameter's name, or where it stands."""
+    """A parameter's name, or its index."""
     mine = w.param if w.owner is None else w.owner
     params = groups[w.group].get("params", ()) if w.group < len(groups) else ()
     position = next((i for i, p in enumerate(params) if p is mine), None)
@@ -255,14 +256,14 @@ def describe_param(w: Work, groups: Groups) -> str:
 
 
 def name_of(groups: Groups, group: int, position: int) -> str:
-    """What a parameter is called, by its name if it has one."""
+    """A parameter's name if it has one, else its position and group."""
     names = groups[group].get("param_names", ())
     named = position < len(names)
     return f"parameter '{names[position]}'" if named else f"parameter {position} of group {group}"
 
 
 def has_numbers(tensor: Tensor) -> bool:
-    """Whether a tensor is dense and its elements can be read where they lie, or resolved."""
+    """Whether a tensor is dense and has data, even if it is lazily negated or zero."""
     if tensor.is_nested or tensor.layout is not torch.strided or tensor.device.type == "meta":
         return False
     if tensor._is_zerotensor() or not tensor.numel():
@@ -271,7 +272,7 @@ def has_numbers(tensor: Tensor) -> bool:
 
 
 def has_room(tensor: Tensor) -> bool:
-    """Whether the elements of a tensor lie within its storage."""
+    """Whether all elements of a tensor lie within its storage."""
     try:
         return tensor.untyped_storage().nbytes() >= _needed(tensor)
     except (NotImplementedError, RuntimeError):  # of a subclass without memory, such as FakeTensor
@@ -279,9 +280,9 @@ def has_room(tensor: Tensor) -> bool:
 
 
 def resolved(tensor: Tensor) -> Tensor:
-    """A tensor that is only read, with numbers of its own where it is lazily negated or zero.
+    """A tensor that is only read, with lazy negation and zero tensors materialised.
 
-    One that is not all there stays as it is, for `check` to refuse.
+    One whose storage is too small is returned as it is, for `check` to refuse.
     """
     if tensor._is_zerotensor():
         return tensor.clone()
@@ -289,21 +290,24 @@ def resolved(tensor: Tensor) -> Tensor:
 
 
 def _needed(tensor: Tensor) -> int:
+    """Bytes that a tensor's storage must have, from its start to the end of the last element."""
     return int(tensor.storage_offset()) * tensor.element_size() + extent_of(tensor)
 
 
 def _describe(w: Work, groups: Groups, what: str) -> str:
+    """The words for a parameter, or for a tensor of it, in an error."""
     return f"the {what} of {describe_param(w, groups)}" if what else describe_param(w, groups)
 
 
 def refuse(w: Work, groups: Groups, what: str, actual: str, needed: str) -> NoReturn:
-    """Say what a tensor is and must be."""
+    """Raise the error that says what a tensor is and what the step needs."""
     raise RuntimeError(
         f"{_describe(w, groups, what)} {actual}; the step needs {needed}. Nothing was changed."
     )
 
 
 def _refuse_shape(w: Work, groups: Groups, what: str, tensor: Tensor, shape: tuple[int, ...]) -> NoReturn:
+    """Raise the error for a wrong shape, with a remedy."""
     remedy = (
         "If the parameter was resized on purpose, zero_grad() it"
         if what == "gradient"
@@ -316,7 +320,7 @@ def _refuse_shape(w: Work, groups: Groups, what: str, tensor: Tensor, shape: tup
 
 
 def _check_like(w: Work, groups: Groups, what: str, tensor: Tensor) -> None:
-    """Check a tensor that a step only reads: one value for each element of the parameter."""
+    """Check a tensor that is only read: shape and device of the parameter, and data at its address."""
     if tuple(tensor.shape) != tuple(w.param.shape):
         _refuse_shape(w, groups, what, tensor, tuple(w.param.shape))
     if tensor.device != w.param.device:
@@ -325,7 +329,7 @@ def _check_like(w: Work, groups: Groups, what: str, tensor: Tensor) -> None:
 
 
 def _check_plain(w: Work, groups: Groups, what: str, tensor: Tensor, written: bool = True) -> None:
-    """Check that a tensor's elements lie at its address, each in a place of its own if they are `written`."""
+    """Check that a tensor is dense and has data; if `written`, that its elements do not overlap."""
     if tensor.is_nested or tensor.layout is not torch.strided:
         layout = "nested" if tensor.is_nested else f"of the layout {tensor.layout}"
         refuse(w, groups, what, f"is {layout}", "a dense tensor")

@@ -1,11 +1,11 @@
-"""Parts of tensors that several processes hold together (DTensor), and sums over all of their parts.
+"""DTensor: local shards of parameters, gradients and states, and all-reduces of partial reductions.
 
-In: parameters, states and gradients as the optimizer has them. Out: this process's part of each as a plain
-tensor, where that part lies in the whole (`Shard`), and, between phases, sums that every process completes
-alike: one collective for all tensors, and one more where a rule needs both sums and maxima.
+In: parameters, states and gradients as the optimizer has them. Out: this process's shard of each as a plain
+tensor, its position in the full tensor (`Shard`), and, between phases, reductions completed over all
+processes: one collective for all tensors, and one more if a rule needs both sums and maxima.
 
-A part may be empty. It is launched all the same where its tensor has reductions, because every process must
-come to the same collectives in the same order.
+A local shard may be empty. It is launched nevertheless if its rule has reductions, since every process must
+reach the same collectives in the same order.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ EVERY = 1 << 62  # more elements than there are: nothing is skipped
 
 @dataclass(frozen=True)
 class Shard:
-    """Where a process's part of a tensor lies.
+    """Position of a process's shard in the full tensor.
 
-    `sizes` are those of the part, `offset` the place of its first element, `dims` the tensor's dimension
-    that each mesh dimension divides, or -1. `box` says whether the part is one box of the tensor.
+    `sizes` are the shard's, `offset` the index of its first element, `dims` the tensor dimension that each
+    mesh dimension shards, or -1. `box` says whether the shard is one box of the tensor.
     """
 
     shape: tuple[int, ...]
@@ -49,10 +49,10 @@ class Shard:
 
     @cached_property
     def place(self) -> tuple[int, ...]:
-        """`every0`, `skip0`, `every1`, `skip1`, `offset`: see `backends.layout.PLACE`.
+        """Local to full flat index: `every0`, `skip0`, `every1`, `skip1`, `offset` of `layout.PLACE`.
 
         Raises:
-            ValueError: the part is no box, or three dimensions are divided.
+            ValueError: the shard is no box, or three dimensions are sharded.
         """
         divided = [d for d in reversed(range(len(self.shape))) if self.sizes[d] != self.shape[d]]
         if not self.box or len(divided) > 2:
@@ -69,11 +69,12 @@ class Shard:
         return (*steps, sum(o * s for o, s in zip(self.offset, strides, strict=True)))
 
     def partial_dims(self, reduction: Reduction) -> tuple[int, ...]:
-        """The mesh dimensions along which processes hold different parts of what is reduced."""
+        """Mesh dimensions over which a reduction's local results are partial."""
         before, after = (self._dims_of(e) for e in (reduction.operand.extent, reduction.extent))
         return tuple(i for i, d in enumerate(self.dims) if d in before and d not in after)
 
     def _dims_of(self, kind: Extent) -> Collection[int]:
+        """The tensor dimensions that values of an extent have."""
         ndim = len(self.shape)
         if kind.sliced:
             return slice_dims(ndim, kind)
@@ -81,7 +82,7 @@ class Shard:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, in the same memory; a plain tensor as it is."""
+    """This process's shard of a DTensor, in the same memory; a plain tensor as it is."""
     if not _distributed(tensor):
         return tensor
     with torch.no_grad():
@@ -91,10 +92,10 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def shard_of(tensor: Tensor) -> Shard | None:
-    """Where this process's part of a tensor lies; None for a plain tensor, or one that all hold whole.
+    """Position of this process's shard; None for a plain or fully replicated tensor. Cached by parameter.
 
     Raises:
-        ValueError: its processes hold summands of it, and not parts.
+        ValueError: its placement is partial.
     """
     if not _distributed(tensor):
         return None
@@ -110,6 +111,7 @@ _shards: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _locate(tensor: Tensor, mesh: Any, placements: Sequence[Any]) -> Shard | None:
+    """Compute the position from a DTensor's mesh and placements."""
     from torch.distributed.tensor import Shard as Divided
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -128,10 +130,10 @@ def _locate(tensor: Tensor, mesh: Any, placements: Sequence[Any]) -> Shard | Non
 
 
 def like(param: Tensor, state: Tensor, kind: Extent) -> Tensor:
-    """A state made for the local part of a parameter, as the parameter is distributed.
+    """Wrap a state, made for a parameter's local shard, as a DTensor with the parameter's placements.
 
     Raises:
-        ValueError: the state has a value for each block of elements, which parts may cut.
+        ValueError: the state has a value for each block of elements, which shards may cut.
     """
     if not _distributed(param) or not (kind.sliced or kind is Extent.ELEMENT):
         return state
@@ -155,7 +157,7 @@ def like(param: Tensor, state: Tensor, kind: Extent) -> Tensor:
 
 
 def matching(tensor: Tensor, param: Tensor) -> Tensor:
-    """This process's part of a gradient or input, brought to where the parameter's parts are."""
+    """This process's shard of a gradient or input, redistributed to the parameter's placements."""
     if _distributed(param) and _distributed(tensor):
         if tensor.placements != param.placements:  # type: ignore[attr-defined]
             tensor = tensor.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
@@ -168,7 +170,7 @@ def matching(tensor: Tensor, param: Tensor) -> Tensor:
 
 
 def brought(value: Tensor, home: Tensor, device: torch.device) -> Tensor:
-    """This process's part of a saved value, on a device and distributed as `home` is."""
+    """This process's shard of a checkpoint's value, on a device and with the placements of `home`."""
     if not _distributed(home):
         return value.full_tensor() if _distributed(value) else value  # type: ignore[attr-defined]
     mesh, placements = home.device_mesh, home.placements  # type: ignore[attr-defined]
@@ -182,7 +184,7 @@ def brought(value: Tensor, home: Tensor, device: torch.device) -> Tensor:
 
 
 def _distributed(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor; that module need not be imported for it."""
+    """Whether a tensor is a DTensor, without importing that module."""
     if type(tensor) in PLAIN:
         return False
     module = sys.modules.get("torch.distributed.tensor")
@@ -191,10 +193,10 @@ def _distributed(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class PartialValues:
-    """The places of values that other processes hold parts of: of one kernel, for one op and mesh.
+    """Partial results of one kernel that an all-reduce completes: for one op and mesh.
 
-    `values` is the flat float64 tensor that the kernel has them in, `at` their places there; `keys` orders
-    them alike on every process. Those of empty parts are in `empty`.
+    `values` is the flat float64 table that has them, `offsets` their indices there; sorting by `keys` orders
+    them alike on every process. `empty` marks those of empty local shards.
     """
 
     values: Tensor
@@ -207,16 +209,18 @@ class PartialValues:
 
 
 def all_reduce(partials: Sequence[PartialValues]) -> None:
-    """Add up, or take the largest of, what all processes have: in place, one collective for each op."""
+    """Complete partial results over all processes, in place: one collective for each op and mesh."""
     groups: dict[tuple[Any, ...], list[PartialValues]] = {}
     for partial in partials:
         groups.setdefault((partial.op.value, partial.dims, partial.mesh), []).append(partial)
+    # Every process must start the same collectives in the same order.
     for _, group in sorted(groups.items(), key=lambda item: item[0][:2]):
         keys = np.concatenate([partial.keys for partial in group])
         order = np.lexsort(keys.T[::-1])
         empty = np.concatenate([partial.empty for partial in group])
         parts = torch.cat([partial.values[partial.offsets].to(group[0].values.device) for partial in group])
         device = parts.device
+        # An empty shard contributes nothing, whatever a kernel has left in its cells.
         parts[torch.from_numpy(empty).to(device)] = NEUTRAL[group[0].op]
         where = torch.from_numpy(order).to(device)
         sent = parts[where]
@@ -229,13 +233,14 @@ def all_reduce(partials: Sequence[PartialValues]) -> None:
 
 
 def _all_reduce(values: Tensor, op: Op, group: Any) -> None:
-    """An all-reduce in place. The largest is found among integers, of which NaN is the largest."""
+    """All-reduce in place. A maximum is taken of order-preserving integers, so that NaN is the largest."""
     import torch.distributed as dist
 
     if op is Op.SUM:
         dist.all_reduce(values, dist.ReduceOp.SUM, group)
         return
     bits = torch.where(values.isnan(), torch.nan, values).view(torch.int64)
+    # Negative floats sort in reverse as integers: flip all their bits but the sign.
     bits = torch.where(bits < 0, bits ^ torch.iinfo(torch.int64).max, bits)
     dist.all_reduce(bits, dist.ReduceOp.MAX, group)
     values.copy_(torch.where(bits < 0, bits ^ torch.iinfo(torch.int64).max, bits).view(torch.float64))

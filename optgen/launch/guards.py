@@ -1,12 +1,12 @@
-"""Whether tensors are what and where they were when their addresses entered a table: the guards of a step.
+"""Guards on tensors: whether they are still what was recorded, and where they lie now.
 
-In: the tensors of a step. `fixed` ones, parameters and states, must lie where they lay; `free` ones,
-gradients and inputs, may lie anywhere but in the memory of those. Out: the addresses of all of them, or None
-where one is not what it was: of another type, dtype, size, stride or device, negated lazily, in less memory.
+In: the tensors of a step. `fixed` ones, parameters and states, must be at their recorded addresses; `free`
+ones, gradients and inputs, may be anywhere but in the memory of those. Out: the addresses of all, or None if
+one has another type, dtype, size, stride, device or lazy negation, or less storage.
 
-A guard keeps no tensor alive. Many tensors are compared in one call of compiled code, at some thirty
-nanoseconds each: by torch's stable C functions and, as these take their time, by a few words of the tensors'
-own; few tensors, or all where Numba is not there, by functions of torch's for Python.
+A guard keeps no tensor alive. Many tensors are compared in one compiled call, at some thirty nanoseconds
+each, by torch's stable C functions and, as these are slow, some words of the C++ tensors; few tensors, or
+all without Numba, by torch's own guards and Python.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _is_nested(tensor: Any) -> bool:
 
 
 def extent_of(tensor: Tensor) -> int:
-    """How many bytes of memory a tensor spans, from its first element to the end of its last."""
+    """Bytes that a tensor spans, from its first element to the end of its last."""
     if tensor.is_contiguous() or not tensor.numel():
         return tensor.numel() * tensor.element_size()
     reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
@@ -55,31 +55,32 @@ def extent_of(tensor: Tensor) -> int:
 
 
 class Spans:
-    """Address ranges, and whether others overlap with them.
+    """Sorted address ranges, for tests of overlap.
 
     Args:
         starts: first addresses, int64.
-        sizes: bytes, int64; nothing overlaps with none.
+        sizes: bytes, int64; an empty range overlaps with nothing.
     """
 
     def __init__(self, starts: np.ndarray, sizes: np.ndarray):
         order = np.argsort(starts, kind="stable")
         self.order = order[sizes[order] > 0]
         self.starts = starts[self.order]
+        # reach[i] is the highest end of the first i ranges, so that nested ranges are seen too.
         self.reach = np.concatenate([[-1], np.maximum.accumulate(self.starts + sizes[self.order])])
 
     def disjoint(self) -> bool:
-        """Whether none overlaps with another."""
+        """Whether no two of the ranges overlap."""
         return bool((self.reach[1:-1] <= self.starts[1:]).all()) if len(self.starts) else True
 
     def clear_of(self, starts: np.ndarray, sizes: np.ndarray) -> bool:
-        """Whether none overlaps with any of these."""
+        """Whether none of the ranges overlaps with any of these."""
         before = np.searchsorted(self.starts, starts + sizes)
         return not bool(((self.reach[before] > starts) & (sizes > 0)).any())
 
 
 class Guard:
-    """Snapshot of tensors' metadata and addresses, which `find` checks; all have passed the door."""
+    """Recorded properties and addresses of tensors, each of which `door` has checked."""
 
     moves = 0  # how often free tensors have been found at other addresses than before
 
@@ -96,7 +97,10 @@ class Guard:
         self.free_addresses = self.addresses[len(fixed) :].tolist()
 
     def find(self, fixed: Tensors, free: Tensors) -> np.ndarray | None:
-        """Addresses of all tensors, int64, fixed ones first, until the next call; None if the guard fails."""
+        """The addresses of all tensors, int64, fixed ones first; None if one has changed.
+
+        The array is valid until the next call.
+        """
         if len(fixed) != len(self.fixed) or len(free) != len(self.free_addresses):
             return None
         if any(map(_is_nested, fixed)) or any(map(_is_nested, free)):  # of which the next ends the process
@@ -105,6 +109,7 @@ class Guard:
             return None
         if list(map(_address_of, fixed)) != self.fixed_addresses:
             return None
+        # A storage may be resized or freed although the tensor's sizes stay.
         if list(map(_bytes_of, map(_storage, fixed))) != self.storages:
             return None
         for offset, size, item, storage_size in zip(
@@ -116,11 +121,11 @@ class Guard:
         return self.addresses if addresses == self.free_addresses or self._move(addresses) else None
 
     def increment_versions(self, fixed: Tensors) -> None:
-        """Tell autograd that the fixed tensors, which have just been found, are written."""
+        """Increment the version counters of the fixed tensors, which `find` has just accepted."""
         torch.autograd.graph.increment_version(fixed)
 
     def _move(self, addresses: list[int]) -> bool:
-        """Take the new addresses of free tensors, if these lie in the memory of no fixed one."""
+        """Record new addresses of free tensors; False if one overlaps with a fixed tensor."""
         starts = np.array(addresses, np.int64)
         if not self.spans.clear_of(starts, self.sizes):
             return False
@@ -131,7 +136,7 @@ class Guard:
 
 
 class CompiledGuard(Guard):
-    """A guard that checks all tensors in one compiled call."""
+    """A guard that compares all tensors in one compiled call."""
 
     def __init__(self, fixed: Tensors, free: Tensors, module: ModuleType, survey: Survey | None = None):
         self.module, self.count, self.free_count = module, len(fixed), len(free)
@@ -164,7 +169,10 @@ class CompiledGuard(Guard):
         )
 
     def find(self, fixed: Tensors, free: Tensors) -> np.ndarray | None:
-        """Addresses of all tensors, int64, fixed ones first, until the next call; None if the guard fails."""
+        """The addresses of all tensors, int64, fixed ones first; None if one has changed.
+
+        The array is valid until the next call.
+        """
         if len(fixed) != self.count or len(free) != self.free_count:
             return None
         outcome = self.module.guard(self.words, id(fixed), id(free))
@@ -174,26 +182,25 @@ class CompiledGuard(Guard):
         return self.addresses if outcome else None
 
     def increment_versions(self, fixed: Tensors) -> None:
-        """Tell autograd that the fixed tensors, which have just been found, are written."""
+        """Increment the version counters of the fixed tensors, which `find` has just accepted."""
         self.module.increment_versions(*self.probe, id(fixed), len(fixed))
 
 
 def probe_arguments() -> tuple[Any, int]:
-    """Addresses of the C functions and tables with which compiled code reads tensors."""
+    """What compiled code needs to read tensors in a list: `_probe` and the address of PyList_GetItem."""
     return _probe(), c_function("PyList_GetItem")
 
 
 def words_of(array: np.ndarray) -> list[int]:
-    """Where an int64 array lies, and its sizes, for compiled code."""
+    """Address and shape of an int64 array, for compiled code."""
     return [array.ctypes.data, *array.shape]
 
 
 class Survey:
-    """Metadata of many tensors, read in one compiled call, int64: dtypes, devices, sizes, addresses, spans.
+    """Properties of many tensors, read in one compiled call: int64 arrays with a row per tensor.
 
-    `rows` has of each what must stay the same: its type, lazy views, bytes of the storage, dtype, device,
-    dimensions, bytes of an element and of all that it spans, whether it is contiguous, and at which element
-    of the storage it begins. `sizes` has the sizes and then the strides of each, one after the other.
+    Columns of `rows`: type, dispatch keys, storage bytes, dtype, device, number of dimensions, element size,
+    bytes spanned, whether contiguous, storage offset. `sizes` has each tensor's sizes and then strides.
 
     Raises:
         RuntimeError: torch cannot describe one.
@@ -210,7 +217,7 @@ class Survey:
 
     @staticmethod
     def of(tensors: Tensors) -> Survey | None:
-        """A survey, where there are so many that it pays; None too where one is no tensor with memory."""
+        """A survey if there are enough tensors for it to pay; None also if one is not plain."""
         module = compiled() if len(tensors) >= MANY else None
         if module is None or not {*map(type, tensors)} <= {*PLAIN}:
             return None
@@ -221,16 +228,14 @@ class Survey:
 
     @property
     def spans(self) -> np.ndarray:
-        """How many bytes each spans."""
+        """Bytes that each tensor spans."""
         return self.rows[:, 7]
 
     def plain(self) -> np.ndarray:
-        """Which are contiguous tensors of the host's memory, all of which is there.
-
-        They have floating-point numbers that no lazy view changes.
-        """
+        """Mask of tensors that need no further check: contiguous, on the CPU, float, within storage."""
         rows = self.rows
         types, key, dtypes = _plain()
+        # Types are compared as addresses of objects that are never freed.
         plain = np.isin(rows[:, 0], types) & (rows[:, 1] == key) & np.isin(rows[:, 3], dtypes)
         in_storage = (rows[:, 9] * rows[:, 6] + rows[:, 7] <= rows[:, 2]) & (
             (self.starts != 0) | (rows[:, 7] == 0)
@@ -239,7 +244,7 @@ class Survey:
         return result
 
     def kinds(self, ends: Sequence[int]) -> list[tuple[bytes, bytes]]:
-        """Metadata of consecutive stretches of tensors, as comparable bytes: all but addresses."""
+        """Keys of consecutive ranges of tensors: lazy views, dtypes, devices, sizes and strides."""
         properties = np.ascontiguousarray(self.rows[:, [1, 3, 4, 5]]).tobytes()
         sizes, lengths = self.sizes.tobytes(), np.concatenate([[0], np.cumsum(16 * self.rows[:, 5])])
         ranges = zip(pairwise([0, *ends]), pairwise([0, *lengths[list(ends)].tolist()]), strict=True)
@@ -248,7 +253,7 @@ class Survey:
 
 @cache
 def _plain() -> tuple[list[int], int, list[int]]:
-    """The types, the word for lazy views and the dtypes of plain tensors."""
+    """Types, dispatch keys and dtypes of plain tensors, as `Survey` has them."""
     module = compiled()
     assert module is not None
     kinds = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -258,10 +263,10 @@ def _plain() -> tuple[list[int], int, list[int]]:
 
 
 def guard(fixed: Tensors, free: Tensors, warm: bool = False, survey: Survey | None = None) -> Guard:
-    """Guard these tensors, which have passed the door, as they are now.
+    """A guard for tensors that `door` has checked.
 
-    `warm` says that they have been compared so often that it pays to compile for few tensors too; `survey` is
-    of all of them, if there is one.
+    `warm`: compile even for few tensors, as steps are replayed often enough for it to pay. `survey`: of all
+    of them, if there is one.
     """
     module = compiled() if warm or len(fixed) + len(free) >= MANY else None
     return Guard(fixed, free) if module is None else CompiledGuard(fixed, free, module, survey)
@@ -269,7 +274,7 @@ def guard(fixed: Tensors, free: Tensors, warm: bool = False, survey: Survey | No
 
 @cache
 def compiled() -> ModuleType | None:
-    """What looks at many tensors in one call; None without Numba, or a torch that is laid out otherwise."""
+    """The compiled checks (`backends.cpu.pyobjects`); None without Numba or a known tensor layout."""
     if importlib.util.find_spec("numba") is None or _probe() is None:
         return None
     from optgen.backends.cpu import kernel
@@ -280,16 +285,13 @@ def compiled() -> ModuleType | None:
 
 @cache
 def c_function(name: str) -> int:
-    """The address of a function of Python's C interface."""
+    """The address of a function of Python's C API."""
     return ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0
 
 
 @cache
 def _probe() -> np.ndarray | None:
-    """C functions and layout for probing tensors, int64; None where torch has not or lays out others.
-
-    Addresses of torch's C functions that tell `FACTS`, then what `_layout` finds.
-    """
+    """Addresses of torch's C functions (`FACTS`), then `_tensor_layout`, int64; None if one is missing."""
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         functions = [
@@ -304,11 +306,10 @@ def _probe() -> np.ndarray | None:
 
 
 def _tensor_layout() -> tuple[int, ...] | None:
-    """Where a C++ tensor says what it is a lazy view of, its dimensions and version; see `cpu.pyobjects`.
+    """Find the words of a C++ tensor that `backends.cpu.pyobjects` reads: KEY, DIMS, COUNTER, VERSION.
 
-    All are found by comparing tensors: torch says of none where it is, and the first and the last in no C
-    function. None where it is not plain to see, or where a Python tensor does not begin with its C++
-    tensor's address.
+    They are found by comparing tensors that differ in one property, as torch exports no function for them.
+    None if a word is ambiguous, or if a Python tensor does not have its C++ tensor's address where expected.
     """
     plain, shape = (
         [torch.zeros(n) for n in (1, 3)],
@@ -334,9 +335,9 @@ def _tensor_layout() -> tuple[int, ...] | None:
 
 
 def _versions(tensor: Tensor) -> list[tuple[int, int]]:
-    """Which words of a C++ tensor may be its version counter's address, and at which byte its number is.
+    """Candidates for the word with the version counter's address, and the byte of the version in that.
 
-    Autograd has it count for the tensors that share memory by `detach`, and not for those by `.data`.
+    Tensors that share memory by `detach` share a counter, and those by `.data` do not.
     """
     detached, apart = tensor.detach(), tensor.data
     a, same, other = map(_words, (tensor, detached, apart))
@@ -352,17 +353,18 @@ def _versions(tensor: Tensor) -> list[tuple[int, int]]:
 
 
 def _words(tensor: Tensor) -> list[int]:
+    """The first words of a C++ tensor."""
     return list((ctypes.c_int64 * _IMPL).from_address(tensor._cdata))
 
 
 def _is_sizes_and_strides(words: list[int], tensor: Tensor) -> bool:
-    """Whether words are a number of dimensions, and room for five sizes and strides."""
+    """Whether words are a number of dimensions, then five sizes and five strides."""
     n = tensor.dim()
     return words[0] == n and (*words[1 : 1 + n], *words[6 : 6 + n]) == (*tensor.shape, *tensor.stride())
 
 
 def _same_kind(tensors: Sequence[Tensor]) -> Any:
-    """A function: whether others are of the same types, dtypes, devices, sizes, strides and lazy views."""
+    """A predicate: whether tensors have the same types, dtypes, devices, sizes, strides and lazy views."""
     if TensorGuards is not None and tensors:
         return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
     kinds = [_kind(t) for t in tensors]
@@ -370,6 +372,7 @@ def _same_kind(tensors: Sequence[Tensor]) -> Any:
 
 
 def _kind(t: Any) -> Any:
+    """The properties that `_same_kind` compares, without torch's guards."""
     if not isinstance(t, Tensor):
         return type(t)
     return type(t), t.dtype, t.device, t.shape, t.stride(), t.layout, t.is_neg(), t.is_conj()

@@ -1,7 +1,7 @@
-"""Values per step that the host computes, in float64 and by the meaning of each operation.
+"""Step scalars on the host, in float64 and by the reference meaning of each operation.
 
 In: the nodes that `hoist` moved out of the element loop, and rows of options, step counts and facts. Out: a
-row of values for each, from two Python functions: what hyperparameters alone decide, then what changes.
+row of values for each, from two generated Python functions: one of hyperparameters alone, one of the rest.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ARITHMETIC = (Op.ADD, Op.SUB, Op.MUL, Op.DIV)  # which Python writes as the rule
 
 
 class Hoisted(NamedTuple):
-    """Cached values that depend on hyperparameters alone; these are kept: no other has their identity."""
+    """Cached results for some hyperparameter objects, which stay referenced so that their ids stay unique."""
 
     hypers: list[Any]
     values: tuple[Any, ...]  # what `Program.changing` takes
@@ -48,7 +48,7 @@ class Hoisted(NamedTuple):
 
 
 class ScalarFunctions(NamedTuple):
-    """Values per step as two Python functions: what hyperparameters alone decide, then what changes."""
+    """Step scalars as two Python functions: the part that depends on hyperparameters alone, and the rest."""
 
     hypers: tuple[str, ...]  # paths
     facts: tuple[Node, ...]  # host states (LOAD) and facts about a shape (SHAPE)
@@ -59,7 +59,7 @@ class ScalarFunctions(NamedTuple):
 
 @lru_cache(256)
 def scalar_functions(nodes: tuple[Node, ...]) -> ScalarFunctions:
-    """The functions that compute some nodes, in float64 and by the meaning of each operation."""
+    """Generate the functions that compute some nodes, in float64."""
     order = toposort(nodes)
     known: dict[str, Any] = {f"f{n.op.name}": meaning(n.op) for n in order if n.args}
     names = {n: f"v{i}" for i, n in enumerate(order)}
@@ -96,10 +96,9 @@ def scalar_functions(nodes: tuple[Node, ...]) -> ScalarFunctions:
 
 
 class Scalars:
-    """Values per step, as the host computes them, row by row.
+    """Computes rows of step scalars, and caches them by hyperparameters and step.
 
-    What a row's group has decided is kept, and so are some values, for others with the same options and step:
-    with `optgen.release` each parameter asks for its own.
+    With `optgen.release` each parameter asks for its own row: others with the same options and step reuse it.
     """
 
     def __init__(self, nodes: Sequence[Node]):
@@ -113,12 +112,13 @@ class Scalars:
         return self.functions.facts
 
     def rows(self, wanted: Iterable[Row]) -> list[list[float]]:
-        """Compute the scalars, one row for each group, step count and facts."""
+        """Compute a row of values for each."""
         return [self._row(number, *each) for number, each in enumerate(wanted)]
 
     def _row(
         self, number: int, options: Mapping[str, Any], step: float, facts: Sequence[float]
     ) -> list[float]:
+        """One row, from the cache if the hyperparameters are the same objects as before."""
         try:
             given = [options[name] if item is None else options[name][item] for name, item in self.paths]
         except (KeyError, TypeError, IndexError):
@@ -127,7 +127,7 @@ class Scalars:
         if hoisted is None or not all(map(is_, hoisted.hypers, given)):
             if not all(isinstance(value, int | float | np.generic) for value in given):
                 with np.errstate(all="ignore"):
-                    passed = self._hoist(given)  # it may change and stay the same object
+                    passed = self._hoist(given)  # not cached: it may change and stay the same object
                     return self.functions.changing(passed, np.float64(step), *map(np.float64, facts))
             hoisted, ahead = self._hoisted(given), 0
             self.cache[number] = hoisted
@@ -145,7 +145,7 @@ class Scalars:
         return values
 
     def _hoisted(self, hypers: list[Any]) -> Hoisted:
-        """What these numbers decide, for all who have the same ones."""
+        """Results for these hyperparameter objects, shared by all rows that have the same ones."""
         cache, key = self.functions.cache, tuple(map(id, hypers))
         hoisted = cache.get(key)
         if hoisted is None:
@@ -156,10 +156,12 @@ class Scalars:
         return hoisted
 
     def _hoist(self, hypers: list[Any]) -> tuple[Any, ...]:
+        """Compute what depends on hyperparameters alone."""
         return self.functions.fixed(*map(_number, self.functions.hypers, hypers))
 
 
 def _number(path: str, value: Any) -> np.float64:
+    """Convert a hyperparameter to float64, or say by its path what is wrong."""
     if value is None:
         raise ValueError(f"hyperparameter '{path}' is None, but the rule needs a number here")
     try:

@@ -1,4 +1,4 @@
-"""From parameters to launches: buckets, tables and the scalars that the host computes.
+"""The launcher: plans, compiles and launches steps; from parameters to buckets, tables and recordings.
 
 In: one `Work` for each parameter that moves, and the options of the parameter groups. Tensors that
 share a device, storage and specialisation form a bucket. For each phase, each bucket is one launch,
@@ -71,13 +71,13 @@ class Launcher:
     def initial(
         self, state: State, param: Tensor, options: Mapping[str, Any], dtype: torch.dtype | None
     ) -> Tensor:
-        """A state's first value: laid out like the parameter, with sizes of 1 where it is sliced, or 0-d."""
+        """A state's initial value: shaped like the parameter, with size 1 in reduced dimensions, or 0-d."""
         return self.maker(state, options, dtype)(param)
 
     def maker(
         self, state: State, options: Mapping[str, Any], dtype: torch.dtype | None
     ) -> Callable[[Tensor], Tensor]:
-        """What makes a state's first value for a parameter, the same for all with these options."""
+        """A function that makes a state's initial value for a parameter, with these options."""
         like: dict[str, Any] = {"dtype": dtype, "memory_format": torch.preserve_format}
         if state.init.op is Op.LOAD and state.extent is Extent.ELEMENT:
             return lambda param: torch.empty_like(param, **like).copy_(param.detach())
@@ -102,13 +102,13 @@ class Launcher:
 
     @staticmethod
     def number(value: Node, options: Mapping[str, Any]) -> float:
-        """An expression of hyperparameters as a number."""
+        """Evaluate an expression of hyperparameters."""
         if value.op is Op.CONST:
             return value.number
         return float(evaluate([value], lambda n: step_leaf(n, options, 0.0, {}))[value])
 
     def run(self, *args: Any, **more: Any) -> None:
-        """One step: `prepare`, then `launch`, which no signal interrupts; takes what `prepare` takes."""
+        """Make one step: `prepare`, then `launch` with signals deferred; takes the arguments of `prepare`."""
         ready = self.prepare(*args, **more)
         with Uninterrupted():
             ready.launch()
@@ -122,7 +122,7 @@ class Launcher:
         steps: float | Tensor = 0.0,
         stop: Tensor | None = None,
     ) -> Ready:
-        """One step over all parameters in `work`, up to the first launch; nothing has changed then.
+        """Prepare a step of all parameters in `work`, up to the first launch; nothing has changed yet.
 
         Args:
             work: no empty tensors but parts of others, and those that are only counted.
@@ -142,6 +142,7 @@ class Launcher:
         counters = [w.counter for w in work if w.counter is not None]
         moment = Moment(groups, counts, numbers or {}, steps, stop, counters)
         recording.refresh(moment)
+        # Before anything changes: a graph's replays would move the tensors that it has captured.
         for captured in self._captured:
             captured.check(work)
         if any(capturing(bucket.device) for bucket in recording.buckets):
@@ -153,10 +154,9 @@ class Launcher:
     def _record(
         self, work: Sequence[Work], groups: Sequence[Mapping[str, Any]], mode: str | None
     ) -> tuple[Recording, list[Move]]:
-        """The recording of this work, and states that must move first.
+        """The recording of this work, and the states to be converted when it is launched.
 
-        It is that of the last step where the tensors are what they were; a new one has the buckets of the
-        last where only addresses have changed.
+        The last one if its guard holds; otherwise a new one, with the last buckets if only addresses changed.
         """
         parts = [part_key(w) for w in work]
         last = self._recordings.get(mode)
@@ -171,6 +171,7 @@ class Launcher:
             return last, []
         self._backends(work)
         states = [self.compiler.specialised(w.facts).states for w in work]
+        # Order matters: every tensor is checked before the guard and the tables take its address.
         survey = Survey.of([*fixed, *free])
         # Few tensors are asked what they look like only when each is checked: a nested one cannot say it.
         copied = survey is None and check_all(work, states, groups, None, ())
@@ -207,7 +208,7 @@ class Launcher:
         return recording, moves
 
     def _backends(self, work: Sequence[Work]) -> dict[torch.device, str]:
-        """The back end for each device that something is launched on."""
+        """The back end for each device with launches."""
         devices = dict.fromkeys(w.param.device for w in work if w.launched)
         return {device: resolve(self.backend, device) for device in devices}
 
@@ -218,7 +219,7 @@ class Launcher:
         class_ids: Sequence[int],
         mode: str | None,
     ) -> tuple[list[Plan | None], list[Move]]:
-        """Every part's plan, once its tensors have passed the door, and states that must move first."""
+        """The plan of every part, once its tensors are checked, and the states to be converted."""
         plans: list[Plan | None] = []
         moves: list[Move] = []
         plan_by_class: dict[tuple[int, bool], Plan] = {}  # of parts whose states need not move
@@ -248,7 +249,7 @@ class Launcher:
     def _make_buckets(
         self, work: Sequence[Work], plans: Sequence[Plan | None], signature: Sequence[tuple[Any, bool]]
     ) -> list[Bucket]:
-        """Parts that share a launch; what is the same for those that look alike is found once."""
+        """Group parts into buckets and fill their tables; parts of one signature share the work."""
         buckets: dict[tuple[Any, ...], Bucket] = {}
         by_signature: dict[Any, tuple[Bucket, Geometry]] = {}
         backends = self._backends(work)
@@ -268,7 +269,7 @@ class Launcher:
     def _bucket(
         self, buckets: dict[tuple[Any, ...], Bucket], w: Work, plan: Plan, aligned: bool, backend: str
     ) -> tuple[Bucket, Geometry]:
-        """The bucket of a part among those found, or a new one, and how its tensors are walked."""
+        """The bucket of a part, which may be new, and its geometry."""
         shape = geometry([w.tensor(s) for s in plan.codecs], self.compiler.logical)
         shape = shape if aligned else shape.one_by_one(w.param.numel(), len(plan.codecs))
         sharded = w.shard is not None
@@ -287,7 +288,7 @@ class Launcher:
 
 
 def resolve(backend: str, device: torch.device) -> str:
-    """The back end that runs tensors of a device; `auto` is Triton on a GPU and Numba on the CPU.
+    """The back end for a device; `auto` is Triton on a GPU and Numba on the CPU.
 
     Raises:
         ValueError: the back end cannot run there.

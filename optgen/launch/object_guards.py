@@ -1,9 +1,8 @@
-"""Whether an optimizer's lists and dictionaries hold the objects that they held at the step before.
+"""Guards on containers: whether an optimizer's lists and dictionaries still hold the recorded objects.
 
-In: lists of parameters and the state. Out: `ObjectGuard`, which compares them and picks out a step's tensors;
-one for many objects does it in compiled code, where Numba is there, at some ten nanoseconds each. It keeps
-addresses and no tensor: what is found in place may be another object at the same address, so `launch.guards`
-looks at the tensors themselves.
+In: lists of parameters and the state. Out: an `ObjectGuard`, which compares object addresses and picks out
+the tensors of a step; for many objects in compiled code, at some ten nanoseconds each. It keeps no tensor
+alive, so another object may have taken an address: `launch.guards` compares the tensors themselves.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ State = Mapping[Any, Any]
 
 
 class ObjectGuard:
-    """Guards the identity of the objects in lists and dictionaries, and picks out some of them."""
+    """Recorded objects of lists, a dictionary and the dictionaries in it, of which some are wanted."""
 
     def __init__(self, lists: Lists, state: State, wanted: Sequence[Any]):
         self.lengths = list(map(len, lists))
@@ -38,7 +37,7 @@ class ObjectGuard:
         self.pick = picker(self.indices)
 
     def find(self, lists: Lists, state: State) -> list[Any] | None:
-        """The wanted objects, if the guard holds; None if not."""
+        """The wanted objects; None if a container differs from the recording."""
         if list(map(len, lists)) != self.lengths:
             return None
         values = _values(lists, state)
@@ -48,7 +47,7 @@ class ObjectGuard:
 
 
 class CompiledObjectGuard(ObjectGuard):
-    """The same, where lists and dictionaries are read in place."""
+    """An object guard that reads lists and dictionaries in compiled code."""
 
     def __init__(self, lists: Lists, state: State, wanted: Sequence[Any], module: ModuleType):
         super().__init__(lists, state, wanted)
@@ -70,9 +69,10 @@ class CompiledObjectGuard(ObjectGuard):
         )
 
     def find(self, lists: Lists, state: State) -> list[Any] | None:
-        """The wanted objects, if the guard holds; None if not."""
+        """The wanted objects; None if a container differs from the recording."""
         if id(state) != self.address or list(map(len, lists)) != self.lengths:
             return None
+        # Compiled code calls PyList_GetItem, which takes lists only.
         if list(map(type, lists)).count(list) < len(lists):
             return None
         picked = [None] * len(self.indices)
@@ -80,7 +80,7 @@ class CompiledObjectGuard(ObjectGuard):
 
 
 def object_guard(lists: Lists, state: State, wanted: Sequence[Any], warm: bool = False) -> ObjectGuard:
-    """Guard these lists and dictionaries as they are now, to pick out the wanted objects, each once."""
+    """Record what lists and a state hold, to pick out `wanted` objects while that holds, each once."""
     module = compiled() if isinstance(state, dict) and (warm or len(wanted) >= MANY) else None
     return (
         ObjectGuard(lists, state, wanted)
@@ -90,7 +90,7 @@ def object_guard(lists: Lists, state: State, wanted: Sequence[Any], warm: bool =
 
 
 def picker(indices: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    """A function that picks out the items at some places."""
+    """A function that picks the items at some indices."""
     if len(indices) > 1:
         return itemgetter(*indices)  # in C
     return lambda items: [items[i] for i in indices]
@@ -102,20 +102,21 @@ def _inner(state: State) -> list[Mapping[Any, Any]]:
 
 
 def _values(lists: Lists, state: State) -> list[Any]:
-    """What the lists hold, then the values of the dictionary and of those in it, in order."""
+    """Items of the lists, then values of the dictionary and of those in it, in order."""
     inner = (mapping.values() for mapping in _inner(state))
     return [*chain.from_iterable(lists), *state.values(), *chain.from_iterable(inner)]
 
 
 def _keys(state: State) -> Iterable[Any]:
-    """The keys of the dictionary, then of those in it."""
+    """Keys of the dictionary, then of those in it."""
     return chain(state, *_inner(state))
 
 
 def _addresses_of(objects: Iterable[Any]) -> np.ndarray:
+    """The objects' addresses (`id`), int64."""
     return np.array(list(map(id, objects)), np.int64)
 
 
 def _ends(parts: Iterable[Sized]) -> np.ndarray:
-    """Where each part ends in all of them together."""
+    """Where each part ends when all are concatenated."""
     return np.array(list(accumulate(map(len, parts))), np.int64)

@@ -1,9 +1,9 @@
-"""A recorded step as one call of compiled code that holds the interpreter's lock: for short steps.
+"""Replay of a step in one compiled call, which nothing can interrupt: for steps that are bound by the host.
 
-In: a recording whose tensors are compared in compiled code, and whose kernels are sweeps that take no longer
-than to wake another thread. Out: the step, or nothing changed. The call looks at the tensors and counters,
-enters the addresses of tensors that lie elsewhere, tells autograd what is written, sweeps, and counts. It
-holds the lock of the interpreter all the while, so that no other thread and no signal handler comes between.
+In: a recording whose guard is compiled, and whose kernels are sweeps too short for a second thread. Out: the
+step, or nothing changed. The call compares tensors and counters, writes addresses of tensors that moved,
+increments version counters, sweeps, and increments step counters. It holds the interpreter's lock
+throughout, so that no other thread and no signal handler runs in between.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ GRAD = sys.intern("grad")
 
 
 class OneCall:
-    """The compiled call of a recorded step, and the tables of addresses that it reads.
+    """The compiled call and its arguments.
 
     Args:
         launches: of the recording, with tables that are up to date.
-        calls: the C functions and their pointers that make the step.
-        guard: of the tensors, which has just found them.
+        calls: addresses of the C functions that make the step, and of their arguments.
+        guard: of the tensors, which it has just accepted.
         counters: of the parameters.
-        module: which has the call.
+        module: the compiled checks, which have `make`.
     """
 
     @staticmethod
     def of(launches: Sequence[Launch], guard: Any, counters: Cells | None) -> OneCall | None:
-        """The call; None where the step takes more than one."""
+        """The call; None if the step cannot be made in one."""
         if not isinstance(guard, CompiledGuard) or counters is None or counters.module is None:
             return None
         if not launches or not all(launch.simple for launch in launches):
@@ -69,12 +69,13 @@ class OneCall:
         functions, data = zip(*calls, strict=True)
         doubles = counters.doubles.astype(np.int64)
         arrays = counters.addresses, doubles, np.concatenate(cells), np.concatenate(of), functions, data
+        # Kept alive: `arguments` has their addresses only.
         self.arrays = [np.ascontiguousarray(array, np.int64) for array in arrays]
         words = [*chain.from_iterable(map(words_of, self.arrays)), c_function("PyObject_SetAttr")]
         self.arguments = np.array([*words, id(GRAD), id(None)], np.int64)
 
     def _address_cells(self, launch: Launch) -> tuple[np.ndarray, np.ndarray]:
-        """Which cells of a table have addresses of free tensors, and of which."""
+        """Addresses of table cells that hold a free tensor's address, and which tensor's."""
         bucket, layout = launch.bucket, launch.bucket.layout
         rows = np.arange(len(bucket.members)) * layout.width
         cells, of = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -87,7 +88,7 @@ class OneCall:
         return np.concatenate(cells), np.concatenate(of)
 
     def refresh(self, groups: Groups) -> bool:
-        """Bring the tables up to date; False where the step must be made in another way."""
+        """Bring the tables up to date; False if the step needs more than that."""
         moves, count = self.guard.moves, self.count
         if count is None:
             return False
@@ -96,20 +97,21 @@ class OneCall:
                 return False
             if words is None or tables.words is not words:
                 return False
+            # The compiled call has addresses of these arrays, and would read the old ones.
             if words[0] is not tables.tensors or words[1] is not tables.scalars:
                 return False
         return True
 
     def compile(self, fixed: Tensors, free: Tensors) -> None:
-        """Have the call compiled, which no parameter is at the step for."""
+        """Compile the call: NaN is no parameter's step count, so it changes nothing."""
         self.count = math.nan
         self.make(fixed, free)
         self.count = None
 
     def make(self, fixed: Tensors, free: Tensors, free_grad: bool = False) -> bool:
-        """Make the step; False where a tensor or a counter is not what it was, and nothing has changed.
+        """Make the step; False, with nothing changed, if a tensor or counter differs from the recording.
 
-        With `free_grad` the first of the fixed ones, a plain parameter, loses its gradient.
+        With `free_grad` the gradient of the first fixed tensor, a plain parameter, is set to None.
         """
         guard, count = self.guard, self.count
         if count is None or len(fixed) != guard.count or len(free) != guard.free_count:

@@ -1,8 +1,8 @@
-"""Whether tensors lie in each other's memory, where a step would change two at once.
+"""Overlap of tensors in memory, where a step of one would change another.
 
-In: tensors, and what each is called. Out: nothing, or a `ValueError` that names the two. Views of one buffer
-are fine as long as no element is in two of them. Tensors without an address are passed over: those of other
-classes, such as DTensor, empty ones, those on the meta device or whose storage has been freed.
+In: tensors. Out: nothing, or a `ValueError` with the shapes of two that overlap. Views of one buffer are
+fine as long as no element is in two of them. Tensors without an address are skipped: subclasses such as
+DTensor, empty ones, those on the meta device or with freed storage.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PLAIN = (Tensor, nn.Parameter)
 
 
 class _RawArray:
-    """A tensor's memory as `numpy.shares_memory` takes it: nothing is read, so it may be a GPU's."""
+    """A tensor's memory as `numpy.shares_memory` takes it; it is never read, so it may be a GPU's."""
 
     def __init__(self, p: Tensor):
         size = p.element_size()
@@ -33,7 +33,7 @@ class _RawArray:
 
 
 def check_memory(params: Iterable[Tensor]) -> None:
-    """Refuse a parameter with elements that share memory, and two different ones that overlap.
+    """Refuse a parameter whose elements share memory, and two parameters that overlap.
 
     Raises:
         ValueError: with the shapes.
@@ -52,10 +52,11 @@ def check_memory(params: Iterable[Tensor]) -> None:
 
 
 def overlapping(tensors: Sequence[Tensor], same: bool = False) -> tuple[int, int] | None:
-    """Two tensors that share an element, by their places; with `same`, one may be there twice."""
+    """Indices of two tensors that share an element; with `same`, one tensor may occur twice."""
     spans = sorted((*_span(t), i) for i, t in enumerate(tensors) if _has_memory(t))
     before: list[tuple[int, int, int]] = []
     for start, end, i in spans:
+        # Sorted by start: whatever ended before this one starts overlaps with none that follow.
         before = [other for other in before if other[1] > start]
         for *_, j in before:
             a, b = tensors[j], tensors[i]
@@ -66,16 +67,17 @@ def overlapping(tensors: Sequence[Tensor], same: bool = False) -> tuple[int, int
 
 
 def _has_memory(p: Tensor) -> bool:
+    """Whether a tensor is plain and has an address."""
     plain = type(p) in _PLAIN and p.layout is torch.strided and p.device.type != "meta"
     return plain and bool(p.numel()) and bool(p.untyped_storage().nbytes())
 
 
 def _span(p: Tensor) -> tuple[int, int]:
-    """The first address of a tensor, and the first behind it."""
+    """A tensor's address range: its first byte, and the one after its last."""
     start, size = p.data_ptr(), p.element_size()
     return start, start + size * (1 + sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True)))
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether an element of one lies in one of the other, when their spans overlap."""
+    """Whether two tensors share an element, given that their address ranges overlap."""
     return a.device == b.device and np.shares_memory(np.asarray(_RawArray(a)), np.asarray(_RawArray(b)))

@@ -1,9 +1,9 @@
 """A recorded step: which kernels run, in which order, on which tables; valid while its guard holds.
 
-In: the buckets of a step and the addresses of its tensors. Out: the same step again, for the options, counts
-and numbers of the moment: `refresh` brings the tables up to date, which may fail and changes nothing that a
-step changes; `launch` runs the kernels. It has addresses, and no tensor. The tensors of a step have one
-order, `fixed` ones before `free` ones (see `guards`).
+In: the buckets of a step and the addresses of its tensors. Out: replays, for the current options, counts and
+numbers: `refresh` brings the tables up to date, which may fail and changes nothing that a step changes;
+`launch` runs the kernels. It holds addresses, and no tensor. A step's tensors have one order, `fixed` ones
+before `free` ones (see `guards`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WIDEST = 16  # bytes of a GPU's widest access, and elements that lines of tiles 
 class Recording:
     """The launches of a step, and what they depend on.
 
-    `parts` and `signature` describe the tensors, `even` says on a GPU which lie at multiples of 16.
+    `parts` and `signature` describe the tensors; `aligned` says on a GPU which are at multiples of 16 bytes.
     """
 
     name: str  # of the rule
@@ -48,21 +48,22 @@ class Recording:
 
     @property
     def buckets(self) -> list[Bucket]:
-        """The buckets, one for each launch of a phase."""
+        """The buckets that are launched."""
         return [launch.bucket for launch in self.launches]
 
     def alignment_holds(self) -> bool:
-        """Whether the tensors that the guard has found lie at the same multiples of 16, if that matters."""
+        """Whether the same tensors as when recorded are aligned to 16 bytes, if that matters."""
         return self.aligned is None or np.array_equal(self.guard.addresses % WIDEST == 0, self.aligned)
 
     def warm(self, fixed: list[Tensor], free: list[Tensor], in_one_call: bool) -> None:
-        """Switch to compiled guards, once replays are frequent; the guard has just found the tensors.
+        """Compile guards and counters for few tensors, and if allowed the step as one call.
 
-        That and, where they may be, steps in one call are compiled here.
+        The guard has just accepted these tensors.
         """
         warmed = guard(fixed, free, warm=True)
         if warmed.find(fixed, free) is None:  # it refuses what torch counts no versions for
             return
+        # Launches compare `moves` with their own: a new guard must not seem to have moved anything.
         warmed.moves, self.guard = self.guard.moves, warmed
         if self.counters is not None:
             self.counters.warm()
@@ -72,14 +73,14 @@ class Recording:
                 self.one_call.compile(fixed, free)
 
     def refresh(self, moment: Moment) -> None:
-        """Bring all tables up to date, and compile what is launched: what can fail fails here."""
+        """Bring all tables up to date and compile what is launched: whatever can fail fails here."""
         for launch in self.launches:
             launch.refresh(moment, self.guard)
         if any(launch.plan.numbers for launch in self.launches):
             self._fill(moment)
 
     def _fill(self, moment: Moment) -> None:
-        """What totals are made of: states and inputs, and what is computed once for all groups."""
+        """Set the values that are one for the whole optimizer: states, inputs, and host values."""
         for launch in self.launches:
             host_values: dict[str, float | Tensor] = {}
             if launch.plan.onces:
@@ -89,7 +90,7 @@ class Recording:
             launch.fill(host_values | {name: moment.numbers[name] for name in names})
 
     def _check_same_in_groups(self, onces: Sequence[Node], groups: Sequence[Mapping[str, Any]]) -> None:
-        """Every group must have the same options for what is one for the whole optimizer."""
+        """Check that groups agree on the options of values that are one for the whole optimizer."""
         for n in onces:
             names = sorted({x.value or "" for x in toposort([n]) if x.op is Op.HYPER})
             values = {name: [lookup(group, name) for group in groups] for name in names}
@@ -102,7 +103,7 @@ class Recording:
                     )
 
     def launch(self, moment: Moment) -> None:
-        """Run all kernels, keep what the host computes, and count; call it where no signal interrupts."""
+        """Run all kernels, store host states, and count the step; signals must be deferred."""
         for launch in self.launches:
             launch.begin(moment)
         advance(self.launches)
@@ -122,7 +123,7 @@ class Recording:
 
 @dataclass
 class Ready:
-    """A step that is checked, ready to launch; `moves` are states that kernels will have in other memory."""
+    """A prepared step: only launches are left. `moves` are states whose data a converted copy replaces."""
 
     recording: Recording
     moment: Moment
@@ -130,14 +131,15 @@ class Ready:
     moves: Sequence[Move] = ()
 
     def launch(self) -> None:
-        """Make the step; call it where no signal interrupts."""
+        """Make the step; signals must be deferred."""
         for move in self.moves:
+            # The optimizer's state keeps its tensor object; only its data is replaced.
             move.old.data = move.new
         self.recording.launch(self.moment)
 
 
 def _same_option(a: Any, b: Any) -> bool:
-    """Whether two options are the same, of whatever kind."""
+    """Whether two options have the same value, tensors or not."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a is b or (a.shape == b.shape and bool((a.cpu() == b.cpu()).all()))
     if isinstance(a, Tensor) or isinstance(b, Tensor):
@@ -147,22 +149,22 @@ def _same_option(a: Any, b: Any) -> bool:
 
 
 def part_key(w: Work) -> tuple[Any, ...]:
-    """Key of a parameter's part in a step: facts, group, number, flags, names of states and inputs."""
+    """Everything about a parameter's part in a step but its tensors."""
     known = w.launched, w.grad is None, w.counter is None, w.counted, w.shard
     return w.facts, w.group, w.index, known, tuple(w.states), tuple(w.inputs)
 
 
 def signature_of(w: Work) -> tuple[Any, ...]:
-    """The metadata of a parameter's tensors that its bucket and tables depend on: all but addresses."""
+    """What a bucket and its tables depend on of a part's tensors, except addresses."""
     tensors = [w.param, *w.states.values(), *w.inputs.values(), *([] if w.grad is None else [w.grad])]
     counter = None if w.counter is None else w.counter.dtype
     return w.param.shape, w.param.device, counter, *((t.stride(), t.dtype) for t in tensors)
 
 
 def signatures_of(work: Sequence[Work], offsets: Offsets, survey: Survey | None) -> list[Any]:
-    """The metadata that buckets and tables depend on, for each parameter's tensors: everything but addresses.
+    """The signature of each part; with a survey, from one table for all.
 
-    Those of one process compare equal where that is the same; a survey is of all of `fixed_of`, `free_of`.
+    They compare equal within one process only. A survey is of all of `fixed_of` and `free_of`.
     """
     if survey is None:
         return [signature_of(w) for w in work]
@@ -171,7 +173,7 @@ def signatures_of(work: Sequence[Work], offsets: Offsets, survey: Survey | None)
 
 
 def sources_of(bucket: Bucket, work: Sequence[Work], offsets: Offsets) -> dict[str, np.ndarray]:
-    """For each store and host state of a bucket, which tensors they are of."""
+    """For each store and host state of a bucket, the indices of its members' tensors in the step."""
     starts, free_starts = (np.array(by_name, np.int64)[bucket.members] for by_name in offsets)
     first = work[bucket.members[0]]  # the others have the same stores
     by_name = {"p": starts, "g": starts if first.grad is None else free_starts}
@@ -182,14 +184,14 @@ def sources_of(bucket: Bucket, work: Sequence[Work], offsets: Offsets) -> dict[s
 
 
 def increment_versions(work: Sequence[Work], moves: Sequence[Move], numbers: Sequence[Tensor]) -> None:
-    """Tell autograd what is written; first, as some torch refuse inference tensors."""
+    """Increment the version counters of all tensors that the step writes; inference tensors may raise."""
     written = [*fixed_of(work), *(move.old for move in moves), *numbers]
     written += [w.owner for w in work if w.owner is not None]
     torch.autograd.graph.increment_version(written)
 
 
 def counters_of(work: Sequence[Work], offsets: Offsets, addresses: np.ndarray) -> StepCounters | None:
-    """The counters of a step; None where the caller counts by itself."""
+    """The step counters; None if the caller counts by itself."""
     counters = [w.counter for w in work if w.counter is not None]
     if not counters:
         return None

@@ -1,13 +1,12 @@
-"""Replay of a recorded step while its guards hold.
+"""Replay of a recorded step, without describing each tensor's part in it again.
 
-In: a step that has just been recorded, and the groups and the state of its optimizer. Out: the same step
-again, if nothing but values, gradients, options and addresses of gradients has changed; otherwise nothing is
-touched, and the step is recorded anew. What is compared costs well under a microsecond a tensor, where
-describing a tensor's part in a step costs ten.
+In: a step that has just been made, and its optimizer's groups and state. Out: the same step, if only values,
+gradients, options and addresses of gradients have changed; otherwise nothing is touched, and the step is
+recorded anew. Comparing costs well under a microsecond a tensor, describing ten.
 
-No tensor is kept alive by what is remembered of it: `object_guards` compares which objects there are,
-`launch.guards` what they are and where they lie. What differs between rules (random numbers, inputs, states
-of the host or of slices, numbers for the whole optimizer) is a table of the recording, and refreshed.
+No tensor is kept alive: `object_guards` compares which objects there are, `guards` what they are and where
+they lie. What differs between rules (random numbers, inputs, host states and states of slices, values for
+the whole optimizer) is in the recording's tables, and refreshed.
 """
 
 from __future__ import annotations
@@ -41,18 +40,19 @@ _grad_of = attrgetter("grad")
 
 
 def _immutable(value: Any) -> bool:
+    """Whether an option can be compared by identity from now on."""
     return isinstance(value, int | float | str | None) or (
         isinstance(value, tuple) and all(map(_immutable, value))
     )
 
 
 def _sharding(spec: Any) -> Any:
-    """How a distributed tensor is divided, and over which processes."""
+    """A distributed tensor's mesh and placements; None for a plain one."""
     return None if spec is None else (spec.mesh, spec.placements)
 
 
 def _is_empty(p: Tensor) -> bool:
-    """Whether a parameter has no elements, which are all that a step could move, and a gradient like it."""
+    """Whether a parameter has no elements, and a gradient that fits: such a one is only counted."""
     grad = p.grad
     return (
         grad is not None
@@ -67,15 +67,15 @@ def _is_empty(p: Tensor) -> bool:
 
 
 class Replay:
-    """Checks that the last step can be replayed, and prepares it: guards on objects and options.
+    """A recorded step, and where its tensors are in the optimizer's groups and state.
 
     Args:
-        launcher: which has made the step.
+        launcher: which made the step.
         ready: the step.
         groups: of the optimizer.
         state: of the optimizer.
-        key: what else a step must be of to be the same.
-        alone: the parameter's place, if the step is that of one alone: its number, group and position.
+        key: must be equal for a replay.
+        alone: the parameter's number, group and position, if the step is of that one alone.
     """
 
     @staticmethod
@@ -87,7 +87,7 @@ class Replay:
         key: tuple[Any, ...],
         alone: Place | None = None,
     ) -> Replay | None:
-        """A replay of the step that has just been made; None if it cannot be, as where states moved."""
+        """A replay of a step that was just made; None if it is not supported, or states were converted."""
         foreign = any(isinstance(x, Mapping) and not isinstance(x, dict) for x in state.values())
         # One without elements is only counted: what it has besides is looked at when the step is recorded.
         empty = [w for w in ready.work if not w.launched]
@@ -124,7 +124,7 @@ class Replay:
     def _record_tensors(
         self, work: Sequence[Work], owners: Sequence[Tensor], groups: Groups, state: State
     ) -> None:
-        """Note where the tensors that the step writes are kept, and which of them are distributed."""
+        """Record where the tensors that the step writes are held, and which are distributed."""
         keys = {name: declared.key for name, declared in self.launcher.program.states.items()}
         offsets, _ = offsets_of(work)
         tensors: list[Any] = fixed_of(work)
@@ -144,7 +144,7 @@ class Replay:
         self.object_guard = object_guard(*self._containers(groups, state), tensors)
 
     def _record_skipped(self, launched: Mapping[int, bool], groups: Groups) -> None:
-        """Note which parameters the step leaves alone, and which are only counted."""
+        """Record which parameters are frozen, have no gradient, or are empty and only counted."""
         self.frozen = [list(group.get("frozen") or ()) for group in groups]
         self.without_grad: list[tuple[int, int]] = []
         self.empty_params: list[tuple[int, int]] = []
@@ -156,7 +156,7 @@ class Replay:
                     self.without_grad.append((index, position))
 
     def _containers(self, groups: Groups, state: State) -> tuple[list[list[Tensor]], Mapping[Any, Any]]:
-        """The parameter lists and the state dictionary that the object guard looks at."""
+        """The lists and the dictionary that hold the step's tensors."""
         if self.alone is None:
             return [group["params"] for group in groups], state
         p = groups[self.alone[1]]["params"][self.alone[2]]
@@ -171,12 +171,12 @@ class Replay:
         steps: float | Tensor = 0.0,
         stop: Tensor | None = None,
     ) -> Ready | None:
-        """The step once more, up to its first launch; None where something is not what it was.
+        """Prepare a replay, up to its first launch; None if the recording does not hold.
 
         Args:
             groups: of the optimizer.
             state: of the optimizer.
-            inputs: the step's inputs by name, each a mapping from parameters or one number.
+            step_inputs: values of the rule's inputs, for each parameter.
             numbers: as for `Launcher.prepare`, like the others.
             steps: how many steps the optimizer has made.
             stop: where it is not 0, nothing moves.
@@ -205,9 +205,9 @@ class Replay:
         return Ready(self.recording, moment)
 
     def again(self, groups: Groups, state: State) -> bool:
-        """Make the step once more in one call; False, and nothing has changed, where that cannot be.
+        """Replay the step in one compiled call; False, with nothing changed, if that is not possible.
 
-        Of one parameter alone, the gradient is freed.
+        The gradient of a parameter alone is freed.
         """
         one_call = self.recording.one_call
         if one_call is None or one_call.count is None or not self.plain:
@@ -227,12 +227,13 @@ class Replay:
     def _find(
         self, groups: Groups, state: State, step_inputs: Mapping[str, Any]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]] | None:
-        """Check the guards on objects and options. Returns the tensors written, those read, and DTensors.
+        """The step's fixed and free tensors and distributed parameters; None if objects or options changed.
 
-        The tensors themselves are still to be looked at.
+        The tensors themselves are not compared yet.
         """
         if self.alone is None and [group.get("frozen") or [] for group in groups] != self.frozen:
             return None
+        # A new list each time: distributed tensors in it are replaced by their shards below.
         fixed = self.object_guard.find(*self._containers(groups, state))
         if fixed is None or self._skipped_changed(groups):
             return None
@@ -249,6 +250,7 @@ class Replay:
                 return None
             for i in self.distributed:
                 fixed[i] = fixed[i]._local_tensor
+            # `_local_tensor` is the shard that `to_local()` wraps for autograd.
             free = [getattr(x, "_local_tensor", x) for x in free]
         for index, facts in self.facts.items():
             if not self._facts_hold(groups[index], index, facts, step_inputs):
@@ -256,7 +258,7 @@ class Replay:
         return fixed, free, owners
 
     def _warm(self, groups: Groups, state: State, fixed: list[Tensor], free: list[Tensor]) -> None:
-        """Have few objects compared in compiled code too, if steps are repeated so often that it pays."""
+        """After `WARM` replays in this process, compile guards for few objects too."""
         if not self.warm and next(_replays) >= WARM:
             self.warm = True
             plain = {*map(type, fixed)} <= {*PLAIN}  # to free the gradient of another may call anything
@@ -268,7 +270,7 @@ class Replay:
                 )  # compiled here, where no signal interrupts
 
     def _same_sharding(self, fixed: Sequence[Any], owners: Sequence[Any], free: Sequence[Any]) -> bool:
-        """Guard on DTensors: their placements, and those of gradients and inputs, are the recording's."""
+        """Whether distributed tensors are sharded as before, and gradients and inputs as their parameters."""
         if not all(fixed[i]._spec is spec for i, spec in zip(self.distributed, self.specs, strict=True)):
             return False
         each = 1 + len(self.inputs)
@@ -288,7 +290,7 @@ class Replay:
         facts: Mapping[int, Facts],
         step_inputs: Mapping[str, Any],
     ) -> bool:
-        """Guard on options: the group's compile-time conditions are those of the recording."""
+        """Whether a group's compile-time conditions are as recorded."""
         values = [group.get(name, self) for name in self.subjects]  # which is no value, for one that is gone
         if not all(map(is_, values, self.values.get(index, ()))) or index not in self.values:
             compiler = self.launcher.compiler
@@ -300,7 +302,7 @@ class Replay:
         return True
 
     def _skipped_changed(self, groups: Groups) -> bool:
-        """Whether another parameter has a gradient now, or an empty one has lost it."""
+        """Whether a parameter without gradient has one now, or an empty one has none or is not empty."""
         if self.without_grad and any(
             groups[index]["params"][at].grad is not None for index, at in self.without_grad
         ):

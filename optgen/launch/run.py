@@ -1,7 +1,7 @@
-"""One step of the buckets: kernels in order, sums over all tensors across buckets.
+"""Launch order: each bucket's steps, with reductions over all tensors completed across buckets.
 
-Where tensors are divided over processes, what a kernel has reduced is completed by all of them before the
-next one reads it. Buckets go on together for that, as far as each can, so that one collective serves all.
+With sharded tensors, partial reductions are completed by all processes before the next kernel reads them.
+Buckets advance together for that, as far as each can, so that one collective serves all.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from optgen.plan.plan import Step
 class Moment:
     """What a step depends on besides its tensors.
 
-    `counts` says which step it is, for all members or for each part of the step; `numbers` are the states
-    and inputs that are one for the whole optimizer, which has made `steps` before. Where `stop` is not 0,
-    states that follow from counts on the device stay as they are. `counters` are the step counts.
+    `counts` is the step number, one for all or one per part; `numbers` are the states and inputs that are one
+    for the whole optimizer, which has made `steps` before. If `stop` is not 0, states that follow from counts
+    on the device keep their values. `counters` are the step counters.
     """
 
     groups: Sequence[Mapping[str, Any]]
@@ -43,11 +43,11 @@ class Moment:
 
 
 class Launch:
-    """A bucket's part in a step: its kernels in order, each as soon as what it waits for is there.
+    """A bucket's part in a step: brings its tables up to date, and runs its kernels in order.
 
     Args:
         bucket: with its tables.
-        guard: which has the addresses of the tensors now.
+        guard: which has the current addresses of the tensors.
     """
 
     def __init__(self, bucket: Bucket, guard: Guard):
@@ -71,7 +71,7 @@ class Launch:
     # Before the first launch
 
     def _invalidate(self) -> None:
-        """Invalidate the tables: the next refresh writes everything."""
+        """Mark everything in the tables as unknown, so that `refresh` writes it anew."""
         self.fresh = False  # whether the last refresh came to its end
         self.moves = -1  # how often free tensors had moved when their addresses were taken
         self.same_count = False  # whether rows are those of one count for all
@@ -82,6 +82,7 @@ class Launch:
 
     def refresh(self, moment: Moment, guard: Guard) -> None:
         """Bring the bucket's tables up to date, and compile what is launched."""
+        # A refresh that failed may have written some tables and not others.
         if not self.fresh:
             self._invalidate()
         bucket, self.fresh = self.bucket, False
@@ -107,7 +108,7 @@ class Launch:
         self.fresh = True
 
     def rescale(self, groups: Sequence[Mapping[str, Any]], count: float) -> bool:
-        """Bring the scalars up to date, where nothing else could change; whether they were before.
+        """Update the scalars for step `count`; False if more than scalars may be out of date.
 
         All members must have made one step less than `count`.
         """
@@ -119,7 +120,7 @@ class Launch:
         return True
 
     def _scalars(self, groups: Sequence[Mapping[str, Any]], counts: float | np.ndarray) -> bool:
-        """Compute the values per step; whether members have other rows of them than before."""
+        """Compute and send the scalars; returns whether members' rows changed."""
         bucket = self.bucket
         if not isinstance(counts, float):
             counts = counts[bucket.members]
@@ -131,13 +132,14 @@ class Launch:
             each = zip(self.row_inputs, counts[self.firsts].tolist(), strict=True)
             wanted = [(groups[g], step, inputs) for (g, inputs), step in each]
         rows = bucket.scalars.rows(wanted)
+        # On a GPU an unchanged table is not uploaded. Texts tell -0.0 from 0.0, which compare equal.
         if bucket.numpy_tables or moved or rows != self.sent or str(rows) != str(self.sent):  # -0.0 too
             self.sent = rows
             self._send(rows)
         return moved
 
     def _find_rows(self, counts: float | np.ndarray, same_count: bool) -> bool:
-        """Find which members have the same scalars; whether that has changed."""
+        """Group members with equal scalars into rows; returns whether the rows changed."""
         bucket, facts = self.bucket, self.bucket.facts
         if self.cells:
             facts = facts.copy()
@@ -157,6 +159,7 @@ class Launch:
         return moved
 
     def _send(self, values: list[list[float]]) -> None:
+        """Write rows of scalars into the table, in place if its shape is the same."""
         tables, cells = self.bucket.tables, self.scalar_cells
         count = len(values) * len(self.plan.scalars)
         if cells is not None and cells[0] is tables.scalars and len(cells[1]) == count:
@@ -171,7 +174,7 @@ class Launch:
             self.scalar_cells = tables.scalars, (cell * count).from_buffer(tables.scalars)
 
     def _random(self, moment: Moment) -> bool:
-        """Say what random numbers follow from; whether it has changed."""
+        """Write the seeds and steps of random numbers."""
         bucket, columns, counts = self.bucket, self.bucket.layout.columns, moment.counts
         unsigned = [int(group.get("seed", 0)) & 0xFFFFFFFFFFFFFFFF for group in moment.groups]
         seeds = np.array(unsigned, np.uint64).view(np.int64)
@@ -181,7 +184,7 @@ class Launch:
         return True
 
     def fill(self, values: Mapping[str, float | Tensor]) -> None:
-        """Set scalars that are one for the whole optimizer."""
+        """Set values that are one for the whole optimizer, by buffer."""
         table, columns = self.bucket.tables.numbers, self.plan.numbers
         if self.bucket.numpy_tables:
             for name, value in values.items():
@@ -204,7 +207,7 @@ class Launch:
             torch._foreach_copy_([table[columns[name]] for name in tensors], list(tensors.values()))
 
     def number(self, name: str) -> float | Tensor:
-        """Read a scalar that is one for the whole optimizer; on a device, a view."""
+        """A value that is one for the whole optimizer; on a device, a view."""
         value = self.bucket.tables.numbers[self.plan.numbers[name]]
         return float(value) if self.bucket.numpy_tables else value
 
@@ -212,27 +215,28 @@ class Launch:
 
     @property
     def simple(self) -> bool:
-        """Whether all that changes from step to step is what `rescale` brings up to date, and addresses."""
+        """Whether a replay needs no more than `rescale` and addresses, so that one call can make it."""
         bucket, plan = self.bucket, self.plan
         more = self.random or self.cuda or self.distributed or self.cells or plan.spills or plan.numbers
         return not (more or bucket.counted or bucket.in_place_cells)
 
     @property
     def next_step(self) -> Step | None:
-        """The step of the plan that this bucket runs next; None after the last."""
+        """The next step of the plan; None at its end."""
         return self.plan.steps[self.position] if self.position < len(self.plan.steps) else None
 
     def begin(self, moment: Moment) -> None:
-        """Compute on the device what follows from counts there: the first launch, where there is one."""
+        """Begin a step: reset what a failed one left, compute scalars on the device if counters are there."""
         bucket, self.position = self.bucket, 0
         if bucket.in_place_cells and not bucket.finished:
             bucket.reset_maxima()
+        # Stays so if a kernel fails: the next step resets what this one left.
         bucket.finished = False
         if bucket.counted:
             bucket.count([moment.counters[m] for m in bucket.members], moment.stop)
 
     def run(self, step: Step) -> None:
-        """Launch a step."""
+        """Launch a step of the plan."""
         if self.cuda:  # Triton launches on the current device, whatever the tensors say
             with torch.cuda.device(self.bucket.device):
                 self.bucket.kernel.run(step, self.bucket.tables)
@@ -240,11 +244,11 @@ class Launch:
             self.bucket.kernel.run(step, self.bucket.tables)
 
     def partial_values(self, step: Step) -> list[PartialValues]:
-        """The partial sums of a step that must be all-reduced over the processes that share a tensor."""
+        """Values that a step left partial, as other processes hold further shards."""
         return self.bucket.partial_values(step.slots) if self.distributed and step.slots else []
 
     def end(self) -> None:
-        """Write the states that the host has computed."""
+        """End a step: write the host states."""
         self.bucket.finished = True
         for name, n in self.plan.host.items() if self.cells else ():
             if n.op is Op.CONST:
@@ -255,7 +259,7 @@ class Launch:
 
 
 def advance(launches: Sequence[Launch]) -> None:
-    """Run every bucket's steps; a sum over all tensors waits for the partial sums of all buckets."""
+    """Run all launches to their end; a reduction over all tensors waits for every bucket's part."""
     if len(launches) == 1 and not launches[0].distributed:  # nothing to wait for
         for each in launches[0].plan.steps:
             launches[0].run(each)
@@ -305,7 +309,7 @@ def advance(launches: Sequence[Launch]) -> None:
 
 
 def _reduce_parts(parts: Sequence[float | Tensor], op: Op) -> float | Tensor:
-    """Reduce the buckets' partial results to one number, in the order of the buckets."""
+    """Reduce the parts of all buckets to one number, in their order."""
     tensors = [p for p in parts if isinstance(p, Tensor)]
     if not tensors:
         numbers = np.array(parts, np.float64)

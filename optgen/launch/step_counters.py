@@ -1,7 +1,7 @@
-"""Numbers of the host that are tensors of their own: step counts and host states, read and written in bulk.
+"""Step counters and host states on the CPU: 0-d tensors, read and written in bulk by address.
 
-In: addresses that a guard has just compared. Out: their values as one array. A tensor each keeps a pickle
-of one small and a version count its own; many are read in one call of compiled code, where Numba is there.
+In: addresses that a guard has just compared. Out: values as one array. Each stays a tensor of its own, so
+that its pickle is small and its version counter its own; with Numba, many are read in one compiled call.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _HOST = torch.device("cpu")
 
 
 class Cells:
-    """0-d tensors in the host's memory.
+    """0-d tensors in the CPU's memory, by address.
 
     Args:
-        places: their addresses, int64.
+        addresses: int64.
         doubles: of each whether it is float64; float32 otherwise.
-        warm: whether it pays to compile for few of them too.
+        warm: compile even for few.
     """
 
     def __init__(self, addresses: np.ndarray, doubles: np.ndarray, warm: bool = False):
@@ -36,7 +36,7 @@ class Cells:
         self.cells = [kinds[double].from_address(address) for address, double in few]
 
     def read(self) -> np.ndarray:
-        """Their values, float64."""
+        """All values, float64."""
         if self.module is None:
             return np.array([cell.value for cell in self.cells], np.float64)
         values = np.empty(len(self.addresses))
@@ -44,7 +44,7 @@ class Cells:
         return values
 
     def common_value(self) -> float | None:
-        """The value that all of them have; None where they differ, or it is not finite."""
+        """The value that all have; None if they differ, or it is not finite."""
         if self.module is None:
             values = {cell.value for cell in self.cells}
         else:
@@ -52,7 +52,7 @@ class Cells:
         return values.pop() if len(values) == 1 and all(map(math.isfinite, values)) else None
 
     def write(self, values: np.ndarray) -> None:
-        """Give each a value."""
+        """Write a value to each."""
         if self.module is not None:
             self.module.scatter(self.addresses, self.doubles, values)
         for cell, value in zip(self.cells, values.tolist(), strict=False):
@@ -67,12 +67,12 @@ class Cells:
 
 
 class StepCounters:
-    """The step counts of a step's parameters; those on a device are advanced there, and not read.
+    """The step counters of a step's parameters; those on a device are incremented there, and never read.
 
     Args:
         counters: 0-d tensors, float32 or float64.
-        places: where they lie, int64.
-        counted: of each whether the device alone knows it.
+        addresses: int64.
+        counted: of each whether it is on a device.
     """
 
     def __init__(self, counters: Sequence[Tensor], addresses: np.ndarray, counted: Sequence[bool]):
@@ -82,12 +82,12 @@ class StepCounters:
             self.cells = Cells(addresses, np.array([c.dtype is torch.float64 for c in counters]))
 
     def warm(self) -> None:
-        """Look at a few counters in compiled code too."""
+        """Compile for few counters too."""
         if self.cells is not None:
             self.cells = Cells(self.cells.addresses, self.cells.doubles, warm=True)
 
     def read(self, counters: Sequence[Tensor]) -> float | np.ndarray | None:
-        """How many steps each has made, one number where that is the same; None if one has no number."""
+        """The counts, one number if all are equal; None if one is not finite."""
         if self.cells is not None:
             value = self.cells.common_value()
             if value is not None:
@@ -99,7 +99,7 @@ class StepCounters:
         return values if np.isfinite(values).all() else None
 
     def advance(self, counters: Sequence[Tensor], stop: Tensor | None) -> None:
-        """Count a step, unless `stop` is not 0; nothing waits for the device."""
+        """Increment the counters, unless `stop` is not 0; does not synchronise with the device."""
         if self.cells is not None and stop is None:
             self.cells.add_one()
         else:
@@ -107,7 +107,7 @@ class StepCounters:
 
 
 def advance(counters: Sequence[Tensor], stop: Tensor | None) -> None:
-    """Count a step, unless `stop` is not 0; nothing waits for the device."""
+    """Increment counters, unless `stop` is not 0; does not synchronise with the device."""
     if stop is None:
         torch._foreach_add_(list(counters), 1.0)
         return

@@ -1,4 +1,4 @@
-"""How tensors are walked: the fewest dimensions that have strides, and the shapes of slices."""
+"""Strided tensors: the fewest dimensions that walk all stores of a parameter, and the shapes of slices."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from optgen.ir.extent import Extent
 
 @dataclass(frozen=True)
 class Geometry:
-    """How the element stores of one tensor are walked: sizes, and each store's strides over them.
+    """How the element stores of one tensor are walked: sizes, and each store's strides.
 
-    No sizes: every store is dense in the same order, and memory order will do.
+    Without sizes, every store is dense in the same order, and is walked in memory order.
     """
 
     sizes: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
 
     def one_by_one(self, numel: int, stores: int) -> Geometry:
-        """The same walk element by element, where memory order would do but for alignment."""
+        """The same with a stride for every element, for stores that are dense but not aligned."""
         return self if self.sizes else Geometry((numel,), ((1,),) * stores)
 
 
 def geometry(tensors: Sequence[Tensor], logical: bool = False) -> Geometry:
-    """Merge the dimensions that lie in one stride for all of these tensors of one shape.
+    """Collapse the dimensions of tensors of one shape as far as one stride walks them.
 
-    With `logical` the dimensions keep their order, so that the i-th element is the i-th.
+    With `logical`, dimensions keep their order, so that the i-th element walked has flat index i.
 
     Raises:
         ValueError: elements of the first one share memory, or too many dimensions are left.
@@ -58,7 +58,7 @@ def geometry(tensors: Sequence[Tensor], logical: bool = False) -> Geometry:
 def _merge(
     first: Tensor, tensors: Sequence[Tensor], order: Sequence[int], check: bool = True
 ) -> tuple[list[int], list[list[int]]]:
-    """Sizes and strides of these dimensions, those in one stride as one."""
+    """Collapse adjacent dimensions, in this order; checks that the first tensor's elements are distinct."""
     sizes = [first.shape[d] for d in order]
     strides = [[t.stride(d) for t in tensors] for d in order]
     merged_sizes: list[int] = []
@@ -82,7 +82,7 @@ def _merge(
 
 
 def slice_shape(param: Tensor, kind: Extent) -> tuple[int, ...]:
-    """The shape of what slices of a parameter have: its own, with 1 where a dimension is reduced."""
+    """The shape of a state of slices: the parameter's, with 1 in dimensions that are reduced."""
     if kind.name.startswith("BLOCK"):
         return (View.of(param.shape, (kind,)).count(kind),)
     dims = slice_dims(param.dim(), kind)
@@ -90,7 +90,7 @@ def slice_shape(param: Tensor, kind: Extent) -> tuple[int, ...]:
 
 
 def slice_dims(ndim: int, kind: Extent) -> Collection[int]:
-    """The dimensions along which slices lie beside each other; over the others they are reduced."""
+    """The dimensions that index slices; the others are reduced."""
     dims: dict[Extent, Collection[int]] = {
         Extent.ROW: range(ndim - 1), Extent.COL: [*range(ndim - 2), ndim - 1],
         Extent.MATRIX: range(ndim - 2), Extent.UNIT: [0],

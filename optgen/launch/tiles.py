@@ -1,14 +1,14 @@
-"""Tiles: the part of a tensor with slices that one program walks, and where its partial results go.
+"""Tiling of tensors with slices: tile sizes, and where partial results of each tile are stored.
 
-In: a layout and shapes. Out: rows of the tables. A tile is a range of lines by a range of columns. What it
-finds of a reduction to slices has places in a table, a row of one for each slice and as many rows as the
-slices are divided in: lines over the `across` tiles beside each other, columns over the `down` tiles below
-each other in a matrix, for all matrices. One row is that of the values themselves; others are free again
-after the sweep. On a GPU maxima are found in place; on the CPU slices of several lines have a row for each
-tile, and on a GPU, where there are sums of them, a place for each line.
+In: a layout and shapes. Out: rows of tables. A tile is a range of lines by a range of columns. Partial
+results of a reduction to slices are cells of the table `lines`, one row of cells for every part that slices
+are divided into: lines over the `across` tiles side by side, columns over the `down` tiles below each other
+in a matrix. If slices are not divided, the cells are those of the result itself; others are free again after
+the sweep. On a GPU maxima are taken in place; on the CPU slices of several lines have a row per tile, and on
+a GPU, for sums of them, a cell per line.
 
-Larger tiles need fewer places, and smaller ones keep more of a machine busy: tiles are as small as they can
-be while all that a step keeps for a tensor beside its state stays within `allowance`.
+Larger tiles need fewer cells, smaller ones more parallelism: tiles are as small as possible while all that
+a step allocates for a tensor besides its state stays within `allowance`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CELL_BYTES = 8  # bytes of a place
 
 
 def allowance(layout: Layout, view: View, size: int) -> int:
-    """Bytes that a step may keep for a tensor of so many bytes.
+    """Bytes of scratch memory that a step may use for a tensor of so many bytes.
 
     A hundredth; where that is less, 16 for each value of a reduction, 8 for it and 8 for one part of it.
     """
@@ -41,10 +41,10 @@ def allowance(layout: Layout, view: View, size: int) -> int:
 
 @dataclass(frozen=True)
 class Tiling:
-    """The tiles of one tensor, of `height` lines and `width` columns or fewer.
+    """The tiles of one tensor, at most `height` lines by `width` columns.
 
-    Where columns of matrices have values, a tile is a part of one matrix, or some whole ones; where a block
-    has several matrices, lines are counted as the block has them.
+    If columns of matrices have values, a tile is a part of one matrix, or some whole ones; if blocks have
+    several matrices, lines are counted with the blocks' padding.
     """
 
     layout: Layout
@@ -55,7 +55,7 @@ class Tiling:
 
     @staticmethod
     def of(layout: Layout, view: View, kernel: Kernel, cells_needed: int) -> Tiling:
-        """The smallest tiles within the allowance of a tensor of so many bytes, or those that need least."""
+        """The smallest tiles within the allowance of a tensor of so many bytes; else the least scratch."""
         height, width = kernel.tile
         height *= max(1, width // max(1, view.columns))
         candidates = [Tiling(layout, view, height, width, kernel.atomic).fitted()]
@@ -78,7 +78,7 @@ class Tiling:
         return min(widened, key=lambda tiling: tiling.scratch)
 
     def fitted(self) -> Tiling:
-        """The tiling clamped to the tensor, of whole matrices or of a part of one."""
+        """Clip to the tensor's lines and columns, and to whole matrices or a part of one."""
         height = min(self.height, self.rows * max(1, self.matrices))
         if height > self.rows:
             height = height // self.rows * self.rows if self.multi_matrix else self.rows
@@ -86,23 +86,23 @@ class Tiling:
 
     @property
     def by_matrix(self) -> bool:
-        """Whether a tile must not have a part of one matrix and a part of another."""
+        """Whether a tile must not mix parts of different matrices."""
         return Extent.COL in self.layout.plan.slices
 
     @property
     def multi_matrix(self) -> bool:
-        """Whether a tile may have several matrices: what has blocks, only within a block."""
+        """Whether a tile may have several matrices; on a GPU, only if a block does."""
         return self.layout.block is None or self.layout.block.rows > 0
 
     @property
     def rows(self) -> int:
-        """Lines of a matrix, as blocks have them, or all lines where tiles need not lie in one."""
+        """Lines of a matrix, with padding, or all lines if tiles need not respect matrices."""
         padded = self.layout.block.rows if self.layout.block is not None else 0
         return max(1, (padded or self.view.rows) if self.by_matrix else self.view.lines)
 
     @property
     def matrices(self) -> int:
-        """How many there are."""
+        """The number of matrices, or 1 if tiles need not respect them."""
         return self.view.lines // max(1, self.view.rows) if self.by_matrix else min(1, self.view.lines)
 
     @property
@@ -112,22 +112,22 @@ class Tiling:
 
     @property
     def across(self) -> int:
-        """Tiles beside each other."""
+        """Tiles side by side."""
         return -(-self.view.columns // self.width)
 
     @property
     def count(self) -> int:
-        """How many tiles there are."""
+        """The number of tiles."""
         high = self.matrices * self.rows
         return (
             -(-high // self.height) if self.height > self.rows else self.matrices * self.down
         ) * self.across
 
     def chunk_rows(self) -> np.ndarray:
-        """A row for each tile, int64 [tiles, 6].
+        """A row per tile, int64 [tiles, 6].
 
-        First line, first column, the line after the last, which of those beside each other it is, in which
-        matrix its first line is, and which row that matrix has of the places of columns.
+        First line, first column, end line, index among tiles side by side, matrix of the first line, and the row
+        of column cells of that matrix.
         """
         high = self.matrices * self.rows
         tops = np.arange(0, high, max(self.rows, self.height))[:, None] + np.arange(0, self.rows, self.height)
@@ -140,7 +140,7 @@ class Tiling:
         return np.stack(fields, axis=1).astype(np.int64)
 
     def cell_count(self, r: Reduction) -> int:
-        """How many cells a reduction has: one for each partial result."""
+        """Cells for a reduction's partial results."""
         if self.in_place(r):
             return self.view.count(r.extent)
         if is_columns(r.extent):
@@ -150,24 +150,24 @@ class Tiling:
         return self.across * self.view.lines
 
     def in_place(self, r: Reduction) -> bool:
-        """Whether a maximum is reduced in place, by atomics, and needs no partial results."""
+        """Whether a reduction is a maximum taken in place, by atomics."""
         return self.atomic and r.op is Op.AMAX
 
     def needs_scratch(self, r: Reduction) -> bool:
-        """Whether a reduction needs scratch memory besides the places of its values."""
+        """Whether partial results need cells besides those of the result."""
         several = self.atomic and self.layout.spans_lines(r.extent)
         return self.in_place(r) or several or self.cell_count(r) != self.view.count(r.extent)
 
     @cached_property
     def in_place_offsets(self) -> dict[int, int]:
-        """Offsets of the maxima that are reduced in place, by slot."""
+        """Offset of the cells of each reduction in place, by slot."""
         return _exclusive_sums(
             {r.slot: self.cell_count(r) for r in self.layout.sliced_reductions if self.in_place(r)}
         )
 
     @cached_property
     def scratch_offsets(self) -> dict[int, int]:
-        """Offsets into scratch memory of the other reductions, by slot."""
+        """Offset of the scratch cells of each other reduction, by slot; sweeps reuse the same cells."""
         offsets: dict[int, int] = {}
         for step in self.layout.plan.sweeps:
             reductions = [
@@ -179,7 +179,7 @@ class Tiling:
         return offsets
 
     def cells_needed(self, slots: Mapping[int, int]) -> int:
-        """Cells that the reductions of `in_place_offsets` or `scratch_offsets` need."""
+        """Cells that `in_place_offsets` or `scratch_offsets` span."""
         return max(
             (slots[r.slot] + self.cell_count(r) for r in self.layout.sliced_reductions if r.slot in slots),
             default=0,
@@ -187,7 +187,7 @@ class Tiling:
 
     @cached_property
     def scratch(self) -> int:
-        """Bytes that a step keeps for this tensor: values, their parts, and parts of the tensor's own."""
+        """Bytes that a step allocates for this tensor: results, and partial results."""
         kinds, partial = self.layout.plan.extents, len(self.layout.partial)
         values = sum(self.view.count(kind) if kind.sliced else 1 for kind in kinds)
         return CELL_BYTES * (
@@ -198,7 +198,7 @@ class Tiling:
         )
 
     def columns(self) -> dict[str, int]:
-        """The tiling's columns in the tensor's row of the table."""
+        """The tensor's entries in columns that depend on its tiling."""
         columns = {
             "columns": self.view.columns, "lines": self.view.lines, "width": self.width,
             "rows": max(1, self.view.rows if self.by_matrix else self.view.lines),

@@ -1,7 +1,7 @@
-"""A stretch of a step that no signal handler cuts in two: from the first launch until all is counted.
+"""Deferral of signals, from a step's first launch until it is counted.
 
-Python runs a handler, such as the one that raises KeyboardInterrupt, between two lines of the main thread,
-wherever that is. In between tensors would have moved and not been counted, or some of them only.
+Python runs a handler, such as the one that raises KeyboardInterrupt, between two bytecodes of the main
+thread. In between, some tensors would be updated and not counted, or only some of them updated.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _free_actions: list[Any] = []  # that are free; only the main thread has any
 
 
 def _c_function() -> Any:
+    """libc's sigaction; None where there is none, as on Windows."""
     try:
         function = ctypes.CDLL(None).sigaction
     except (AttributeError, OSError, TypeError):  # as on Windows
@@ -45,9 +46,9 @@ _sigaction = _c_function()
 
 
 class Uninterrupted:
-    """A context in which signals wait: their handlers run at its end, each at most once.
+    """A context that defers signals: their handlers run at its end, each at most once.
 
-    Handlers run in the main thread only, so elsewhere there is nothing to hold back.
+    Handlers run in the main thread only, so it does nothing in others.
     """
 
     def __init__(self) -> None:
@@ -79,7 +80,7 @@ class Uninterrupted:
             self.release()
 
     def hold(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal. One that finds this handler in place afterwards goes to the handler before."""
+        """The temporary handler: note the signal; if still installed afterwards, call the original one."""
         if self.holding:
             self.arrived[number] = frame
         else:
@@ -87,13 +88,14 @@ class Uninterrupted:
             self.handlers[number](number, frame)
 
     def restore(self, number: int) -> None:
-        """Have a signal handled as before."""
+        """Reinstall a signal's original handler."""
         _set(number, self.handlers[number])
         if _sigaction is not None:
             _sigaction(number, self.actions[number], None)
 
     def release(self) -> None:
-        """Put the handlers back, and run those of the signals that came, though one of them raises."""
+        """Reinstall all handlers, and run those of signals that arrived, even if one raises."""
+        # A handler that is back already may run, and raise, between any two lines here: hence the loops.
         remaining, raised = list(self.handlers), None
         try:
             while remaining:
@@ -115,6 +117,7 @@ class Uninterrupted:
                 self._run()
 
     def _run(self) -> None:
+        """Run the handlers of signals that arrived; each runs even if another raises."""
         while self.arrived:
             number, frame = self.arrived.popitem()
             try:
@@ -127,9 +130,9 @@ _harmless: list[list[Any]] = []  # what `undisturbed` has found to do no harm
 
 
 def undisturbed() -> bool:
-    """Whether no handler could do more, in this thread, than raise KeyboardInterrupt.
+    """Whether in this thread no handler could do more than raise KeyboardInterrupt.
 
-    For what one call of compiled code does as a whole: it need not be held back then.
+    One compiled call then needs no deferral: it either runs completely or not at all.
     """
     handlers = list(map(_get, _NUMBERS))
     if handlers in _harmless:

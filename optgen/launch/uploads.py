@@ -1,9 +1,9 @@
-"""Tables on their way to a GPU, and what a CUDA graph that is being captured may have of them.
+"""Uploads of tables to a GPU, also while a CUDA graph is being captured.
 
-In: arrays of the host. Out: the same where kernels read them. In a capture no pinned memory may be allocated,
-and an upload does not happen then, but in every replay: what a graph reads has been sent before. Only where
-gradients, inputs and spills lie is new in a capture, and each has a table of its own for it (`Moving`), with
-pinned memory that is never written again.
+In: arrays of the host. Out: the same where kernels read them. During a capture no pinned memory may be
+allocated, and an upload is recorded, for every replay: what a graph reads must have been sent before. Only
+the addresses of gradients, inputs and spills are new then; each graph has a table of its own for them
+(`AddressTable`), with pinned memory that is never written again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ SPARES = 2  # captures without a step in between
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether what is launched on a device now goes into a CUDA graph."""
+    """Whether launches on a device are captured into a CUDA graph now."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """An array on a device.
+    """Copy an array to a device.
 
     Raises:
         RuntimeError: a CUDA graph is being captured.
@@ -39,7 +39,7 @@ def upload(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def refuse_in_capture(device: torch.device, what: str) -> None:
-    """Refuse to upload what a graph could have only after it has been captured."""
+    """Raise if a CUDA graph is being captured: it would not see this upload."""
     if capturing(device):
         raise RuntimeError(
             f"{what} has changed since the step before the capture, and a CUDA graph cannot take it over: "
@@ -48,27 +48,27 @@ def refuse_in_capture(device: torch.device, what: str) -> None:
 
 
 class PinnedBuffer:
-    """Pinned memory for int64, which an upload reads until its event has come."""
+    """Pinned int64 memory; an event says when an upload has read it."""
 
     def __init__(self, count: int, device: torch.device):
         self.pinned = torch.empty(count, dtype=torch.int64, pin_memory=device.type == "cuda")
         self.event: Any = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def fill(self, array: np.ndarray) -> None:
-        """Write it, once nothing reads it any more."""
+        """Write it, after waiting until no upload reads it any more."""
         if self.event is not None:
             self.event.synchronize()
         self.pinned.numpy()[:] = array.reshape(-1)
 
     def send(self, table: Tensor) -> None:
-        """Upload it piece by piece."""
+        """Upload it in pieces."""
         flat, step = table.view(-1), PIECE // 8
         for at in range(0, len(flat), step):
             flat[at : at + step].copy_(self.pinned[at : at + step], non_blocking=True)
 
 
 class AddressTable:
-    """A table of the addresses that move from step to step, int64 [tensors, stores].
+    """The table of addresses that change from step to step, int64 [tensors, stores].
 
     Args:
         shape: of the table.
@@ -85,13 +85,15 @@ class AddressTable:
         self.captured_tables: list[tuple[PinnedBuffer, Tensor]] = []  # to graphs
 
     def _empty(self) -> Tensor:
+        """Allocate a table on the device."""
         return torch.empty(self.shape, dtype=torch.int64, device=self.device)
 
     def _buffer(self) -> PinnedBuffer:
+        """Allocate pinned memory for one upload."""
         return PinnedBuffer(self.shape[0] * self.shape[1], self.device)
 
     def send(self, addresses: np.ndarray) -> Tensor:
-        """The table of a step that has these addresses.
+        """The table with these addresses; during a capture, one of the graph's own.
 
         Raises:
             RuntimeError: more graphs were captured than tables are in reserve.
@@ -106,12 +108,13 @@ class AddressTable:
             buffer.send(self.table)
             if buffer.event is not None:
                 buffer.event.record()
+            # Two buffers in turn: the next step need not wait for this upload.
             self.ring.reverse()
             self.sent = addresses.copy()
         return self.table
 
     def _capture_table(self, addresses: np.ndarray) -> Tensor:
-        """A graph's own table: every replay uploads it anew, from memory that is its own too."""
+        """A graph's own table: each replay uploads it again, from pinned memory of its own."""
         if not self.spares:
             refuse_in_capture(self.device, "where gradients lie")
         buffer, table = self.spares.pop()
@@ -122,10 +125,10 @@ class AddressTable:
 
 
 class Captured:
-    """What a CUDA graph reads of an optimizer, kept for its replays: tables only, no parameter and no state.
+    """Tables that a CUDA graph reads, kept alive for its replays; no parameter and no state.
 
     Args:
-        tables: what is kept.
+        tables: to keep alive.
         work: the step that was captured.
     """
 
@@ -135,7 +138,7 @@ class Captured:
         self.warned = False
 
     def check(self, work: Sequence[Work]) -> None:
-        """Warn, once, if a step has other tensors than the graph, whose replays would move the old ones."""
+        """Warn, once, if a step's tensors have moved: replays of the graph would update the old ones."""
         for w in () if self.warned else work:
             known, addresses = self.addresses.get(id(_owner(w)), (None, {}))
             if known is None or known() is not _owner(w):
@@ -155,9 +158,11 @@ class Captured:
 
 
 def _owner(w: Work) -> Tensor:
+    """The optimizer's parameter that a part belongs to."""
     return w.param if w.owner is None else w.owner
 
 
 def _addresses(w: Work) -> dict[str, int]:
+    """Addresses of the tensors that a part writes, by name."""
     addresses = {"p": w.param.data_ptr()} | {name: t.data_ptr() for name, t in w.states.items()}
     return addresses if w.counter is None else addresses | {"step": w.counter.data_ptr()}

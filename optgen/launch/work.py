@@ -1,4 +1,4 @@
-"""One parameter's part in a step, and the host's values of what it depends on."""
+"""`Work`: one parameter's part in a step, as the optimizer hands it to the launcher."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SUPPORTED = "float32, float64, bfloat16 and float16"
 
 @dataclass(slots=True)
 class Work:
-    """One parameter's part in a step: its gradient (None in a mode), states by name, group and count.
+    """One parameter's part in a step: its gradient (None in a mode), states by name, group and step number.
 
-    `inputs` are what `step` was given besides gradients; `index` counts the optimizer's parameters. Of a
-    distributed parameter, `owner`, all tensors are this process's parts; `shard` says where they lie.
+    `inputs`: the rule's further inputs; `index`: the parameter's number in the optimizer. If the parameter is
+    distributed (`owner`), all tensors are this process's shards, and `shard` is their position.
     """
 
     param: Tensor
@@ -46,11 +46,11 @@ class Work:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the whole parameter."""
+        """The shape of the full parameter."""
         return tuple(self.param.shape) if self.shard is None else self.shard.shape
 
     def tensor(self, store: str) -> Tensor:
-        """The tensor of an element store; what a mode has no gradient for is its parameter's."""
+        """The tensor of an element store; in a mode without gradient, the parameter stands for it."""
         if store == "p" or (store == "g" and self.grad is None):
             return self.param
         if store == "g":
@@ -59,7 +59,7 @@ class Work:
 
 
 def shape_fact(shape: Sequence[int], name: str) -> float:
-    """A fact about the shape of a whole parameter."""
+    """A fact about the shape of a full parameter, such as `numel`."""
     match name:
         case "numel":
             return float(math.prod(shape))

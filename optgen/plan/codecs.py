@@ -1,4 +1,4 @@
-"""How a stored tensor's bits become a number in working precision and back, as IR.
+"""Storage formats as IR: decode a stored tensor's raw bits to working precision, and encode them back.
 
 A codec is written once, here; every back end runs it. Rounding to 16 bits is explicit integer
 arithmetic, to nearest with ties to even, because back ends' own conversions differ (Triton's
@@ -16,7 +16,7 @@ from optgen.ir.node import DType, Node, Op, const, load, node
 
 @dataclass(frozen=True)
 class Codec:
-    """A storage form: the dtype of its raw bits, bytes per element, and both directions."""
+    """A storage format: dtype of the raw bits, bytes per element, and expressions to decode and encode."""
 
     name: str
     bytes: int
@@ -25,11 +25,11 @@ class Codec:
     encode: Callable[[Node], Node]
 
     def load(self, store: str, extent: Extent = Extent.ELEMENT) -> Node:
-        """The number that a store holds."""
+        """The decoded value of an element store."""
         return self.decode(load(store, self.raw, extent))
 
     def lossless(self, real: str) -> bool:
-        """Whether a number in working precision (`fp32` or `fp64`) comes back as it was."""
+        """Whether encoding a value of working precision `real` (`fp32` or `fp64`) keeps every bit."""
         return self.name == real
 
 
@@ -50,12 +50,12 @@ def _narrow(x: Node) -> Node:
 
 
 def decode_bf16(bits: Node) -> Node:
-    """bfloat16 is the upper half of a float32."""
+    """Decode bfloat16: the upper half of a float32."""
     return _widen(node(Op.FLOAT, _u32(Op.SHL, bits, 16)))
 
 
 def encode_bf16(x: Node) -> Node:
-    """Add just under half a unit of the upper half, one more where that half is odd, and cut."""
+    """Encode bfloat16, rounding to nearest even: add 0x7fff plus the lowest kept bit, then shift."""
     bits = node(Op.BITS, _narrow(x))
     odd = _u32(Op.AND, _u32(Op.SHR, bits, 16), 1)
     rounded = _u32(Op.SHR, _u32(Op.ADD, _u32(Op.ADD, bits, 0x7FFF), odd), 16)
@@ -64,7 +64,7 @@ def encode_bf16(x: Node) -> Node:
 
 
 def decode_fp16(bits: Node) -> Node:
-    """Shift the exponent and mantissa into place and scale by 2**112; exact, subnormals included."""
+    """Decode float16: shift exponent and mantissa into place, scale by 2**112; exact, also subnormals."""
     size = _u32(Op.AND, bits, 0x7FFF)
     shifted = _u32(Op.SHL, size, 13)
     scaled = node(Op.BITS, node(Op.MUL, node(Op.FLOAT, shifted), const(2.0**112, DType.F32)))
@@ -75,17 +75,19 @@ def decode_fp16(bits: Node) -> Node:
 
 
 def encode_fp16(x: Node) -> Node:
-    """Round the mantissa to 10 bits; below 2**-14, let the addition of 0.5 do the rounding."""
+    """Encode float16, rounding to nearest even; below 2**-14 (subnormal) adding 0.5 rounds."""
     bits = node(Op.BITS, _narrow(x))
     sign = _u32(Op.AND, _u32(Op.SHR, bits, 16), 0x8000)
     size = _u32(Op.AND, bits, 0x7FFFFFFF)
     odd = _u32(Op.AND, _u32(Op.SHR, size, 13), 1)
+    # From float32's exponent bias 127 to float16's 15, modulo 2**32, plus just under half a unit to round.
     rebiased = _u32(Op.ADD, size, (0x100000000 - (112 << 23)) + 0xFFF)
     normal = _u32(Op.SHR, _u32(Op.ADD, rebiased, odd), 13)
     half = 126 << 23  # 0.5: its last mantissa bit is worth 2**-24, the smallest float16
     lifted = node(Op.BITS, node(Op.ADD, node(Op.FLOAT, size), const(0.5, DType.F32)))
     subnormal = _u32(Op.SUB, lifted, half)
     small = _u32(Op.LT, size, 113 << 23)
+    # From 2**16 on, Inf; 65520 to 2**16 carries into the exponent by rounding and so becomes Inf too.
     large = _u32(Op.LE, _bits(143 << 23), size)
     nan = _u32(Op.LT, _bits(0x7F800000), size)
     value = node(Op.WHERE, large, _bits(0x7C00), node(Op.WHERE, small, subnormal, normal))
@@ -101,7 +103,7 @@ CODECS = {
 
 
 def working(codecs: list[str]) -> str:
-    """The working precision for a set of codecs: float64 where any of them stores it, else float32."""
+    """The working precision for a set of codecs: `fp64` if any of them stores float64, else `fp32`."""
     return "fp64" if "fp64" in codecs else "fp32"
 
 

@@ -1,4 +1,4 @@
-"""A program as a planner sees it: what must be placed, and in which phases each item may lie."""
+"""Dependence graph of a lowered program: the reductions that a node waits for, and its possible phases."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Item = str | int  # a store, or the slot of a reduction
 
 @dataclass
 class Graph:
-    """A program whose reductions are replaced by slots, and what that makes of its order.
+    """A program whose reductions are replaced by slots, with the dependences between them.
 
-    `values` has what each element store holds after the step, and what each slot that a sweep fills
-    reduces; `waits` has the slots that a node needs from sweeps before it. `small` are the reductions
-    that need no sweep: of slices, and over all tensors. `totals` number the values that are one for the
-    whole optimizer; `names` are the rule's.
+    `values`: by element store its new value, by slot of a sweep the operand of its reduction.
+    `required_slots`: by node, the slots that earlier sweeps must have filled. `coarse`: operands of
+    reductions that need no sweep, of slices or over all tensors. `totals` number the values that are one
+    for the whole optimizer; `names` are the rule's names for nodes.
     """
 
     codecs: Mapping[str, str]
@@ -42,12 +42,13 @@ class Graph:
 
     @staticmethod
     def of(program: Program, codecs: Mapping[str, str]) -> Graph:
-        """The graph of a lowered program; slots are numbered in the order in which they can be filled."""
+        """Build the graph of a lowered program, with slots numbered by depth of nested reductions."""
         graph = Graph(codecs)
         order = toposort(program.assigns.values())
         level: dict[Node, int] = {}
         for n in order:
             level[n] = max((level[a] for a in n.args), default=0) + (n.op in REDUCTIONS)
+        # A stable sort by depth: a slot only ever depends on slots with smaller numbers.
         reductions = sorted((n for n in order if n.op in REDUCTIONS), key=level.__getitem__)
         slot = {n: i for i, n in enumerate(reductions)}
         rewritten: dict[Node, Node] = {}
@@ -60,6 +61,7 @@ class Graph:
             required = frozenset[int]().union(*(graph.required_slots[a] for a in args))
             if n in slot:
                 operands[slot[n]] = new.args[0]
+                # Only a reduction of elements needs a sweep; one of coarser values runs between sweeps.
                 if n.args[0].extent is Extent.ELEMENT:
                     # What the operand waits for lies before this slot: `placements` places them in order.
                     required = frozenset([slot[n]])
@@ -83,7 +85,7 @@ class Graph:
         return graph
 
     def total(self, n: Node) -> Node:
-        """The leaf that stands for a value that is one for the whole optimizer; others as they are."""
+        """Replace a value that is one for the whole optimizer by a numbered TOTAL leaf."""
         if n.extent is not Extent.ALL or (n.op is Op.TOTAL and not (n.value or "").startswith("once")):
             return n
         leaf = node(Op.TOTAL, value=str(self.totals.setdefault(n, len(self.totals))), dtype=n.dtype)
@@ -91,7 +93,8 @@ class Graph:
         return leaf
 
     def steps(self, placed: Mapping[Item, int], sweeps: Sequence[Step]) -> Iterator[Step]:
-        """The sweeps in order, and after each the reductions and globals that it completes."""
+        """Order the steps: each sweep, and before it the reductions and globals that are ready by then."""
+        # `number` counts rounds: names such as combine2 and total2 are unique over the plan.
         number, swept = 0, {r.slot: r for step in sweeps for r in step.reductions}
         ready = {i: self._earliest_phase(n, placed) for i, n in self.coarse.items()}
         ready |= {i: placed[i] + 1 for i in self.values if isinstance(i, int)}
@@ -109,7 +112,7 @@ class Graph:
     def _next_round(
         self, slots: Sequence[int], totals: Mapping[Node, int]
     ) -> tuple[list[int], dict[str, Node]]:
-        """The slots and totals still to be computed that depend on no other pending total."""
+        """Pick the slots and totals that depend on no other pending one: they are computed next."""
         unavailable = {f"@total{i}" for i in totals.values()}
         unfilled = {f"@slot{i}" for i in slots}
         ready = []
@@ -124,7 +127,7 @@ class Graph:
     def _reduction_steps(
         self, number: int, slots: Sequence[int], totals: Mapping[str, Node], swept: Mapping[int, Reduction]
     ) -> Iterator[Step]:
-        """The steps that complete these slots and compute these totals, in order."""
+        """Finish partial sums, reduce slices, reduce over all tensors, then compute globals: one round."""
         if combined := tuple(swept[i] for i in slots if i not in self.coarse):
             yield Step("combine", f"combine{number}", reductions=combined)
         coarse = [
@@ -142,22 +145,22 @@ class Graph:
 
     @property
     def real(self) -> str:
-        """The working precision."""
+        """Working precision, `fp32` or `fp64`."""
         return working(list(self.codecs.values()))
 
     @property
     def word(self) -> int:
-        """Bytes of a number in working precision."""
+        """Bytes of a number in working precision: what a spill moves per element, each way."""
         return CODECS[self.real].bytes
 
     @cached_property
     def order(self) -> list[Node]:
-        """Every node, arguments first."""
+        """Every node in topological order, arguments first."""
         return toposort(self.values.values())
 
     @cached_property
     def windows(self) -> dict[Item, tuple[int, int]]:
-        """The first and the last phase that could write a store or fill a slot, of the fewest phases."""
+        """Earliest and latest phase for each store and slot, in a schedule with the fewest phases."""
         first: dict[Item, int] = {}
         slots = sorted(item for item in self.values if isinstance(item, int))
         for slot in slots:  # a slot waits for those with smaller numbers only
@@ -173,15 +176,18 @@ class Graph:
         return {item: (first[item], last[item]) for item in self.values}
 
     def _earliest_phase(self, n: Node, placed: Mapping[Item, int]) -> int:
-        """The first phase that can compute a node."""
+        """Earliest phase that can compute a node: after the last phase that fills a slot it needs."""
         return max((placed[slot] + 1 for slot in self.required_slots[n]), default=0)
 
     def ready(self, placed: Mapping[Item, int]) -> dict[Node, int]:
-        """The first phase that can compute each node."""
+        """The earliest phase of each node, for slots placed like this."""
         return {n: self._earliest_phase(n, placed) for n in self.order}
 
     def placements(self) -> Iterator[dict[Item, int]]:
-        """Ways to say which phase writes each store and fills each slot, early ones first."""
+        """Assignments of stores and slots to phases, earliest first.
+
+        Beyond `MAX_PLACEMENTS` only the earliest and the latest.
+        """
         windows = [range(first, last + 1) for first, last in self.windows.values()]
         if math.prod(map(len, windows)) > MAX_PLACEMENTS:
             yield {item: first for item, (first, _) in self.windows.items()}

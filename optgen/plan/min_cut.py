@@ -1,4 +1,4 @@
-"""A minimum vertex cut: what to load or spill so that a phase has all that it needs, for the fewest bytes."""
+"""Minimum vertex cut: what a phase should load or spill to compute its outputs for the fewest bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from optgen.ir.node import Node, Op, toposort
 
 
 def above(roots: Iterable[Node], cut: Collection[Node]) -> tuple[list[Node], list[Node]]:
-    """The nodes between the roots and a cut, arguments first, and the nodes of the cut that they reach."""
+    """Split what the roots reach at a cut: the nodes above it in topological order, and cut nodes reached."""
     seen: dict[Node, None] = {}
     stack = list(roots)
     while stack:
@@ -23,10 +23,10 @@ def above(roots: Iterable[Node], cut: Collection[Node]) -> tuple[list[Node], lis
 
 
 def minimum_cut(order: Sequence[Node], roots: Sequence[Node], price: Mapping[Node, int]) -> list[Node] | None:
-    """The cheapest nodes whose values let every root be computed, or None where nodes with a price do not.
+    """The cheapest set of priced nodes that suffices to compute every root; None if there is none.
 
-    A minimum vertex cut by augmenting paths (Edmonds and Karp, 1972): every node is an edge from its
-    entrance to its exit with its price as capacity; leaves hang on the source, roots on the sink.
+    A minimum vertex cut by augmenting paths (Edmonds and Karp, 1972). Vertex i becomes an edge from 2i to
+    2i + 1 with the node's price as capacity; LOADs hang on the source, roots on the sink.
     """
     number = {n: i for i, n in enumerate(order)}
     source, sink = 2 * len(order), 2 * len(order) + 1
@@ -37,6 +37,7 @@ def minimum_cut(order: Sequence[Node], roots: Sequence[Node], price: Mapping[Nod
         residual[end].setdefault(start, 0)
 
     for n, i in number.items():
+        # A node without a price has infinite capacity: it can never be in the cut.
         edge(2 * i, 2 * i + 1, price.get(n, math.inf))
         if n.op is Op.LOAD:
             edge(source, 2 * i, math.inf)
@@ -51,16 +52,18 @@ def minimum_cut(order: Sequence[Node], roots: Sequence[Node], price: Mapping[Nod
             path.append((parent[end], end))
             end = parent[end]
         flow = min(residual[start][end] for start, end in path)
+        # A path without a priced node: some root needs a load that this phase may not make.
         if flow == math.inf:
             return None
         for start, end in path:
             residual[start][end] -= flow
             residual[end][start] += flow
+    # By max-flow min-cut: vertices whose entrance is reachable in the residual graph and whose exit is not.
     return [n for n, i in number.items() if 2 * i in parent and 2 * i + 1 not in parent]
 
 
 def _search(residual: Sequence[Mapping[int, float]], source: int) -> dict[int, int]:
-    """How a breadth-first search from the source reached each vertex."""
+    """Breadth-first search in the residual graph: the parent of each vertex reached from the source."""
     parent = {source: source}
     queue = deque([source])
     while queue:

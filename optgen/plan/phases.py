@@ -1,4 +1,4 @@
-"""Program and storage to `Plan`: buffers, the steps over them in order, and the bytes that they move.
+"""The planner: a lowered program and its storage to a `Plan`, the one that moves the fewest bytes.
 
 A phase is one sweep over the elements. A reduction ends one: what depends on its result comes in a later
 one. What a later phase needs again it recomputes from stores or reads from a spill, whichever moves
@@ -25,13 +25,14 @@ from optgen.plan.plan import Buffer, Plan, Step
 def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
     """Schedule a lowered program (of `passes.pipeline`) for the storage of `p`, `g` and its states.
 
-    Among the ways to place stores and reductions and to spill, the one that moves the fewest bytes wins;
-    of equals, the one that spills least, and then the one that writes earliest.
+    Among all placements of stores and reductions, and all choices of spills, the one that moves the fewest
+    bytes wins; ties go to the fewest spills, and then to the earliest writes.
     """
     codecs = {s: codecs[s] for s in element_stores(program)}
     graph = Graph.of(program, codecs)
     plain = [Candidate(graph, placed) for placed in graph.placements()]
     spilling = [other for candidate in plain for other in candidate.with_spills()]
+    # `min` returns the first of equals, and placements come earliest first: that is the last tie-break.
     best = min([*plain, *spilling], key=lambda candidate: candidate.cost)
     tensor = {k: n for k, n in graph.tensor.items() if program.states[k].extent is not Extent.ALL}
     host = {k: n for k, n in tensor.items() if program.states[k].extent is Extent.STEP}
@@ -55,7 +56,7 @@ def plan(program: Program, codecs: Mapping[str, str]) -> Plan:
 
 
 def _buffers(program: Program, graph: Graph, best: Candidate) -> Iterator[Buffer]:
-    """The buffers of a plan, in the order in which tables have them."""
+    """All buffers of a plan; tables have columns and numbers in this order."""
     for i in range(len(best.spilled)):
         yield Buffer(f"#{i}", "spill", Extent.ELEMENT, graph.real)
     for name, codec in graph.codecs.items():
@@ -79,7 +80,7 @@ def _buffers(program: Program, graph: Graph, best: Candidate) -> Iterator[Buffer
 
 
 def _check_complete(result: Plan) -> None:
-    """Every buffer that a step reads must be given, or written by an earlier step; every slot must be.
+    """Check that every buffer is written before a step reads it, and that every slot is written at all.
 
     Raises:
         RuntimeError: no step writes it.
@@ -89,6 +90,7 @@ def _check_complete(result: Plan) -> None:
     known = {b.name for b in result.buffers}.difference(computed)
     early: set[str] = set()
     for step in result.steps:
+        # Read before any step has written it, even if a later one does.
         early |= {*step.reads} - known
         known |= {*step.writes}
     if missing := early.union(computed) - (known - early):
@@ -99,7 +101,7 @@ def _check_complete(result: Plan) -> None:
 
 
 def element_stores(program: Program) -> list[str]:
-    """The tensors that a step walks: p, g, element states and inputs."""
+    """Names of the stores with a value for each element: p, g, element states, and inputs that are read."""
     states = [k for k, s in program.states.items() if s.extent is Extent.ELEMENT]
     used = {n.value for n in toposort(program.assigns.values()) if n.op is Op.LOAD}
     inputs = [k for k, i in program.inputs.items() if i.extent is Extent.ELEMENT and k in used]

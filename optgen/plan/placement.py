@@ -1,4 +1,4 @@
-"""One way to place what a program stores and reduces, and what it moves."""
+"""One assignment of stores and reductions to phases, with its cheapest loads and spills."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ MAX_EXTRA = 4  # loads that a phase could add for the sake of spills; beyond the
 
 
 class Candidate:
-    """A schedule: which phase writes what, and for each phase the cheapest loads and spills (minimum cut).
+    """A placement with the cheapest cut for each phase; spills are considered only if `extra` is given.
 
-    With `extra` loads in a phase, there may be spills.
-
-    A new spill is priced for the phase at hand alone or, `shared`, as if all later ones would read it too.
-    `reads` says where each phase finds the nodes that it does not compute; `spilled` has the number of
-    each spill and the phase that writes it.
+    `extra` has further loads for a phase, so that it can spill a value that it could not compute otherwise.
+    `shared` prices a new spill as if all later phases would read it too, not the current one alone.
+    `reads`: by phase the nodes that it loads, and from which store or spill. `spilled`: the number of each
+    spill, and the phase that writes it.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Candidate:
             self.cost = (sum(step.bytes for step in self.sweeps), len(self.spilled))
 
     def with_spills(self) -> Iterator[Candidate]:
-        """The same placement with spills, and with loads that an early phase adds so that it can spill."""
+        """The same placement with spills, for every set of extra loads in early phases."""
         if self.sweeps and sum(step.bytes for step in self.sweeps[1:]) <= 2 * self.graph.word:
             return  # to write a spill and read it back costs as much as all that it could save
         loads = [n for n in self.graph.order if n.op is Op.LOAD and n.extent is Extent.ELEMENT]
@@ -66,12 +65,14 @@ class Candidate:
                 yield Candidate(self.graph, self.placed, extra, shared)
 
     def _available(self, k: int) -> dict[Node, str]:
-        """The nodes that lie in stores when phase k runs, each with the cheapest store that has it."""
+        """Nodes that phase k can load, each with the cheapest store that holds it then."""
         available: dict[Node, str] = {}
         for s in self.graph.codecs:
+            # Not yet overwritten: the store still holds the value from before the step.
             if self.placed.get(s, k) >= k:
                 available.setdefault(node(Op.LOAD, value=s), s)
         for s, codec in self.graph.codecs.items():
+            # Already written: usable only if storage is lossless, as a name means the unrounded value.
             if self.placed.get(s, k) < k and CODECS[codec].lossless(self.graph.real):
                 n = self.graph.values[s]
                 if n not in available or self._bytes(available[n]) > self._bytes(s):
@@ -79,15 +80,15 @@ class Candidate:
         return available
 
     def _cut(self, k: int) -> bool:
-        """Choose what phase k reads: stores, spills, and with them the spills that earlier phases write.
+        """Choose the loads of phase k by a minimum cut, and the spills that earlier phases write for it.
 
-        False where it needs what a store no longer has.
+        False if it needs a value that no store holds any more.
         """
         roots = [n for i, n in self.graph.values.items() if self.placed[i] == k]
         roots = [n for n in roots if n.extent is Extent.ELEMENT]
         order = [n for n in toposort(roots) if n.extent is Extent.ELEMENT]
         available, extra = self._available(k), (self.extra or {}).get(k, ())
-        # Thousandths of a byte: of a load and a spill that cost the same, the load wins by one of them.
+        # Thousandths of a byte, as readers share a write; the + 1 below prefers a load to a spill.
         price = {n: 0 if n in extra else 1000 * self._bytes(available[n]) for n in order if n in available}
         writer: dict[Node, int] = {}
         for n in order if self.extra is not None else ():
@@ -107,6 +108,7 @@ class Candidate:
                 self.spilled.setdefault(n, (len(self.spilled), writer[n]))
             reads[n] = available[n] if n in available else f"#{self.spilled[n][0]}"
         self.reads.append(reads)
+        # What this phase has or can compute: a later phase can have it spill any of these.
         computable = set(reads)
         for n in self.graph.order:
             free = n.args or n.extent < Extent.ELEMENT or n.op is Op.INDEX
@@ -116,7 +118,7 @@ class Candidate:
         return True
 
     def _sweep(self, k: int) -> Step:
-        """Phase k with its values in terms of raw loads."""
+        """The step of phase k, its values in terms of raw loads."""
         graph, reads = self.graph, self.reads[k]
         here = {item: n for item, n in graph.values.items() if self.placed[item] == k}
         spills = {f"#{i}": n for n, (i, phase) in self.spilled.items() if phase == k}
@@ -156,7 +158,7 @@ class Candidate:
 
 
 def _encode(codec: str, real: str, value: Node) -> Node:
-    """Encode a value for its store; constants are encoded here."""
+    """Encode a value for storage; constants are folded."""
     raw = value if CODECS[codec].lossless(real) else CODECS[codec].encode(value)
     folded = constant(raw) if raw.extent is Extent.CONST else None
     return raw if folded is None else const(float(folded), raw.dtype)

@@ -1,4 +1,4 @@
-"""What a plan consists of: buffers, and the steps that read and write them, in order."""
+"""A plan: named buffers, and the ordered steps that read and write them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Kind = Literal["sweep", "combine", "slice_reduce", "global_reduce", "global", "f
 
 @dataclass(frozen=True)
 class Buffer:
-    """What steps read and write: how often it has a value, and how each is stored.
+    """A named buffer: its role, how often it has a value (`extent`), and how each is stored (`codec`).
 
-    A store or spill has a value for each element; a spill is what one sweep leaves for another. A state is
-    coarser. A slot holds what a reduction has found, a partial what a sweep has found for it in each chunk or
-    tile. A global is one for the whole optimizer, and a scalar comes from the host.
+    Roles: `store`, an element tensor of the caller's; `spill`, an element temporary from one sweep to a
+    later one; `state`, a state per tensor or slice; `slot`, the result of a reduction; `partial`, its partial
+    results by chunk or tile; `global`, one value for the whole optimizer; `scalar`, a value from the host.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Reduction:
-    """One reduction: its slot, SUM or AMAX, what it reduces, and what it leaves."""
+    """One reduction: its slot, operation (SUM or AMAX), operand, and the extent of its result."""
 
     slot: int
     op: Op
@@ -49,7 +49,7 @@ def reduction_text(r: Reduction) -> str:
 
 
 def buffer_of(leaf: Node) -> str | None:
-    """The name of the buffer that a leaf reads; None for constants, keys and places."""
+    """Name of the buffer that a leaf reads; None for constants, random keys and element indices."""
     value = leaf.value or ""
     match leaf.op:
         case Op.LOAD | Op.SPILL:
@@ -63,17 +63,17 @@ def buffer_of(leaf: Node) -> str | None:
 
 @dataclass(frozen=True)
 class Step:
-    """What a kernel does at once to every tensor of a launch; `name` is that of the emitted function.
+    """One kernel invocation over all tensors of a launch; `name` is that of the emitted function.
 
-        sweep          walks the elements: writes stores and spills, and leaves reductions in part
-        combine        completes the reductions of the sweep before it
-        slice_reduce   reduces what slices have
+        sweep          elementwise loop: writes stores and spills, and partial results of reductions
+        combine        finishes the reductions of the sweep before it from their partial results
+        slice_reduce   reduces values of slices
         global_reduce  reduces over all tensors
-        global         computes what is one for the whole optimizer, in float64
+        global         computes values that are one for the whole optimizer, in float64
         finish         writes the new states of tensors and slices
 
-    `values` are those that it writes, by buffer, in terms of raw loads. A sweep `loads` stores and spills,
-    and moves so many `bytes` per element.
+    `values`: by buffer that it writes, the value in terms of raw loads. `loads` and `bytes`: the stores and
+    spills that a sweep reads, and the bytes that it moves per element.
     """
 
     kind: Kind
@@ -84,13 +84,13 @@ class Step:
     bytes: int = 0
 
     def roots(self) -> list[Node]:
-        """Every value that the step must compute."""
+        """Every value that the step must compute: what it writes, and operands of its reductions."""
         operands = () if self.kind == "combine" else self.reductions
         return [*self.values.values(), *(r.operand for r in operands)]
 
     @property
     def reads(self) -> list[str]:
-        """The buffers that it reads."""
+        """Names of the buffers that it reads."""
         if self.kind == "combine":
             return [f"@partial{r.slot}" for r in self.reductions]
         names = map(buffer_of, toposort(self.roots()))
@@ -98,25 +98,25 @@ class Step:
 
     @property
     def writes(self) -> list[str]:
-        """The buffers that it writes."""
+        """Names of the buffers that it writes."""
         role = "partial" if self.kind == "sweep" else "slot"
         return [*self.values, *(f"@{role}{r.slot}" for r in self.reductions)]
 
     @property
     def slots(self) -> tuple[int, ...]:
-        """The slots of tensors and slices that it completes."""
+        """Slots of tensors and slices that are complete after this step."""
         done = self.kind in ("combine", "slice_reduce")
         return tuple(r.slot for r in self.reductions) if done else ()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a back end needs to run one step, or one mode, over a bucket of tensors.
+    """The schedule of one step, or one mode, of a rule for given storage: what a back end compiles.
 
-    `real` is the working precision, `fp32` or `fp64`. `host` maps a state that the host computes to its
-    scalar. `scalars` and `onces` are what the host computes, for each group and for the whole optimizer;
-    `finals` says which total is the new value of a state that is one for the whole optimizer. `unspilled` is
-    what a step would move per element if nothing were spilled.
+    `real` is the working precision, `fp32` or `fp64`. `scalars` and `onces` are computed by the host, per
+    group and once for the whole optimizer; `host` maps a state that the host computes to its scalar. `finals`
+    says which total is the new value of a state that is one for the whole optimizer. `unspilled` is the bytes
+    per element of the best plan without spills.
     """
 
     name: str
@@ -136,37 +136,37 @@ class Plan:
 
     @cached_property
     def codecs(self) -> dict[str, str]:
-        """The storage form of every element store."""
+        """The storage format of every element store."""
         return {b.name: b.codec for b in self._with_role("store")}
 
     @cached_property
     def spills(self) -> tuple[str, ...]:
-        """What sweeps leave for later ones, by element."""
+        """Names of the spills."""
         return tuple(b.name for b in self._with_role("spill"))
 
     @cached_property
     def tensor_states(self) -> tuple[str, ...]:
-        """The states of tensors, or of slices of them, that are kept on the device."""
+        """States of tensors and of slices, which lie on the device."""
         return tuple(b.name for b in self._with_role("state"))
 
     @cached_property
     def extents(self) -> tuple[Extent, ...]:
-        """What each slot has a value for."""
+        """The extent of each slot."""
         return tuple(b.extent for b in self._with_role("slot"))
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """Where each number for all tensors lies: totals, sums, what the host computes, states, inputs."""
+        """Index in `Tables.numbers` of each value that is one for the whole optimizer."""
         return {b.name: i for i, b in enumerate(b for b in self.buffers if b.extent is Extent.ALL)}
 
     @cached_property
     def sweeps(self) -> tuple[Step, ...]:
-        """The steps that walk the elements: the phases."""
+        """The sweeps, one per phase."""
         return tuple(step for step in self.steps if step.kind == "sweep")
 
     @cached_property
     def totals(self) -> list[Node]:
-        """The values that are one for the whole optimizer, in order of their numbers."""
+        """Values that are one for the whole optimizer, in order of their numbers."""
         by_name = {name: n for step in self.steps if step.kind == "global" for name, n in step.values.items()}
         return [by_name[b.name] for b in self._with_role("global") if b.name in by_name]
 
@@ -178,29 +178,29 @@ class Plan:
 
     @cached_property
     def reductions(self) -> tuple[Reduction, ...]:
-        """Every reduction, in order of their slots."""
+        """Every reduction, in order of slots."""
         by_slot = {r.slot: r for step in self.steps for r in step.reductions}
         return tuple(by_slot[slot] for slot in sorted(by_slot))
 
     @cached_property
     def slices(self) -> tuple[Extent, ...]:
-        """The kinds of slices of a tensor that have values."""
+        """The kinds of slices (rows, columns, blocks ...) that have values, by name."""
         kinds = {n.extent for n in toposort(self.roots)} | {b.extent for b in self.buffers}
         return tuple(sorted((e for e in kinds if e.sliced), key=lambda e: e.name))
 
     @cached_property
     def logical(self) -> bool:
-        """Whether it matters which element is which, so that no tensor is walked in another order."""
+        """Whether results depend on an element's index: strided tensors are walked in logical order then."""
         return bool(self.slices) or any(n.op is Op.INDEX for n in toposort(self.roots))
 
     @cached_property
     def random(self) -> bool:
-        """Whether random numbers are drawn."""
+        """Whether the plan draws random numbers."""
         return any(n.op is Op.KEY for n in toposort(self.roots))
 
     @cached_property
     def stores(self) -> tuple[str, ...]:
-        """The element stores that any sweep touches, in a fixed order."""
+        """Element stores that any sweep reads or writes, in a fixed order."""
         touched = {s for step in self.sweeps for s in (*step.loads, *step.values)}
         return tuple(s for s in self.codecs if s in touched)
 
@@ -210,17 +210,19 @@ class Plan:
         return sum(step.bytes for step in self.sweeps)
 
     def fingerprint(self) -> str:
-        """A text that is the same for plans whose kernels do the same, whatever the host does for them."""
+        """Cache key: equal for plans whose kernels are equal, whatever the host computes for them."""
         states = [(s, self.states[s].extent) for s in self.tensor_states]
         lines = [self.real, repr(list(self.codecs.items())), repr(states), repr(self.extents)]
         numbers: dict[Node, int] = {}
         for n in toposort([*self.roots, *self.totals]):
             numbers[n] = len(numbers)
             args = [numbers[a] for a in n.args]
+            # Nodes by their index, not by identity: the text must be equal in every process.
             lines.append(f"{n.op.name} {n.dtype.name} {args} {n.value} {n.extent.name}")
         for step in self.sweeps:
             lines.append(repr((step.loads, [(k, numbers[n]) for k, n in step.values.items()])))
             lines.append(repr([(r.slot, r.op.name, numbers[r.operand]) for r in step.reductions]))
+        # The key covers what is computed between sweeps and in which order, but not how steps are named.
         for boundary, between in self._rounds():
             combined = tuple(r.slot for s in between if s.kind == "combine" for r in s.reductions)
             later = [(s.kind, r) for s in between if s.kind != "combine" for r in s.reductions]
@@ -235,7 +237,7 @@ class Plan:
         return "\n".join(lines)
 
     def _rounds(self) -> list[tuple[int, list[Step]]]:
-        """The steps between sweeps, up to each `global` one, and how many sweeps come before them."""
+        """Steps between sweeps, cut after each `global` step, with the number of sweeps before them."""
         rounds: list[tuple[int, list[Step]]] = []
         sweeps_done, begins_round = 0, True
         for step in self.steps:
@@ -249,7 +251,7 @@ class Plan:
         return rounds
 
     def __str__(self) -> str:
-        """What each sweep does and moves, and why it is done so."""
+        """Bytes, loads, stores and reductions of each phase, and what spilling saves."""
         lines = [f"{self.name}: {len(self.sweeps)} phase(s), {self.bytes} bytes per element, {self.real}"]
         for k, step in enumerate(self.sweeps):
             parts = [f"loads {', '.join(step.loads) or 'nothing'}"]
@@ -264,7 +266,7 @@ class Plan:
         return "\n".join(lines)
 
     def _text(self, root: Node) -> str:
-        """A value in the notation of rules, in terms of what the rule has names for."""
+        """A value in the rule's notation, in terms of names of the rule."""
         texts: dict[Node, Spelling] = {}
         for n in toposort([root]):
             named = n in self.names and n.args

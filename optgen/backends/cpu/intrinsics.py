@@ -1,4 +1,4 @@
-"""What emitted modules call: an instruction or two each, without a branch that would stop the vectoriser."""
+"""Intrinsics that compiled code calls: one or two LLVM instructions, branch-free so that loops vectorise."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Build = Callable[..., Any]
 
 
 def _instruction(result: Any, arguments: tuple[Any, ...], build: Build) -> tuple[Any, Build]:
-    """What an intrinsic returns: its type, and how to make its code from an LLVM builder and values."""
+    """An intrinsic's type, and its code generator from an LLVM builder and argument values."""
     return result(*arguments), lambda context, builder, signature, values: build(builder, *values)
 
 
 @intrinsic
 def pointer(typing: Any, address: Any) -> Any:
-    """An integer address as a pointer that `numba.carray` takes."""
+    """Cast an integer address to a pointer that `numba.carray` takes."""
     return _instruction(types.voidptr, (address,), lambda builder, x: builder.inttoptr(x, cgutils.voidptr_t))
 
 
 def _call(arguments: int) -> tuple[Any, Build]:
-    """A call of a C function of this many integers, by its address."""
+    """Call a C function of this many int64 arguments by its address."""
     word = ir.IntType(64)
     kind = ir.FunctionType(word, arguments * [word]).as_pointer()
     return _instruction(
@@ -34,7 +34,7 @@ def _call(arguments: int) -> tuple[Any, Build]:
 
 @intrinsic
 def fetch(typing: Any, address: Any) -> Any:
-    """Have a line of memory brought into the cache; an address of none does no harm."""
+    """Prefetch a cache line; an invalid address does no harm."""
 
     def build(builder: Any, x: Any) -> Any:
         number = ir.IntType(32)
@@ -49,7 +49,7 @@ def fetch(typing: Any, address: Any) -> Any:
 
 @intrinsic
 def count_up(typing: Any, address: Any) -> Any:
-    """Add 1 to a uint32 in memory that other threads may count up too."""
+    """Atomically add 1 to the uint32 at an address."""
 
     def build(builder: Any, x: Any) -> Any:
         number = ir.IntType(32)
@@ -61,10 +61,10 @@ def count_up(typing: Any, address: Any) -> Any:
 
 @intrinsic
 def widest(typing: Any) -> Any:
-    """Have the function that calls this compiled to vectors of 512 bits, where the processor has them.
+    """Compile the calling function to 512-bit vectors, if the processor has them.
 
     By itself LLVM takes 256 bits on Intel's. With 512 a step takes 0.97 of the time, and a bfloat16 one 0.86.
-    llvmlite has a list of the attributes that it knows, and not this one on it.
+    llvmlite accepts only attributes on a list of its own, and this one is not on it: hence `set.add`.
     """
 
     def build(builder: Any) -> Any:
@@ -76,7 +76,7 @@ def widest(typing: Any) -> Any:
 
 @intrinsic
 def ask(typing: Any, function: Any) -> Any:
-    """The int that a C function without arguments returns, by its address."""
+    """Call a C function without arguments that returns an int, by its address."""
     kind = ir.FunctionType(ir.IntType(32), []).as_pointer()
     return _instruction(
         types.int64, (types.int64,), lambda b, f: b.sext(b.call(b.inttoptr(f, kind), []), ir.IntType(64))
@@ -85,47 +85,49 @@ def ask(typing: Any, function: Any) -> Any:
 
 @intrinsic
 def call1(typing: Any, function: Any, a: Any) -> Any:
-    """What a C function returns, all as int64."""
+    """Call a C function of one argument by its address, all int64."""
     return _call(1)
 
 
 @intrinsic
 def call2(typing: Any, function: Any, a: Any, b: Any) -> Any:
-    """What a C function returns, all as int64."""
+    """Call a C function of two arguments by its address, all int64."""
     return _call(2)
 
 
 @intrinsic
 def call3(typing: Any, function: Any, a: Any, b: Any, c: Any) -> Any:
-    """What a C function returns, all as int64."""
+    """Call a C function of three arguments by its address, all int64."""
     return _call(3)
 
 
 @intrinsic
 def call4(typing: Any, function: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """What a C function returns, all as int64."""
+    """Call a C function of four arguments by its address, all int64."""
     return _call(4)
 
 
 @intrinsic
 def bits_of(typing: Any, x: Any) -> Any:
-    """The bits of a float32 as uint32."""
+    """Reinterpret a float32 as uint32."""
     return _instruction(types.uint32, (types.float32,), lambda builder, x: builder.bitcast(x, ir.IntType(32)))
 
 
 @intrinsic
 def float_of(typing: Any, x: Any) -> Any:
-    """The float32 that some bits stand for."""
+    """Reinterpret a uint32 as float32."""
     return _instruction(types.float32, (types.uint32,), lambda builder, x: builder.bitcast(x, ir.FloatType()))
 
 
 @intrinsic
 def where(typing: Any, condition: Any, a: Any, b: Any) -> Any:
-    """a where the condition holds, else b; both are computed."""
+    """Select a or b by a condition, without a branch."""
     return _instruction(a, (types.boolean, a, a), lambda builder, c, x, y: builder.select(c, x, y))
 
 
 def _extreme(sign: str) -> Build:
+    """Code generator of `maximum` or `minimum`, which propagate a NaN in either operand."""
+
     def build(builder: Any, x: Any, y: Any) -> Any:
         beyond = builder.fcmp_ordered(sign, x, y)
         return builder.select(builder.or_(beyond, builder.fcmp_unordered("uno", x, x)), x, y)
@@ -135,11 +137,11 @@ def _extreme(sign: str) -> Build:
 
 @intrinsic
 def maximum(typing: Any, a: Any, b: Any) -> Any:
-    """The larger of two floats, or NaN where there is one."""
+    """The larger of two floats, NaN if either is; of two equal zeros, b."""
     return _instruction(a, (a, a), _extreme(">"))
 
 
 @intrinsic
 def minimum(typing: Any, a: Any, b: Any) -> Any:
-    """The smaller of two floats, or NaN where there is one."""
+    """The smaller of two floats, NaN if either is; of two equal zeros, b."""
     return _instruction(a, (a, a), _extreme("<"))

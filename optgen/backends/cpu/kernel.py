@@ -1,16 +1,16 @@
-"""A plan as a Numba function over chunks: parallel, in place, without temporaries.
+"""The CPU back end: a plan as Numba functions over chunks, in place and without temporaries.
 
-In: a layout. Out: the source of a module (`emit`), and a `Kernel` that runs it (`CpuKernel`). A phase is
+In: a layout. Out: source of a module (`emit`), and a `Kernel` that runs it (`CpuKernel`). Phase k is
 `update<k>`, the arithmetic of one element, and `sweep<k>`, which applies it to a range of chunks. Sums add
 into 64 float64 lanes, whole rows of lanes first, so that the compiler vectorises them and the order is
 fixed. Lanes lie in memory, and an addition waits for the one before it in its lane: a step of AdamW clipped
 by the global norm takes 54 ms with 16 lanes, 30 with 64 and 31 with 256 (32 M elements, 2 cores).
 
-Threads are torch's own (`team`), or Python's where those cannot be had, each in a call that holds no lock of
-the interpreter. A parallel Numba function would take 1.0 to 1.4 s to compile for each phase, besides 0.6 s
-for the phase itself, would abort the process where two threads enter it (workqueue), and waits for all of
-its threads at once: on two cores of which one was busy, a million elements took 14 ms that way and 1.4 ms on
-Python's threads.
+Threads are torch's own OpenMP team (`openmp.team`), or Python's if that is not available, each in a call that
+releases the interpreter's lock. A parallel Numba function would take 1.0 to 1.4 s to compile for each phase,
+besides 0.6 s for the phase itself, would abort the process if two threads enter it (workqueue), and waits for
+all of its threads at once: on two cores of which one was busy, a million elements took 14 ms that way and
+1.4 ms on Python's threads.
 
 IEEE semantics need nothing special here: LLVM contracts no multiplication with an addition unless asked.
 `math="fast"` asks for that, and for reciprocals in place of divisions. It costs one or two units in the
@@ -49,7 +49,7 @@ binding.set_option("optgen", "-runtime-memory-check-threshold=128")
 
 
 def emit(layout: Layout, math_mode: str = "exact") -> str:
-    """The source of a module with a function for every step."""
+    """Source of a module with a function for every step."""
     plan = layout.plan
     fast = ", fastmath={'contract', 'arcp', 'afn'}" if math_mode == "fast" else ""
     names = Names(plan, GLOBALS | LOCALS, FORMS)
@@ -80,6 +80,7 @@ _pools: dict[str, ThreadPoolExecutor] = {}  # the one of this process
 
 
 def _pool() -> ThreadPoolExecutor:
+    """This process's thread pool, for when torch has no OpenMP team."""
     threads = max(1, (os.cpu_count() or 1) - 1)
     return once(_pools, "all", lambda: ThreadPoolExecutor(threads, thread_name_prefix="optgen"))
 
@@ -89,7 +90,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class SweepPart:
-    """A sweep as a C function, which threads of a team call; a single one need not be in a team."""
+    """A sweep as a C function of one pointer: each thread of a team runs its share of the chunks."""
 
     def __init__(self, compiled: Any):
         self.compiled, self.address = compiled, compiled.address
@@ -97,7 +98,7 @@ class SweepPart:
 
 
 class CpuKernel(Kernel):
-    """A module made by `emit`, with as many threads as torch uses."""
+    """A module emitted by `emit`, run on as many threads as torch uses."""
 
     chunk = CHUNK
     tile = TILE
@@ -113,7 +114,7 @@ class CpuKernel(Kernel):
         self.ready: set[bool] = set()  # what is compiled: sweeps, or parts of them for torch's threads
 
     def prepare(self, tables: Tables) -> None:
-        """Compile all that a step of these tables runs, and say over how many threads."""
+        """Compile every function of a step on these tables, and set the number of threads."""
         count, openmp = len(tables.chunks), team()
         effort = self._useful_threads(tables, self.min_elements if openmp else self.min_elements_python)
         tables.threads = max(1, min(available(), count, effort)) if effort > 1 else 1
@@ -130,7 +131,7 @@ class CpuKernel(Kernel):
         self.ready.add(parts)
 
     def run(self, step: Step, tables: Tables) -> None:
-        """Run one step of the plan over every tensor."""
+        """Run one step of the plan on every tensor."""
         if step.kind == "sweep":
             self._sweep(step.name, tables)
         elif step.kind == "global":
@@ -139,18 +140,18 @@ class CpuKernel(Kernel):
             getattr(self.module, step.name)(*tables.arguments(self.layout))
 
     def _useful_threads(self, tables: Tables, min_elements: int) -> int:
-        """How many threads a sweep keeps busy, each with so many elements."""
+        """The number of threads that a sweep keeps busy, with at least so many elements each."""
         return (tables.elements + len(tables.chunks) * self.chunk_overhead) // min_elements
 
     def c_call(self, step: Step, tables: Tables) -> tuple[int, int] | None:
-        """A C function of one pointer and what it points to, which make a short sweep in this thread."""
+        """Addresses of a short sweep's C function and its argument; None if threads should share it."""
         openmp = team()
         if step.kind != "sweep" or openmp is None or self._useful_threads(tables, self.min_elements) > 1:
             return None
         return self.parts[step.name].address, self.words(tables, openmp).ctypes.data
 
     def _sweep(self, name: str, tables: Tables) -> None:
-        """Run a sweep over every chunk, over as many threads as `prepare` has said."""
+        """Run a sweep on every chunk, on the number of threads set by `prepare`."""
         openmp, threads, count = team(), tables.threads, len(tables.chunks)
         if openmp is not None:
             data = self.words(tables, openmp).ctypes.data
@@ -161,14 +162,17 @@ class CpuKernel(Kernel):
             return
         run, arguments = getattr(self.module, name), tables.arguments(self.layout)
         parts = list(pairwise(count * k // threads for k in range(threads + 1)))
+        # This thread runs the first part itself: with one part nothing is handed to the pool.
         others = [_pool().submit(run, *part, *arguments) for part in parts[1:]]
         run(*parts[0], *arguments)
         for other in others:
             other.result()
 
     def words(self, tables: Tables, openmp: Team) -> np.ndarray:
-        """The argument of a compiled sweep: functions of the team, the number of chunks, addresses, sizes."""
-        cached = tables.words  # the other arrays stay
+        """Argument of the C functions: OpenMP's own functions, number of chunks, addresses of tables."""
+        # Rebuilt only if `tensors` or `scalars` was replaced: the other tables live as long as the bucket.
+        # It is kept alive with the tables, since C functions and `OneCall` hold its address.
+        cached = tables.words
         if cached is None or cached[0] is not tables.tensors or cached[1] is not tables.scalars:
             words = [*openmp.functions, len(tables.chunks)]
             for array in tables.arguments(self.layout):

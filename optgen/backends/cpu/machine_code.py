@@ -1,10 +1,10 @@
-"""Numba's machine code: one file in the cache folder for each function and signature, finished before a fork.
+"""Persistent cache of Numba's machine code, and compilation that a fork waits for.
 
-In: functions of a module that `cache.load` has made. Out: dispatchers and C functions. A compiled function
-lies in one file, under the hash of all that its machine code depends on: the module's own hash, its argument
-types, the processor, and which Numba, LLVM, NumPy and Python there are. Numba's own cache would unpickle half
-a file, or one that anybody may have written, and fail with it for good. Here what is no whole file is
-compiled again, and which files may be believed is the business of `optgen.backends.disk`.
+In: functions of a module that `cache.load` has executed. Out: dispatchers and C functions. A compiled
+function is one file, named by the hash of all that its machine code depends on: the module's own hash, its
+argument types, the processor, and the versions of Numba, LLVM, NumPy and Python. Numba's own cache would
+unpickle a truncated file, or one that anybody may have written, and fail with it for good. Here an
+incomplete file is compiled again, and `optgen.backends.disk` decides which files may be trusted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _c_functions: dict[Any, Any] = {}  # by function
 
 
 def stored(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit` with these options, for functions of emitted modules."""
+    """`numba.njit` with these options and the persistent cache, for functions of emitted modules."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = njit(**options)(function)
@@ -59,7 +59,7 @@ def stored(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 def c_function(function: Callable[..., Any]) -> Any:
-    """A function of an emitted module as a C function of one pointer, compiled. It has an `address`."""
+    """Compile a function of an emitted module as a C function of one pointer; the result has an `address`."""
 
     def make() -> Any:
         c_func: Any = CFunc(function, ((types.voidptr,), types.void), {}, {"error_model": "numpy"})
@@ -71,7 +71,7 @@ def c_function(function: Callable[..., Any]) -> Any:
 
 
 class FunctionCache:
-    """The compiled forms of one function in the cache folder, by signature; what Numba calls a cache."""
+    """One function's persistent cache, by signature, with the methods that Numba calls on a cache."""
 
     cache_path = None
 
@@ -79,7 +79,7 @@ class FunctionCache:
         self.module, self.name = function.__module__ or "", function.__name__
 
     def load_overload(self, signature: Any, target: Any) -> Any:
-        """The compiled function; None where it has to be compiled."""
+        """Load the machine code of a signature; None if it must be compiled."""
         if not self.module.startswith(PREFIX):
             return None
         target.refresh()
@@ -91,6 +91,7 @@ class FunctionCache:
         if _digest(name, content) == digest:
             try:
                 stored_signature, parts = pickle.loads(content)
+                # The name is a hash: compare what it stands for.
                 if stored_signature == signature:
                     return CompileResult._rebuild(target, *parts)  # type: ignore[no-untyped-call]
             except Exception:
@@ -101,7 +102,8 @@ class FunctionCache:
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
-        """Keep a compiled function, if it holds no addresses of this process."""
+        """Store the machine code of a signature, unless it embeds addresses of this process."""
+        # Dynamic globals are addresses of this process's objects; lifted loops are functions of their own.
         if not self.module.startswith(PREFIX) or result.lifted or result.library.has_dynamic_globals:
             return
         content = dumps((signature, result._reduce()))  # type: ignore[no-untyped-call]
@@ -109,7 +111,7 @@ class FunctionCache:
         disk.write(name, _digest(name, content) + content)
 
     def _file(self, signature: Any, codegen: Any) -> str:
-        """The file of a signature: `cpu_<the module's hash>.<the function>.<a hash>.nbc`."""
+        """File name of a signature: `cpu_<module hash>.<function>.<hash>.nbc`."""
         versions = (numba.__version__, llvmlite.__version__, binding.llvm_version_info, numpy.__version__)
         python = (sys.implementation.cache_tag, getattr(sys, "abiflags", ""))
         codegen_options = tuple(getattr(config, name, None) for name in CODEGEN_OPTIONS)
@@ -118,15 +120,15 @@ class FunctionCache:
         return f"{self.module.removeprefix(PREFIX)}.{self.name}.{digest}.nbc"
 
     def enable(self) -> None:
-        """It always is."""
+        """Do nothing: it is always enabled."""
 
     def disable(self) -> None:
-        """It never is."""
+        """Do nothing: it is always enabled."""
 
     def flush(self) -> None:
-        """What is compiled again is written again."""
+        """Do nothing: a recompilation overwrites the file."""
 
 
 def _digest(name: str, content: bytes) -> bytes:
-    """What a whole file begins with; one that was renamed is none."""
+    """Checksum of a file's name and content, which the file begins with."""
     return hashlib.sha256(name.encode() + content).digest()

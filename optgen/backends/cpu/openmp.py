@@ -1,8 +1,8 @@
-"""The OpenMP threads that torch computes with, for sweeps of ours.
+"""torch's OpenMP thread team, on which sweeps run.
 
-They share the cores with nobody: threads of our own would have to wait until torch's, which look for more
-work for some milliseconds after each operation, go to sleep. A million elements of AdamW take 0.3 ms this way
-after an operation of torch's, and 0.7 ms on other threads.
+Threads of our own would compete with torch's for cores: those spin for some milliseconds after each
+operation before they sleep. A million elements of AdamW take 0.3 ms this way after an operation of torch's,
+and 0.7 ms on other threads.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 
 
 class Team:
-    """A call of GNU OpenMP, which any number of threads take part in.
+    """Starts a parallel region of GNU OpenMP through its C interface.
 
     Raises:
-        AttributeError: torch was built for other threads.
+        AttributeError: torch was built with another threading library.
     """
 
     def __init__(self, library: ctypes.CDLL):
@@ -28,7 +28,7 @@ class Team:
         self.functions = [ctypes.cast(f, ctypes.c_void_p).value or 0 for f in numbers]
 
     def run(self, function: int, data: int, threads: int) -> None:
-        """Call a C function, given by its address, with `data` in each of the threads."""
+        """Call the C function at an address with `data` in each of the threads, and wait for all."""
         self.parallel(function, data, threads, 0)
 
 
@@ -36,12 +36,13 @@ _forks = 0
 
 
 def team() -> Team | None:
-    """torch's threads; None where they are not OpenMP's, and in a forked process, where none runs."""
+    """torch's team; None without GNU OpenMP, and in a forked child, where its threads do not exist."""
     return None if _forks else _team()
 
 
 @cache
 def _team() -> Team | None:
+    """Look the team up in torch's library."""
     import torch
 
     try:
@@ -51,7 +52,7 @@ def _team() -> Team | None:
 
 
 def available() -> int:
-    """How many threads torch computes with."""
+    """The number of threads that torch computes with."""
     import torch
 
     return torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Numba spellings of operators, constants and table entries, and the loads before a function's arithmetic."""
+"""Numba spellings: operators, constants, table entries, and loads of values that are one per tensor."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FORMS = ("{}_at", "{}_across", *(f"{{}}_stride{d}" for d in range(MAX_DIMS)))
 
 
 def speller(real: str) -> Spell:
-    """How Numba source spells each op, in working precision `real` (`fp32` or `fp64`)."""
+    """The function that spells each op for Numba, in working precision `real` (`fp32` or `fp64`)."""
     kinds = {DType.REAL: TYPES[real], DType.F32: "f32", DType.U32: "u32", DType.BOOL: "bool"}
     calls = {
         Op.ABS: "abs", Op.SQRT: "math.sqrt", Op.EXP: "math.exp", Op.LOG: "math.log", Op.FLOOR: "np.floor",
@@ -80,6 +80,7 @@ def speller(real: str) -> Spell:
 
 
 def _constant(n: Node, kind: str) -> str:
+    """Spell a constant with its dtype."""
     if n.dtype is DType.BOOL:
         return str(bool(n.number))
     if n.dtype is DType.U32:
@@ -92,12 +93,12 @@ def _constant(n: Node, kind: str) -> str:
 
 
 def table_cell(layout: Layout, column: str) -> str:
-    """A tensor's entry in the table."""
+    """Spell a tensor's entry in a column of `tensors`."""
     return f"tensors[tensor, {layout.columns[column]}]"
 
 
 def read_tensor_values(layout: Layout, names: Names, leaf_nodes: Sequence[Node]) -> list[str]:
-    """Lines that load a tensor's scalars: values per step, finished reductions, states, keys, totals."""
+    """Print loads of values that are one per tensor: scalars, slots, states, random keys, totals."""
     plan = layout.plan
     real = TYPES[plan.real]
     lines = []
@@ -124,24 +125,24 @@ def read_tensor_values(layout: Layout, names: Names, leaf_nodes: Sequence[Node])
 
 
 def states_at(layout: Layout, state: str, start: str, count: str) -> str:
-    """An array on some of the values of a state of slices, or of a tensor."""
+    """Spell an array over some values of a state of slices, or of a tensor."""
     real = layout.plan.real
     offset = "" if start == "0" else f" + ({start})*{CODECS[real].bytes}"
     return f"carray(pointer({table_cell(layout, state)}{offset}), {count}, {TYPES[real]})"
 
 
 def slice_at(layout: Layout, n: Node, at: str) -> str:
-    """One value of a state or a reduction of slices."""
+    """Spell the load of one value of a state or slot of slices."""
     if n.op is Op.SLOT:
         return f"{TYPES[layout.plan.real]}(lines[{table_cell(layout, f'@slot{n.value}')} + {at}])"
     return f"{states_at(layout, n.value or '', at, '1')}[0]"
 
 
 def neutral(op: Op) -> str:
-    """The neutral element of a reduction."""
+    """Spell the neutral element of a reduction."""
     return "0.0" if op is Op.SUM else "-np.inf"
 
 
 def accumulate(op: Op, total: str, part: str) -> str:
-    """A reduction's accumulator with one more partial result."""
+    """Spell the accumulation of a part into a total."""
     return f"{total} + {part}" if op is Op.SUM else f"maximum({total}, {part})"

@@ -1,8 +1,8 @@
-"""Python's and torch's objects by their addresses, read by compiled code that holds the interpreter's lock.
+"""Compiled checks of Python's and torch's objects, read by address while the interpreter's lock is held.
 
-In: C functions of Python and torch, by address; a tensor is where its object has the address of its C++
-tensor, in the third word. The text of this module is loaded as kernels are, and what is compiled of it is
-kept as they are.
+In: addresses of objects, and of C functions of Python and torch; a tensor object has the address of its C++
+tensor in its third word. Out: whether they are as recorded. The source is loaded, and its machine code
+cached, as that of kernels is. Nothing here may release the lock or run Python code while it compares.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from optgen.backends.cpu.machine_code import stored
 
 compiled: Any = stored()
 inline: Any = njit(forceinline=True)
-BLOCK = 32  # tensors that are fetched together
-# What is looked with: torch's functions in the order of `launch.guards.FACTS`, then which words of a C++
-# tensor say what it is a view of, how many dimensions it has, after which follow sizes and strides of up to
-# five of them, and where its version counter is; then the version's place in that, in bytes.
+BLOCK = 32  # tensors that are prefetched together
+# `probe` has the addresses of torch's functions in the order of `launch.guards.FACTS`; then, by index, the
+# words of a C++ tensor with its dispatch keys (KEY), with the number of dimensions (DIMS), followed by up to
+# five (INLINE) sizes and then strides, and with the address of its version counter (COUNTER); then the byte
+# of the version in that (VERSION).
 FACTS, SIZES, KEY, DIMS, COUNTER, VERSION, INLINE = 8, 6, 8, 9, 10, 11, 5
-TYPE, CPP = 8, 16  # bytes after which an object says what it is, and where its C++ tensor is
+TYPE, CPP = 8, 16  # byte offsets in a Python tensor of its type and of its C++ tensor's address
 
 
 @inline
 def word(address: int) -> int:
-    """The word at an address; no number is handed in, as Numba compiles a function for each literal."""
+    """The int64 at an address; pass variables, as Numba compiles a version for each literal."""
     return carray(pointer(address), 1, np.int64)[0]
 
 
@@ -35,9 +36,9 @@ def word(address: int) -> int:
 def lists_match(
     get_item: int, lists: int, ends: Any, objects: Any, slots: Any, out: int, set_item: int, incref: int
 ) -> bool:
-    """Whether lists, which are long enough, hold these objects; `ends` says where in these each list does.
+    """Whether lists hold exactly these objects, by address; `ends` has the end of each list in `objects`.
 
-    An object goes into the list `out` at its slot, if that is not negative.
+    The lists must not be shorter than that. Objects with a slot >= 0 are also stored in the list `out` there.
     """
     at = 0
     for k in range(len(ends)):
@@ -46,6 +47,7 @@ def lists_match(
             if call2(get_item, held, i - at) != objects[i]:
                 return False
             if slots[i] >= 0:
+                # PyList_SetItem steals a reference.
                 call1(incref, objects[i])
                 call3(set_item, out, slots[i], objects[i])
         at = ends[k]
@@ -56,9 +58,9 @@ def lists_match(
 def dicts_match(
     next_entry: int, dicts: Any, ends: Any, entries: Any, slots: Any, out: int, set_item: int, incref: int
 ) -> bool:
-    """Whether dictionaries have these keys and values, in this order, and no others.
+    """Whether dicts have exactly these keys and values, by address and in this order.
 
-    A value goes into the list `out` at its slot, if that is not negative.
+    Values with a slot >= 0 are also stored in the list `out` there.
     """
     cursor = np.zeros(3, np.int64)
     place = cursor.ctypes.data
@@ -79,22 +81,22 @@ def dicts_match(
 
 @inline
 def vector(words: Any, k: int) -> Any:
-    """The int64 array whose address and length are words k and k + 1."""
+    """View the int64 array whose address and length are words k and k + 1."""
     return carray(pointer(words[k]), words[k + 1], np.int64)
 
 
 @inline
 def matrix(words: Any, k: int) -> Any:
-    """The int64 array whose address, rows and columns are words k to k + 2."""
+    """View the int64 array whose address, rows and columns are words k to k + 2."""
     return carray(pointer(words[k]), (words[k + 1], words[k + 2]), np.int64)
 
 
 @compiled
 def objects_match(words: Any, lists: int, out: int) -> bool:
-    """`lists_hold` and `dicts_hold` of a list of lists.
+    """`lists_match` and `dicts_match` on the lists in a list.
 
-    An array handed in costs as much as checking ten objects: where all lie is in `words`, for
-    `launch.object_guards.CompiledObjectGuard` to say.
+    Each array argument would cost as much as checking ten objects: `words` has all their addresses, as
+    `launch.object_guards.CompiledObjectGuard` writes them.
     """
     get_item, next_entry, set_item, incref = words[0], words[1], words[2], words[3]
     ends, objects, slots = vector(words, 4), vector(words, 6), vector(words, 8)
@@ -106,9 +108,9 @@ def objects_match(words: Any, lists: int, out: int) -> bool:
 
 @inline
 def prefetch_block(get_item: int, tensors: int, begin: int, end: int, objects: Any) -> None:
-    """The addresses of some tensors in a list; what is asked of them is on its way into the cache then.
+    """The addresses of a block of tensors in a list, with prefetches of the words that are compared.
 
-    One after the other, each would be waited for: that takes twice as long.
+    Without prefetching, each cache miss would be waited for in turn: that takes twice as long.
     """
     for i in range(begin, end):
         objects[i - begin] = call2(get_item, tensors, i)
@@ -120,7 +122,7 @@ def prefetch_block(get_item: int, tensors: int, begin: int, end: int, objects: A
 
 @inline
 def query(probe: Any, tensor: int, facts: Any, begin: int, count: int) -> int:
-    """Ask some of torch's functions, see `launch.guards.FACTS`; not 0 where one of them fails."""
+    """Call some of torch's functions, see `launch.guards.FACTS`; not 0 if one of them fails."""
     place, failed = facts.ctypes.data, 0
     for k in range(begin, begin + count):
         failed |= call2(probe[k], tensor, place + 8 * k)
@@ -129,7 +131,7 @@ def query(probe: Any, tensor: int, facts: Any, begin: int, count: int) -> int:
 
 @inline
 def matches_row(probe: Any, obj: int, rows: Any, i: int, sizes: Any, at: int, facts: Any) -> bool:
-    """Whether the object at an address is a tensor as a row and sizes and strides from `at` on say.
+    """Whether the object at an address is a tensor with a row's properties, sizes and strides (from `at` on).
 
     Addresses are read one by one: a view of an array would count its owners up and down each time.
     """
@@ -151,7 +153,7 @@ def matches_row(probe: Any, obj: int, rows: Any, i: int, sizes: Any, at: int, fa
 
 @compiled
 def describe(probe: Any, get_item: int, tensors: int, rows: Any, places: Any) -> bool:
-    """Fill what torch knows of the rows of tensors in a list, and where they lie; whether it knows them."""
+    """Fill in the rows of tensors in a list, and their addresses; False if torch cannot describe one."""
     facts = np.zeros(FACTS, np.int64)
     for i in range(len(places)):
         obj = call2(get_item, tensors, i)
@@ -165,7 +167,7 @@ def describe(probe: Any, get_item: int, tensors: int, rows: Any, places: Any) ->
 
 @compiled
 def measure(probe: Any, get_item: int, tensors: int, rows: Any, sizes: Any) -> None:
-    """Fill sizes and strides of the tensors in a list, the bytes that each spans, and if it is contiguous."""
+    """Fill in sizes and strides of the tensors in a list, bytes spanned, and whether contiguous."""
     facts = np.zeros(FACTS, np.int64)
     at = 0
     for i in range(len(rows)):
@@ -184,7 +186,7 @@ def measure(probe: Any, get_item: int, tensors: int, rows: Any, sizes: Any) -> N
 
 @inline
 def fixed_match(probe: Any, get_item: int, tensors: int, rows: Any, sizes: Any, places: Any) -> bool:
-    """Whether the tensors in a list are what they were, in storages of the same size, at these addresses."""
+    """Whether the tensors in a list have the recorded properties, storage sizes and addresses."""
     facts, objects = np.zeros(FACTS, np.int64), np.empty(BLOCK, np.int64)
     at = 0
     for begin in range(0, len(places), BLOCK):
@@ -195,6 +197,7 @@ def fixed_match(probe: Any, get_item: int, tensors: int, rows: Any, sizes: Any, 
                 return False
             if facts[0] != places[i] or facts[1] != rows[i, 2]:
                 return False
+            # Its version could not be incremented: `bump_versions` would write through a null pointer.
             if word(word(objects[i - begin] + CPP) + 8 * probe[COUNTER]) == 0:  # an inference tensor has none
                 return False
             at += 2 * rows[i, 5]
@@ -203,20 +206,20 @@ def fixed_match(probe: Any, get_item: int, tensors: int, rows: Any, sizes: Any, 
 
 @inline
 def bump_versions(probe: Any, get_item: int, tensors: int, count: int) -> None:
-    """Count a version up for the tensors in a list, as torch does where one is written in place."""
+    """Increment the version counters of the tensors in a list, as an in-place operation of torch's does."""
     for i in range(count):
         count_up(word(word(call2(get_item, tensors, i) + CPP) + 8 * probe[COUNTER]) + probe[VERSION])
 
 
 @compiled
 def increment_versions(probe: Any, get_item: int, tensors: int, count: int) -> None:
-    """The same for Python."""
+    """`bump_versions` for callers in Python."""
     bump_versions(probe, get_item, tensors, count)
 
 
 @inline
 def free_match(probe: Any, get_item: int, tensors: int, rows: Any, sizes: Any, places: Any) -> bool:
-    """Whether the tensors in a list are what others were, each within its storage; tells where they lie."""
+    """Whether the tensors in a list have the recorded properties, within their storage; fills in `places`."""
     facts, objects = np.zeros(FACTS, np.int64), np.empty(BLOCK, np.int64)
     at = 0
     for begin in range(0, len(places), BLOCK):
@@ -235,7 +238,7 @@ def free_match(probe: Any, get_item: int, tensors: int, rows: Any, sizes: Any, p
 
 @inline
 def disjoint(starts: Any, reach: Any, places: Any, rows: Any) -> bool:
-    """Whether no stretch of memory overlaps with others, see `launch.guards.Spans`."""
+    """Whether no tensor overlaps with the sorted address ranges of `launch.guards.Spans`."""
     for i in range(len(places)):
         before = np.searchsorted(starts, places[i] + rows[i, 7])
         if rows[i, 7] > 0 and reach[before] > places[i]:
@@ -245,9 +248,9 @@ def disjoint(starts: Any, reach: Any, places: Any, rows: Any) -> bool:
 
 @inline
 def compare_tensors(words: Any, fixed: int, free: int) -> int:
-    """0 where tensors in two lists are not what and where they were, 1 where they are, 2 where `free` moved.
+    """Compare two lists of tensors with a recording: 0 if they differ, 1 if not, 2 if only `free` ones moved.
 
-    `words` says where all lies that is compared, see `launch.guards.CompiledGuard`.
+    `words` has the addresses of what is compared, see `launch.guards.CompiledGuard`.
     """
     probe, get_item = vector(words, 0), words[2]
     rows, sizes, places = matrix(words, 3), vector(words, 6), vector(words, 8)
@@ -259,6 +262,7 @@ def compare_tensors(words: Any, fixed: int, free: int) -> int:
     same = True
     for i in range(len(moved)):
         same = same and moved[i] == before[i]
+    # Nothing has been written up to here, so that a difference leaves the recording as it was.
     if same:
         return 1
     return 2 if disjoint(vector(words, 19), vector(words, 21), moved, rows) else 0
@@ -266,13 +270,13 @@ def compare_tensors(words: Any, fixed: int, free: int) -> int:
 
 @compiled
 def guard(words: Any, fixed: int, free: int) -> int:
-    """The same for Python."""
+    """`compare_tensors` for callers in Python."""
     return compare_tensors(words, fixed, free)
 
 
 @inline
 def read_number(place: int, double: bool) -> float:
-    """The number at an address, float64 or float32."""
+    """Read the float64 or float32 at an address."""
     if double:
         return carray(pointer(place), 1, np.float64)[0]
     return np.float64(carray(pointer(place), 1, np.float32)[0])
@@ -280,7 +284,7 @@ def read_number(place: int, double: bool) -> float:
 
 @inline
 def write_number(place: int, double: bool, value: float) -> None:
-    """Write a number to an address, as float64 or float32."""
+    """Write a float64 or float32 to an address."""
     if double:
         carray(pointer(place), 1, np.float64)[0] = value
     else:
@@ -289,7 +293,7 @@ def write_number(place: int, double: bool, value: float) -> None:
 
 @compiled
 def range_of(places: Any, doubles: Any) -> Any:
-    """The least and the largest of numbers in memory; two of NaN if one is."""
+    """Minimum and maximum of the numbers at some addresses; NaN twice if one is NaN."""
     least, most = np.inf, -np.inf
     for i in range(len(places)):
         value = read_number(places[i], doubles[i])
@@ -301,32 +305,32 @@ def range_of(places: Any, doubles: Any) -> Any:
 
 @compiled
 def gather(places: Any, doubles: Any, values: Any) -> None:
-    """Read numbers in memory."""
+    """Read the numbers at some addresses."""
     for i in range(len(places)):
         values[i] = read_number(places[i], doubles[i])
 
 
 @compiled
 def scatter(places: Any, doubles: Any, values: Any) -> None:
-    """Write numbers to memory."""
+    """Write numbers to some addresses."""
     for i in range(len(places)):
         write_number(places[i], doubles[i], values[i])
 
 
 @compiled
 def add_one(places: Any, doubles: Any) -> None:
-    """Add 1 to numbers in memory."""
+    """Add 1 to the numbers at some addresses."""
     for i in range(len(places)):
         write_number(places[i], doubles[i], read_number(places[i], doubles[i]) + 1)
 
 
 @compiled
 def make(words: Any, more: Any, fixed: int, free: int, count: float, free_grad: bool) -> int:
-    """A step: what `guard` says, and 0, with nothing done, where a parameter has not made `count` steps.
+    """Replay a step if tensors match the recording and all counters are `count`; else return 0.
 
-    `more` says where the rest lies: counters, and which are float64; tables' cells for addresses of free
-    tensors, and of which; functions of one pointer, and their pointers (see `launch.one_call`); what sets an
-    attribute, its name and None, for the gradient of the first fixed tensor with `free_grad`.
+    `more` has the addresses of counters and whether each is float64; of table cells that hold addresses of
+    free tensors, and which tensors; of C functions and their arguments (see `launch.one_call`); of
+    PyObject_SetAttr, an attribute's name and None, for the gradient of the first fixed tensor if `free_grad`.
     """
     outcome = compare_tensors(words, fixed, free)
     if outcome == 0:
@@ -341,6 +345,7 @@ def make(words: Any, more: Any, fixed: int, free: int, count: float, free_grad: 
             before[i] = moved[i]
         for i in range(len(cells)):
             carray(pointer(cells[i]), 1, np.int64)[0] = moved[sources[i]]
+    # From here on the step is made: nothing below can fail, and no signal handler runs in between.
     bump_versions(vector(words, 0), words[2], fixed, words[4])
     functions, data = vector(more, 8), vector(more, 10)
     for i in range(len(functions)):

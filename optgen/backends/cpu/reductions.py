@@ -1,4 +1,4 @@
-"""Functions between phases: finish partial sums, reduce slices and over all tensors, write coarse states."""
+"""Functions between sweeps: finish partial sums, reduce slices and tensors, write states of slices."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from optgen.plan.plan import Reduction, Step
 
 
 def between_source(layout: Layout, step: Step, names: Names) -> str:
-    """The function of a step that is no sweep, tensor by tensor, in a fixed order."""
+    """Print the function of a step that is no sweep: a loop over tensors, in a fixed order."""
     body = []
     if step.kind == "global_reduce":
         return _function(layout, step.name, _global_reduce(layout, step.reductions, names))
@@ -42,15 +42,17 @@ def between_source(layout: Layout, step: Step, names: Names) -> str:
 
 
 def _function(layout: Layout, name: str, lines: Sequence[str]) -> str:
+    """Print a function that takes all tables."""
     return f"@compiled\ndef {name}({', '.join(layout.arguments)}):\n" + indent(lines, 1)
 
 
 def _each_tensor(lines: Sequence[str]) -> list[str]:
+    """Wrap lines in a loop over tensors."""
     return ["for tensor in range(len(tensors)):", *("    " + line for line in lines)]
 
 
 def _global_reduce(layout: Layout, reductions: Sequence[Reduction], names: Names) -> list[str]:
-    """The part of a reduction over all tensors that the tensors of this launch contribute."""
+    """Print reductions over all tensors of a launch."""
     plan, body = layout.plan, []
     for r in reductions:
         texts, (result,) = write([r.operand], plan.names, names, speller(plan.real), names.taken)
@@ -61,7 +63,7 @@ def _global_reduce(layout: Layout, reductions: Sequence[Reduction], names: Names
 
 
 def _combine_chunks(layout: Layout, r: Reduction) -> list[str]:
-    """A tensor's sum: its chunks' partial sums, in order."""
+    """Print the sum of a tensor's partial results, one per chunk."""
     return [
         f"first = {table_cell(layout, '@first')}",
         f"total = {neutral(r.op)}",
@@ -72,7 +74,7 @@ def _combine_chunks(layout: Layout, r: Reduction) -> list[str]:
 
 
 def _combine_tiles(layout: Layout, r: Reduction) -> list[str]:
-    """The sums of a tensor's slices: its tiles' partial sums, in order."""
+    """Print the sum of each slice's partial results, one per tile (`turns` of them)."""
     count = table_cell(layout, f"@count_{r.extent}")
     return [
         f"part, at = {table_cell(layout, f'@parts{r.slot}')}, {table_cell(layout, f'@slot{r.slot}')}",
@@ -86,7 +88,7 @@ def _combine_tiles(layout: Layout, r: Reduction) -> list[str]:
 
 
 def _at_slice(layout: Layout, kind: Extent, leaf_nodes: Sequence[Node], names: Names) -> list[str]:
-    """Lines that load the values of slice `at` of a kind, and those of its matrix."""
+    """Print loads of what slice `at` of a kind has, or its matrix."""
     lines = []
     for n in leaf_nodes:
         if n.extent.sliced:
@@ -98,7 +100,7 @@ def _at_slice(layout: Layout, kind: Extent, leaf_nodes: Sequence[Node], names: N
 
 
 def _slice_reduce(layout: Layout, r: Reduction, names: Names) -> list[str]:
-    """A reduction of slices: to one value, or to one for each matrix."""
+    """Print a reduction over slices: to one value per tensor, or one per matrix."""
     plan, kind = layout.plan, r.operand.extent
     leaf_nodes = leaves([r.operand], ())
     texts, (result,) = write([r.operand], plan.names, names, speller(plan.real), names.taken)
@@ -122,7 +124,7 @@ def _slice_reduce(layout: Layout, r: Reduction, names: Names) -> list[str]:
 
 
 def _finish(layout: Layout, step: Step, names: Names) -> list[str]:
-    """The new states of tensors and slices, the finest first."""
+    """Print the new states of tensors and slices, finest first."""
     plan = layout.plan
     lines = []
     for kind, states in states_by_extent(plan, step).items():

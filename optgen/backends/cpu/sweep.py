@@ -1,4 +1,4 @@
-"""The function of a sweep over chunks of elements, or over tiles where slices have values."""
+"""The function of a sweep: a loop over chunks of elements, or over tiles if slices have values."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from optgen.plan.plan import Plan, Reduction, Step
 class ColumnInvariants:
     """Subexpressions that vary only by column, computed once a tile: loop-invariant code motion.
 
-    It is computed once for each column of a tile, and not again on every line.
+    `values` are by the name of the temporary store that holds each; `step` is the sweep that loads them.
     """
 
     values: dict[str, Node]
@@ -48,8 +48,9 @@ class ColumnInvariants:
 
     @staticmethod
     def of(step: Step, plan: Plan) -> ColumnInvariants:
-        """The values of columns in a sweep."""
+        """Hoist the largest subexpressions of a sweep that vary only by column."""
         order = toposort(step.roots())
+        # Maximal ones only: what a coarser-than-column or elementwise node reads directly.
         used = [a for n in order if not is_columns(n.extent) for a in n.args]
         hoisted = [
             a for a in dict.fromkeys(used) if is_columns(a.extent) and a.args and a.dtype is DType.REAL
@@ -71,7 +72,7 @@ class ColumnInvariants:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that is being emitted: the leaves that it reads, the stores that it loads or writes."""
+    """What is printed: a sweep, the leaves that it reads, and the stores that it loads or writes."""
 
     layout: Layout
     step: Step
@@ -81,7 +82,7 @@ class Sweep:
 
 
 def sweep_source(layout: Layout, step: Step, names: Names) -> str:
-    """`update`, the arithmetic, and a sweep over a range of chunks that calls it on elements."""
+    """Print `update`, the arithmetic of an element, and the sweep that calls it over a range of chunks."""
     plan, spell = layout.plan, speller(layout.plan.real)
     columns = ColumnInvariants.of(step, plan)
     for i, store in enumerate(columns.values):
@@ -108,7 +109,7 @@ def {step.name}(begin, end, {", ".join(layout.arguments)}):
 
 
 def _thread_function(layout: Layout, step: Step) -> str:
-    """A thread's share of the chunks: a C function, whose argument says where the tables lie."""
+    """Print a C function that runs a thread's share of the chunks; its argument is `CpuKernel.words`."""
     tables, word = [], FIRST_TABLE
     for name in layout.arguments:
         dims = DIMS.get(name, 2)
@@ -129,7 +130,7 @@ def {helper_name(step, "part")}(data):
 
 
 def _arrays(layout: Layout, names: Names, touched: Sequence[str], start: str) -> list[str]:
-    """An array on the elements of each store from some on; the whole of it where there are strides."""
+    """Print arrays over each store's elements from `start` on; over all of it if it is strided."""
     plan, lines = layout.plan, []
     for s in touched:
         codec = plan.codecs.get(s, plan.real)
@@ -142,7 +143,7 @@ def _arrays(layout: Layout, names: Names, touched: Sequence[str], start: str) ->
 
 
 def _strides(layout: Layout, names: Names, touched: Sequence[str]) -> list[str]:
-    """Lines that read sizes and strides."""
+    """Print loads of sizes and strides."""
     lines = []
     for d in range(layout.dims):
         lines.append(f"size{d} = {table_cell(layout, f'@size{d}')}")
@@ -152,14 +153,15 @@ def _strides(layout: Layout, names: Names, touched: Sequence[str]) -> list[str]:
 
 
 def _shard_offsets(layout: Layout) -> list[str]:
-    """Lines that read where a part of a larger tensor lies in it."""
+    """Print loads of the numbers that map an index in a shard to one in the full tensor."""
     return [f"{name} = {table_cell(layout, f'@{name}')}" for name in (PLACE if layout.sharded else ())]
 
 
 def _loop(step: Step, one: Sequence[str]) -> list[str]:
-    """The loop over `count` elements; whole rows of lanes first where something is reduced."""
+    """Print the loop over `count` elements; with reductions, whole rows of lanes first."""
     if any(not is_columns(r.extent) for r in step.reductions):
         return [
+            # The inner loop's trip count is constant, so that LLVM vectorises it.
             f"whole = count // {LANES}*{LANES}",
             f"for first in range(0, whole, {LANES}):",
             f"    for lane in range({LANES}):",
@@ -171,12 +173,12 @@ def _loop(step: Step, one: Sequence[str]) -> list[str]:
 
 
 def _combine_lanes(r: Reduction) -> str:
-    """All lanes together; the largest carries a NaN through."""
+    """Spell the reduction of all lanes; `max` propagates NaN."""
     return f"sum{r.slot}.{'sum' if r.op is Op.SUM else 'max'}()"
 
 
 def _chunk(sweep: Sweep) -> list[str]:
-    """A chunk of one tensor, element by element."""
+    """Print the body for a chunk of one tensor: a loop over its elements."""
     layout, step, names, touched = sweep.layout, sweep.step, sweep.names, sweep.touched
     return [
         "tensor, start = chunks[c, 0], chunks[c, 1]",
@@ -192,7 +194,7 @@ def _chunk(sweep: Sweep) -> list[str]:
 
 
 def _tile(sweep: Sweep, hoisted: ColumnInvariants) -> list[str]:
-    """A tile of one tensor, matrix by matrix and line by line: what slices have is read once for each."""
+    """Print the body for a tile of one tensor: loops over matrices, lines and elements."""
     layout, step, names, touched = sweep.layout, sweep.step, sweep.names, sweep.touched
     plan = layout.plan
     inner = leaves(list(hoisted.values.values()), ())
@@ -248,7 +250,7 @@ def _tile(sweep: Sweep, hoisted: ColumnInvariants) -> list[str]:
 def _hoist_columns(
     sweep: Sweep, hoisted: ColumnInvariants, inner: Sequence[Node], over: Sequence[Node]
 ) -> list[str]:
-    """Lines that load the column values of a matrix, and compute what varies by column alone."""
+    """Print loads of what a matrix's columns have, and the loop that computes column invariants."""
     layout, names, matrix = sweep.layout, sweep.names, []
     for n in over:
         matrix.append(f"at = top // {table_cell(layout, f'@inner_{n.extent}')}*columns + left")
@@ -270,7 +272,7 @@ def _hoist_columns(
 
 
 def _clear_partials(layout: Layout, r: Reduction) -> list[str]:
-    """Lines that clear the places that a tile has for slices of several lines."""
+    """Print the clearing of a tile's own partial results of slices that span several lines."""
     count = table_cell(layout, f"@count_{r.extent}")
     return [
         f"part{r.slot} += (c - {table_cell(layout, '@first')})*{count}",
@@ -279,12 +281,12 @@ def _clear_partials(layout: Layout, r: Reduction) -> list[str]:
 
 
 def _line_leaves(leaf_nodes: Sequence[Node]) -> list[Node]:
-    """The leaves with a value for each line of a tile."""
+    """The leaves that have a value for each line."""
     return [n for n in leaf_nodes if n.extent.sliced and not is_columns(n.extent)]
 
 
 def _line_value(layout: Layout, names: Names, n: Node, line: str) -> list[str]:
-    """Lines that read a line's value."""
+    """Print the load of a line's value."""
     return [
         f"at = {_slice_of_line(layout, n.extent, line)}",
         f"{names.leaf(n)} = {slice_at(layout, n, 'at')}",
@@ -292,20 +294,20 @@ def _line_value(layout: Layout, names: Names, n: Node, line: str) -> list[str]:
 
 
 def _slice_of_line(layout: Layout, kind: Extent, line: str) -> str:
-    """The slice that a line is of."""
+    """Spell the index of the slice that a line belongs to."""
     inner, count = (table_cell(layout, f"@{what}_{kind}") for what in ("inner", "count"))
     return f"{line} // {inner} % {count}"
 
 
 def _argument(layout: Layout, names: Names, n: Node, at: str) -> str:
-    """The value of a leaf coarser than elements, in the place `at` of a line."""
+    """Spell a leaf coarser than elements, in column `at` of a line."""
     if is_columns(n.extent):
         return f"{TYPES[layout.plan.real]}({names.leaf(n)}_across[{at}])"
     return names.leaf(n)
 
 
 def _element(sweep: Sweep, start: str) -> list[str]:
-    """The body of the loop: addresses where there are strides, and the call of `update`."""
+    """Print the loop body: addresses of strided stores, the call of `update`, accumulation into lanes."""
     layout, step, names, touched = sweep.layout, sweep.step, sweep.names, sweep.touched
     lines = []
     cell = {s: f"{names.stores[s]}[i]" for s in touched}

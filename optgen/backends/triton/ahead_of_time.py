@@ -1,9 +1,9 @@
-"""Ahead-of-time compilation of a Triton module, and what the machine code says.
+"""Ahead-of-time compilation of Triton kernels, and statistics from their machine code.
 
-In: a layout, the module that `triton.emit` made, a target such as `sm_90` or `gfx942`. Out: a `Report`
-for each kernel: registers, spilled bytes, the width of every access to a tensor, bytes per element. No
-GPU is needed. Accesses are told apart by the source line that the compiler notes beside them: the
-unmasked path, the masked one, or a table.
+In: a layout, the module that `triton.emit` made, a target such as `sm_90` or `gfx942`. Out: a `Report` per
+kernel: registers, spilled bytes, the width of every access to a tensor, bytes per element. No GPU is
+needed. Accesses are attributed by the compiler's line information: the unmasked path, the masked one, or a
+table.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ GCN_BITS = {
 
 @dataclass(frozen=True)
 class Report:
-    """What one compiled kernel is. Widths are bits, one entry an access of the unmasked path.
+    """Statistics of one compiled kernel. Widths are bits, one entry per access of the unmasked path.
 
     `planned` and `found` are bytes per element: what the plan moves, and what the unmasked path does.
-    Both are None for a kernel that sweeps no elements.
+    Both are None for a kernel that is no sweep.
     """
 
     kernel: str
@@ -74,7 +74,7 @@ def compile_ahead(layout: Layout, module: ModuleType, target: str, math_mode: st
 
 
 def gpu_target(target: str) -> Any:
-    """Triton's own description of a target, such as `sm_90` or `gfx942`."""
+    """Triton's description of a target such as `sm_90` or `gfx942`."""
     from triton.backends.compiler import GPUTarget
 
     if match := re.fullmatch(r"sm_(\d+)a?", target):
@@ -89,6 +89,7 @@ def gpu_target(target: str) -> Any:
 def _compile(
     module: ModuleType, spec: Spec, tables: Mapping[str, str], target: str, math_mode: str
 ) -> Report:
+    """Compile one kernel and read its statistics."""
     import triton
     from triton.compiler import ASTSource
 
@@ -112,7 +113,7 @@ def _compile(
 
 
 def _unmasked_lines(source: str, kernel: str) -> range:
-    """The lines of the path for whole, aligned blocks in a kernel's source."""
+    """The source lines of a kernel's unmasked path, which complete and aligned blocks take."""
     lines = source.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"def {kernel}("))
     unmasked = re.compile(r"if \(first \+ HEIGHT <=|if base \+ BLOCK <=")
@@ -122,10 +123,10 @@ def _unmasked_lines(source: str, kernel: str) -> range:
 
 
 def _accesses(assembly: str, lines: range, cuda: bool) -> tuple[list[int], list[int]]:
-    """The widths in bits of the loads and of the stores that come from some source lines.
+    """Widths in bits of the loads and of the stores that come from some source lines.
 
-    A compiler that unrolls the loop over blocks writes them several times, behind branches of their own
-    (LLVM does for gfx942, where a body is small): each line is counted where it moves the most.
+    A compiler that unrolls the loop over blocks copies them into several basic blocks (LLVM does for
+    gfx942, if a body is small): each line counts in the basic block with the most bits.
     """
     widths: dict[tuple[str, int], dict[int, list[int]]] = {}
     line = block = 0
@@ -153,7 +154,7 @@ def _accesses(assembly: str, lines: range, cuda: bool) -> tuple[list[int], list[
 
 
 def _ptx_usage(ptx: str, target: str) -> tuple[int, int]:
-    """Registers and spilled bytes, as the assembler that Triton ships counts them."""
+    """Registers and spilled bytes as reported by the ptxas that Triton ships."""
     specification = importlib.util.find_spec("triton.backends.nvidia")
     assert specification is not None
     assert specification.submodule_search_locations is not None
@@ -176,9 +177,9 @@ def _ptx_usage(ptx: str, target: str) -> tuple[int, int]:
 
 
 def _gcn_usage(assembly: str) -> tuple[int, int]:
-    """Vector registers, and the bytes of memory that a thread keeps registers in, from AMD's metadata.
+    """Vector registers and bytes of scratch memory per thread, from AMD's metadata.
 
-    Scalar registers that do not fit move to lanes of vector registers, which costs no memory.
+    Scalar registers that do not fit are spilled to lanes of vector registers, which takes no memory.
     """
     wanted = r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s+(\d+)"
     counts = {key: int(value) for key, value in re.findall(wanted, assembly)}

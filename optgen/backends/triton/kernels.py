@@ -1,18 +1,17 @@
-"""A plan as Triton source: one multi-tensor kernel per step, or few.
+"""The Triton back end: a plan as multi-tensor kernels, one or a few per step.
 
 In: a layout. Out: the source of a module (`emit`), and a `Kernel` that launches it (`TritonKernel`).
-`ahead_of_time` compiles the same source where there is no GPU.
+`ahead_of_time` compiles the same source without a GPU.
 
-A program instance updates one chunk of one tensor, block by block. A block that lies whole inside a tensor
-takes the path without a mask, whose loads and stores are 128 bits wide; tails take the masked one. Both
-believe that addresses are multiples of 16, as Triton has it of a value wherever it is used: misaligned views,
-and tiles whose lines are no multiple of 16 elements, are walked by their strides, in a kernel of their own.
-Addresses are read from tables, so nothing about a launch is an integer argument that Triton would specialise
-on, and offsets are int64. `math="exact"` divides and takes roots as IEEE says and contracts nothing.
-`math="fast"` leaves both to Triton's own `/` and `tl.sqrt`, which on NVIDIA's GPUs are div.full and
-sqrt.approx, wrong by 2 units in the last place and by 1 (PTX ISA), and contracts. Of two zeros `maximum`
-takes the second, as everywhere.
-`BLOCK` and `THREADS` were read off the registers and widths of the compiled code.
+A program instance updates one chunk of one tensor, block by block. A block that lies inside a tensor takes
+the path without a mask, whose loads and stores are 128 bits wide; tails take the masked one. Both assume
+that addresses are multiples of 16, since Triton applies such a hint to a value wherever it is used:
+misaligned views, and tiles whose lines are no multiple of 16 elements, take the strided kernel. Addresses
+are read from tables, so nothing about a launch is an integer argument that Triton would specialise on, and
+offsets are int64. `math="exact"` divides and takes roots as IEEE says and contracts nothing. `math="fast"`
+leaves both to Triton's own `/` and `tl.sqrt`, which on NVIDIA's GPUs are div.full and sqrt.approx, wrong by
+2 units in the last place and by 1 (PTX ISA), and contracts. Of two zeros `maximum` takes the second, as
+everywhere. `BLOCK` and `THREADS` were read off the registers and widths of the compiled code.
 """
 
 from __future__ import annotations
@@ -58,12 +57,12 @@ from optgen.plan.plan import Step
 
 
 def interpreting() -> bool:
-    """Whether Triton executes kernels on the CPU (`TRITON_INTERPRET=1`, read when they are decorated)."""
+    """Whether Triton's interpreter runs kernels (`TRITON_INTERPRET=1`, read when they are decorated)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def block_of(view: View, slices: Sequence[Extent]) -> Block:
-    """The block for a tensor seen like this: as wide as its lines, up to a limit; the rest is height."""
+    """The block for a tensor's view: as wide as its lines, up to a limit, and as high as fits."""
     elements, widest = SMALL if interpreting() else (BLOCK, WIDTH)
     width = min(widest, _power(view.columns))
     height = elements // width
@@ -72,12 +71,12 @@ def block_of(view: View, slices: Sequence[Extent]) -> Block:
 
 
 def _power(n: int) -> int:
-    """The least power of two that is not below n."""
+    """Round up to a power of two."""
     return 1 << max(0, n - 1).bit_length()
 
 
 def emit(layout: Layout, math_mode: str = "exact") -> str:
-    """The source of a module with the kernels of `specs`."""
+    """Source of a module with the kernels of `specs`."""
     plan = layout.plan
     names = Names(plan, LOCALS, FORMS)
     spell = speller(plan.real, math_mode)
@@ -99,7 +98,7 @@ def emit(layout: Layout, math_mode: str = "exact") -> str:
 
 
 class TritonKernel(Kernel):
-    """A module made by `emit`. Launches on the device of its tables, or in Triton's interpreter."""
+    """A module emitted by `emit`, launched on its tables' device or in Triton's interpreter."""
 
     numpy_tables = False
     atomic = True
@@ -117,7 +116,7 @@ class TritonKernel(Kernel):
         self.ready: set[object] = set()  # the devices that it has been compiled for
 
     def prepare(self, tables: Tables) -> None:
-        """Compile and load all kernels for the tables' device, so that none can fail after the first."""
+        """Compile and load every kernel for the tables' device, so that none can fail after a launch."""
         device = tables.tensors.device
         if device in self.ready:
             return
@@ -130,11 +129,12 @@ class TritonKernel(Kernel):
         self.ready.add(device)
 
     def run(self, step: Step, tables: Tables) -> None:
-        """Run one step of the plan, which may be several kernels."""
+        """Launch the kernels of one step of the plan."""
         for name in self.kernels[step.name]:
             self._launch(name, tables)
 
     def _launch(self, name: str, tables: Tables) -> None:
+        """Launch one kernel, unless its grid is empty."""
         arguments, programs, options = self._call(name, tables)
         if not programs:  # a part of tensors may be empty
             return
@@ -143,7 +143,7 @@ class TritonKernel(Kernel):
             getattr(self.module, name)[(programs,)](*arguments, **options)
 
     def _call(self, name: str, tables: Tables) -> tuple[list[Any], int, dict[str, Any]]:
-        """A kernel's arguments, how many programs it has, and how it is compiled."""
+        """A kernel's arguments, grid size and compile options."""
         spec = self.specs[name]
         piece = tables.slices[spec.grid] if isinstance(spec.grid, Extent) else None
         special = {"slices": piece, "size": tables.size}

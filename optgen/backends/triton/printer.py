@@ -1,4 +1,4 @@
-"""Triton spellings of operators, constants and table entries, and the loads before a kernel's arithmetic."""
+"""Triton spellings: operators, constants, table entries, and loads of values that are one per tensor."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FORMS = (
 
 
 def speller(real: str, math_mode: str) -> Spell:
-    """How Triton spells each op in working precision `real` (`fp32` or `fp64`)."""
+    """The function that spells each op for Triton, in working precision `real` (`fp32` or `fp64`)."""
     kinds = {DType.REAL: TYPES[real], DType.F32: "tl.float32", DType.U32: "tl.uint32", DType.BOOL: "tl.int1"}
     # tl.div_rn and tl.sqrt_rn refuse float64, where `/` and tl.sqrt are IEEE's already.
     rounded = math_mode == "exact" and real == "fp32"
@@ -102,9 +102,9 @@ def _constant(n: Node, kind: str) -> str:
 
 
 def extremes(ops: Collection[Op]) -> list[str]:
-    """The functions that `maximum` and `minimum` call, where they occur.
+    """Definitions of `maximum` and `minimum`, if they are used.
 
-    Of two zeros both give b, on every machine, and a NaN where there is one; tl.maximum says neither.
+    Of two zeros both give b, on every machine, and a NaN if there is one; tl.maximum guarantees neither.
     """
     text = "@triton.jit\ndef {}(a, b):\n    return tl.where(a {} b, a, tl.where(a != a, a, b))\n"
     wanted = {"maximum": (">", {Op.MAXIMUM, Op.AMAX}), "minimum": ("<", {Op.MINIMUM})}
@@ -112,22 +112,22 @@ def extremes(ops: Collection[Op]) -> list[str]:
 
 
 def shifted(base: str, offset: int) -> str:
-    """An address some columns further on."""
+    """Add a constant offset to an address."""
     return f"{base} + {offset}" if offset else base
 
 
 def table_cell(table: str, row: str, width: int, column: int) -> str:
-    """The address of a number in a table whose rows have so many."""
+    """Address of a table's cell, for rows of `width` numbers."""
     return shifted(f"{table} + {row}*{width}" if width > 1 else f"{table} + {row}", column)
 
 
 def partial_of(layout: Layout, slot: int) -> str:
-    """The place of a chunk's part of a reduction to one value a tensor."""
+    """Address of a chunk's partial result of a reduction to one value per tensor."""
     return table_cell("partials", "chunk", len(layout.partial), layout.partial.index(slot))
 
 
 def read_tensor_values(layout: Layout, names: Names, leaf_nodes: Iterable[Node]) -> list[str]:
-    """Lines that read a tensor's scalars, finished reductions and states."""
+    """Print loads of values that are one per tensor: scalars, slots, states, random keys, totals."""
     plan, columns = layout.plan, layout.columns
     real = TYPES[plan.real]
     lines = []
@@ -159,12 +159,12 @@ def read_tensor_values(layout: Layout, names: Names, leaf_nodes: Iterable[Node])
 
 
 def pointer_of(layout: Layout, store: str, kind: str) -> str:
-    """The address of a store, from the table."""
+    """Spell a store's pointer, loaded from `tensors`."""
     return f"tl.load({shifted('entry', layout.columns[store])}).to(tl.pointer_type({kind}))"
 
 
 def pointers(layout: Layout, touched: Mapping[str, str]) -> list[str]:
-    """Lines that read the addresses of element stores, by store the name that it has."""
+    """Print loads of the pointers of element stores; `touched` has each store's variable."""
     lines = []
     for s, name in touched.items():
         kind = TYPES[layout.plan.codecs.get(s, layout.plan.real)]
@@ -177,20 +177,20 @@ def pointers(layout: Layout, touched: Mapping[str, str]) -> list[str]:
 
 
 def entry_of(layout: Layout, column: str) -> str:
-    """A tensor's entry in the table."""
+    """Spell the load of a tensor's entry in a column of `tensors`."""
     return f"tl.load({shifted('entry', layout.columns[column])})"
 
 
 def reduce_axis(op: Op, values: str, axis: int) -> str:
-    """All values along an axis as one."""
+    """Spell the reduction of a block along an axis."""
     return f"tl.sum({values}, {axis})" if op is Op.SUM else f"tl.reduce({values}, {axis}, maximum)"
 
 
 def accumulate(op: Op, total: str, part: str) -> str:
-    """A reduction's accumulator with one more partial result."""
+    """Spell the accumulation of a part into a total."""
     return f"{total} + {part}" if op is Op.SUM else f"maximum({total}, {part})"
 
 
 def neutral(op: Op) -> str:
-    """The neutral element of a reduction."""
+    """Spell the neutral element of a reduction."""
     return "0.0" if op is Op.SUM else 'float("-inf")'

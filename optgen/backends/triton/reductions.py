@@ -1,4 +1,4 @@
-"""Kernels between phases: finish partial sums, reduce slices and over all tensors, write coarse states."""
+"""Kernels between sweeps: finish partial sums, reduce slices and tensors, write states of slices."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from optgen.plan.plan import Reduction, Step, buffer_of
 
 
 def between_sources(layout: Layout, step: Step, names: Names, spell: Spell) -> list[str]:
-    """The kernels of a step that is no sweep, as `step_specs` has them."""
+    """Print the kernels of a step that is no sweep, one per spec of `step_specs`."""
     bodies: list[list[str]] = []
     match step.kind:
         case "combine":
@@ -53,7 +53,7 @@ def between_sources(layout: Layout, step: Step, names: Names, spell: Spell) -> l
 
 
 def _combine_chunks(layout: Layout, reductions: Sequence[Reduction]) -> list[str]:
-    """One program a tensor: add up its chunks' partial results, in float64 and in a fixed order."""
+    """Print the sums of a tensor's partial results, one program per tensor: float64, in a fixed order."""
     columns, count, width = layout.columns, len(layout.plan.extents), len(layout.partial)
     lines = [
         "tensor = tl.program_id(0).to(tl.int64)",
@@ -83,7 +83,7 @@ PIECE = (
 
 
 def _combine_tiles(layout: Layout, r: Reduction) -> list[str]:
-    """Some slices of a tensor: add up its tiles' partial sums, or take the maxima that were kept in place."""
+    """Print the sums of slices' partial results, one per tile; maxima were reduced in place."""
     kind = r.extent
     lines = [*PIECE, f"entry = tensors + tensor*{layout.width}"]
     lines += [
@@ -96,6 +96,7 @@ def _combine_tiles(layout: Layout, r: Reduction) -> list[str]:
             *lines,
             "at = start + tl.arange(0, SLICES)",
             f"keys = part.to({KEY}) + at",
+            # The keys are reset to minus infinity for the next step: sweeps take maxima in place.
             f"tl.store({target}, value_of(tl.load(keys, at < count, 0)), at < count)",
             f"tl.store(keys, tl.full([SLICES], {LOWEST}, tl.int64), at < count)",
         ]
@@ -118,7 +119,7 @@ def _combine_tiles(layout: Layout, r: Reduction) -> list[str]:
 
 
 def _at_slice(layout: Layout, kind: Extent, leaf_nodes: Sequence[Node], names: Names) -> list[str]:
-    """Lines that load the values of slices `at` of a kind, and those of their matrix."""
+    """Print loads of what slices `at` of a kind have, or their matrices."""
     lines = []
     for n in leaf_nodes:
         if n.extent.sliced:
@@ -130,7 +131,7 @@ def _at_slice(layout: Layout, kind: Extent, leaf_nodes: Sequence[Node], names: N
 
 
 def _slice_reduce(layout: Layout, r: Reduction, names: Names, spell: Spell) -> list[str]:
-    """A reduction of slices: of a tensor's to one value, or to one for each matrix."""
+    """Print a reduction over slices: to one value per tensor, or one per matrix."""
     plan, kind = layout.plan, r.operand.extent
     leaf_nodes = leaves([r.operand], ())
     texts, (result,) = write([r.operand], plan.names, names, spell, names.taken)
@@ -166,7 +167,7 @@ def _slice_reduce(layout: Layout, r: Reduction, names: Names, spell: Spell) -> l
 
 
 def _global_reduce(layout: Layout, reductions: Sequence[Reduction], names: Names, spell: Spell) -> list[str]:
-    """One program: the part of a reduction over all tensors that the tensors of this launch contribute."""
+    """Print reductions over all tensors of a launch, in one program."""
     plan = layout.plan
     roots = [r.operand for r in reductions]
     texts, results = write(roots, plan.names, names, spell, names.taken)
@@ -191,7 +192,7 @@ def _global_reduce(layout: Layout, reductions: Sequence[Reduction], names: Names
 
 
 def _global(layout: Layout, step: Step, names: Names) -> list[str]:
-    """One program: the values that are one for the whole optimizer, in float64."""
+    """Print values that are one for the whole optimizer, in one program and float64."""
     plan, roots = layout.plan, [*step.values.values()]
     lines = []
     for n in toposort(roots):
@@ -209,7 +210,7 @@ def _global(layout: Layout, step: Step, names: Names) -> list[str]:
 def _finish(
     layout: Layout, kind: Extent, values: Mapping[str, Node], names: Names, spell: Spell
 ) -> list[str]:
-    """The new values of the states of one extent: one program a tensor, or for some of its slices."""
+    """Print new states of one extent: a program per tensor, or per `SLICES` of its slices."""
     plan = layout.plan
     roots = [*values.values()]
     leaf_nodes = leaves(roots, ())

@@ -1,4 +1,4 @@
-"""The kernels of a plan: their names, parameters, constants and grids."""
+"""Kernel specs of a plan: names, parameters, compile-time constants and grids."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ONE_THREAD = section()
 
 @dataclass(frozen=True)
 class Spec:
-    """A kernel of a module: its name, the tables that it takes, its constants, and what a program is for."""
+    """One kernel of a module: the tables it takes, its constants, and what a program instance works on."""
 
     name: str
     tables: tuple[str, ...]
@@ -31,12 +31,12 @@ class Spec:
 
 
 def specs(layout: Layout, small: bool = False) -> dict[str, Spec]:
-    """The kernels of a plan's module by name; `small`: with blocks that the interpreter is quick with."""
+    """Every kernel of a plan's module by name; `small` takes blocks that suit the interpreter."""
     return {spec.name: spec for step in layout.plan.steps for spec in step_specs(layout, step, small)}
 
 
 def step_specs(layout: Layout, step: Step, small: bool = False) -> Iterator[Spec]:
-    """The kernels of a step: `combine` has one for each slot of slices, `finish` one for each extent."""
+    """Kernel specs of a step: `combine` has one per slot of slices, `finish` one per extent."""
     name, tables = step.name, layout.arguments
     by_slice, by_tensor = {"DEPTH": DEPTH, "SLICES": SLICES}, {"BLOCK": COMBINE_BLOCK}
     match step.kind:
@@ -70,7 +70,7 @@ def step_specs(layout: Layout, step: Step, small: bool = False) -> Iterator[Spec
 
 
 def _sweep_constants(layout: Layout, small: bool) -> dict[str, int]:
-    """The constants of a sweep: what a program takes at a time."""
+    """Compile-time constants of a sweep: block sizes."""
     if not layout.tiled:
         return {"BLOCK": 64, "BLOCKS": 2} if small else {"BLOCK": BLOCK, "BLOCKS": BLOCKS}
     shape = layout.block or Block(BLOCK // WIDTH, WIDTH)
@@ -78,11 +78,11 @@ def _sweep_constants(layout: Layout, small: bool) -> dict[str, int]:
 
 
 def extent_identifier(kind: Extent) -> str:
-    """The name of an extent in an identifier."""
+    """Name of an extent as part of an identifier."""
     return "".join(c if c.isalnum() else "_" for c in kind.name.lower().replace("-1", "last")).strip("_")
 
 
 def kernel_source(spec: Spec, lines: Iterable[str]) -> str:
-    """A kernel with the parameters that its spec has."""
+    """Print a kernel's signature and body."""
     constants = [f"{constant}: tl.constexpr" for constant in spec.constants]
     return f"@triton.jit\ndef {spec.name}({', '.join((*spec.tables, *constants))}):\n" + indent(lines, 1)

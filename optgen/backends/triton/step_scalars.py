@@ -1,9 +1,9 @@
-"""The kernel before a step's own: values per step, computed on the device in float64.
+"""Step scalars on the device: the kernel that computes values per step in float64, before a step's own.
 
-In: the values, which the host would otherwise compute, and the states that follow from them. Out: the source
-of a module with one kernel (`emit`), and its launch (`run`). A program computes the values of `BLOCK` rows
-of the scalar table; a row has its own counter, states and hyperparameters. Where a gradient scaler has found
-an infinity (`stop` is not 0), states stay what they are, and so does the counter, which the caller advances.
+In: the values, which the host would otherwise compute, and the states that follow from them. Out: source of
+a module with one kernel (`emit`), and its launch (`run`). A program computes `BLOCK` rows of the scalar
+table; each row has its own counter, states and hyperparameters. If a gradient scaler has found an infinity
+(`stop` is not 0), states keep their values; the counter, which the caller advances, then stays as well.
 """
 
 from __future__ import annotations
@@ -27,18 +27,14 @@ EXACT = speller("fp64", "exact")
 
 @dataclass(frozen=True)
 class Values:
-    """What is computed for each row: `roots`, of which some are the new values of states.
-
-    `given` are the leaves that come from a table; `kept` the states that are read or written; `results` says
-    which root a state becomes.
-    """
+    """What is computed for each row: `roots`, and by state its new value (`results`)."""
 
     roots: tuple[Node, ...]
     results: Mapping[str, Node]
 
     @property
     def leaves(self) -> list[Node]:
-        """The values that differ by row and do not change from step to step by themselves."""
+        """Hyperparameters and shape facts, which are read from a table."""
         order = toposort([*self.roots, *self.results.values()])
         return [n for n in order if n.op in (Op.HYPER, Op.SHAPE)]
 
@@ -50,7 +46,7 @@ class Values:
 
 
 class _Names(Names):
-    """What leaves are called; `write` asks for nothing else."""
+    """Variables for leaves, with the part of `Names` that `write` uses."""
 
     def __init__(self, values: Values):
         self.taken = {*PYTHON, *GLOBALS, *LOCALS}
@@ -71,13 +67,14 @@ class _Names(Names):
 
 
 def _spell(n: Node, args: Sequence[Spelling]) -> Spelling:
+    """Spell an op in float64, including COS."""
     if n.op is Op.COS:
         return f"tl.cos({args[0][0]})", ATOM
     return EXACT(n, args)
 
 
 def emit(values: Values, real: str) -> str:
-    """The source of a module with the kernel; `real` is the type of the table of scalars in Triton."""
+    """Source of a module with the kernel; `real` is the dtype of the scalar table in Triton."""
     names = _Names(values)
     lines = [
         "row = tl.program_id(0).to(tl.int64)*BLOCK + tl.arange(0, BLOCK)",
@@ -115,7 +112,7 @@ def emit(values: Values, real: str) -> str:
 
 
 def run(module: ModuleType, tables: Sequence[Any], count: int, wide: bool) -> None:
-    """Launch the kernel for so many rows; `wide` counters are float64."""
+    """Launch the kernel for `count` rows; `wide` counters are float64."""
     kernel = module.prologue[(-(-count // BLOCK),)]
     # Triton's interpreter computes with NumPy, where IEEE has an answer, and has one grid for the process.
     with ONE_THREAD, np.errstate(all="ignore"):
@@ -123,7 +120,7 @@ def run(module: ModuleType, tables: Sequence[Any], count: int, wide: bool) -> No
 
 
 def prepare(module: ModuleType, tables: Sequence[Any], count: int, wide: bool) -> None:
-    """Compile what `run` launches with these arguments."""
+    """Compile what `run` would launch with these arguments."""
     with ONE_THREAD:
         compiled = module.prologue.warmup(*tables, grid=(-(-count // BLOCK),), **_constants(wide))
         if compiled is not None:  # Triton's interpreter compiles nothing
@@ -131,6 +128,7 @@ def prepare(module: ModuleType, tables: Sequence[Any], count: int, wide: bool) -
 
 
 def _constants(wide: bool) -> dict[str, Any]:
+    """Compile-time constants and options; contraction is off, as the host computes without."""
     import triton.language as tl
 
     return {"BLOCK": BLOCK, "COUNTER": tl.float64 if wide else tl.float32, "enable_fp_fusion": False}

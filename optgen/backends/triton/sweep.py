@@ -1,4 +1,4 @@
-"""The kernel of a phase: a sweep over chunks of elements; `tiles` has the other one."""
+"""The kernel of a sweep over chunks of elements; `tiles` has the one over tiles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from optgen.plan.plan import Step
 
 
 def sweep_lines(layout: Layout, step: Step, names: Names) -> list[str]:
-    """One phase over every chunk: addresses, loads, `update`, stores."""
+    """Print a sweep over chunks: pointers, loads, `update`, stores, partial sums."""
     plan, columns = layout.plan, layout.columns
     touched = {s: names.stores[s] for s in dict.fromkeys([*step.loads, *step.values])}
     leaf_nodes = leaves(step.roots(), step.loads)
@@ -68,7 +68,7 @@ def sweep_lines(layout: Layout, step: Step, names: Names) -> list[str]:
 
 
 def sizes(layout: Layout, touched: Mapping[str, str]) -> list[str]:
-    """Lines that read sizes and strides, where there are any."""
+    """Print loads of sizes and strides, if the layout has any."""
     lines = []
     for d in range(layout.dims):
         lines.append(f"size{d} = {entry_of(layout, f'@size{d}')}")
@@ -79,12 +79,12 @@ def sizes(layout: Layout, touched: Mapping[str, str]) -> list[str]:
 
 
 def places(layout: Layout) -> list[str]:
-    """Lines that read where a part of a larger tensor lies in it."""
+    """Print loads of the numbers that map an index in a shard to one in the full tensor."""
     return [f"{name} = {entry_of(layout, f'@{name}')}" for name in (PLACE if layout.sharded else ())]
 
 
 def strided(layout: Layout, touched: Mapping[str, str]) -> list[str]:
-    """Addresses from the logical index, last dimension first."""
+    """Print addresses from logical indices, last dimension first."""
     lines = ["mask = base + lane < numel", "rest = base + lane"]
     lines += [f"{name}_at = {name}_ptr + rest" for s, name in touched.items() if s not in layout.plan.codecs]
     for d in reversed(range(layout.dims)):
@@ -97,7 +97,7 @@ def strided(layout: Layout, touched: Mapping[str, str]) -> list[str]:
 
 
 def loads(layout: Layout, leaf_nodes: Sequence[Node], names: Names, mask: str, place: str) -> list[str]:
-    """Lines that read what each element of a block has; `place` is where it stands in its tensor."""
+    """Print loads of a block's elements; `place` spells an element's index in its tensor."""
     lines = []
     if layout.sharded:
         lines += [f"place = {place}", "place += place // every0*skip0"]
@@ -114,7 +114,7 @@ def loads(layout: Layout, leaf_nodes: Sequence[Node], names: Names, mask: str, p
 
 
 def updated(layout: Layout, step: Step, leaf_nodes: Sequence[Node], names: Names, mask: str) -> list[str]:
-    """Lines that compute the update of a block, and store it."""
+    """Print the update of a block and its stores."""
     results = [f"{names.stores[s]}_new" for s in step.values] + [f"r{r.slot}" for r in step.reductions]
     lines = [
         f"{', '.join(results)} = {helper_name(step, 'update')}({', '.join(map(names.leaf, leaf_nodes))})"
@@ -126,7 +126,7 @@ def updated(layout: Layout, step: Step, leaf_nodes: Sequence[Node], names: Names
 
 
 def _block(layout: Layout, step: Step, leaf_nodes: Sequence[Node], names: Names, mask: str) -> list[str]:
-    """Loads, the update, stores and partial sums of one block; `mask` is `, mask` or empty."""
+    """Print the loads, update, stores and partial sums of a block; `mask` is `, mask` or empty."""
     lines = loads(layout, leaf_nodes, names, mask, "(base + lane)")
     lines += updated(layout, step, leaf_nodes, names, mask)
     for r in step.reductions:

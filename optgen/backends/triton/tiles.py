@@ -1,8 +1,8 @@
-"""The kernel of a phase where slices have values: a sweep over tiles, block by block, and its parts.
+"""The kernel of a sweep over tiles, block by block, for plans whose slices have values.
 
-A block is a few lines by some columns, or some small matrices below each other. What it finds of slices goes
-to the places that `launch/tiles.py` gives it: sums of lines and columns to those of its tile, maxima to those
-of the slices, where the largest of all programs stays, whichever comes last.
+A block is some lines by some columns, or several small matrices on top of each other. Partial results of
+slices go to the cells that `launch/tiles.py` allocates: sums to the tile's own, maxima by atomics to those
+of the slices, so that the order of programs does not matter.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ KEY = "tl.pointer_type(tl.int64)"
 
 
 def tile_lines(layout: Layout, step: Step, names: Names) -> list[str]:
-    """One phase over every tile.
+    """Print a sweep over tiles.
 
-    Where columns have sums, all blocks of the same columns come first, so that these are complete soon; each
-    block then adds to its lines' sums in memory. Otherwise all blocks of the same lines come first.
+    If columns have sums, the outer loop is over columns, so that each column sum is complete after one pass
+    down; blocks then accumulate line sums in memory. Otherwise the outer loop is over lines.
     """
     tile = Tile(layout, step, names)
     down, beside = "for first in range(top, end, HEIGHT):", "for from_column in range(left, right, WIDTH):"
@@ -86,12 +86,13 @@ def tile_lines(layout: Layout, step: Step, names: Names) -> list[str]:
 
 
 def _indented(lines: Iterable[str]) -> list[str]:
+    """Indent lines by one level."""
     return ["    " + line for line in lines]
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A sweep over tiles that is being emitted: source for a tile, a row of blocks, a column, a block."""
+    """A sweep over tiles as it is printed: text for a tile, a line of blocks, a column of blocks, a block."""
 
     layout: Layout
     step: Step
@@ -104,7 +105,7 @@ class Tile:
 
     @cached_property
     def touched(self) -> Mapping[str, str]:
-        """By element store that the sweep loads or writes, the name of it."""
+        """The variable of each element store that the sweep loads or writes."""
         stores = dict.fromkeys([*self.step.loads, *self.step.values])
         return {s: self.names.stores[s] for s in stores}
 
@@ -114,35 +115,36 @@ class Tile:
         return self.layout.block is not None and self.layout.block.rows > 0
 
     def _reductions(self, sliced: bool, columns: bool = False) -> list[Reduction]:
+        """Reductions to slices or not, and to columns or not."""
         reductions = (r for r in self.step.reductions if r.extent.sliced is sliced)
         return [r for r in reductions if is_columns(r.extent) is columns]
 
     @cached_property
     def by_line(self) -> list[Reduction]:
-        """The reductions to slices that are lines."""
+        """Reductions to slices that consist of lines."""
         return self._reductions(True)
 
     @cached_property
     def by_column(self) -> list[Reduction]:
-        """Those to slices that are columns."""
+        """Reductions to slices that are columns."""
         return self._reductions(True, columns=True)
 
     @cached_property
     def of_tensor(self) -> list[Reduction]:
-        """Those to one value."""
+        """Reductions to one value per tensor."""
         return self._reductions(False)
 
     def neutral_block(self, r: Reduction, shape: str) -> str:
-        """The neutral element of a reduction, in a shape; sums are in float64."""
+        """Spell a block of neutral elements; sums are in float64."""
         kind = "tl.float64" if r.op is Op.SUM else TYPES[self.layout.plan.real]
         return f"tl.full({shape}, {neutral(r.op)}, {kind})"
 
     def init_total(self, r: Reduction) -> str:
-        """The line that begins a total of blocks."""
+        """Print the initialisation of a reduction's total."""
         return f"sum{r.slot} = {self.neutral_block(r, '[HEIGHT, WIDTH]')}"
 
     def head(self) -> list[str]:
-        """Lines that read what a tile is, and what the tensor has one of."""
+        """Print loads of a tile's bounds, of values that are one per tensor, and of base addresses."""
         layout = self.layout
         lines = [
             "chunk = tl.program_id(0).to(tl.int64)",
@@ -176,7 +178,7 @@ class Tile:
         return lines
 
     def _part(self, r: Reduction) -> str:
-        """Where the tile's part of a reduction begins."""
+        """Spell the base address of the tile's partial results of a reduction."""
         part = f"lines + {entry_of(self.layout, f'@parts{r.slot}')}"
         if is_columns(r.extent) and not self.multi_matrix:
             part += f" + {self._first(r) if r.op is Op.AMAX else 'stack*columns'}"
@@ -185,14 +187,14 @@ class Tile:
         return f"({part}).to({KEY})" if r.op is Op.AMAX else part
 
     def column(self) -> list[str]:
-        """Lines that read what the columns of blocks have."""
+        """Print loads of what the columns of a block have."""
         lines = ["column = from_column + lane"]
         for n in self._slices(columns=True) if not self.multi_matrix else ():
             lines.append(f"{self.names.leaf(n)} = {self._values(n, 'column', 'column < right')}[None, :]")
         return lines
 
     def line(self) -> list[str]:
-        """Lines that read what the lines of blocks have; of small matrices, blocks may have more lines."""
+        """Print loads of what the lines of a block have; padding of small matrices is masked."""
         lines = ["line = first + tl.arange(0, HEIGHT)", "live = line < end"]
         if self.multi_matrix:
             lines = ["padded = first + tl.arange(0, HEIGHT)", "line = padded // ROWS*rows + padded % ROWS"]
@@ -202,7 +204,7 @@ class Tile:
         return lines
 
     def block(self) -> list[str]:
-        """Addresses, loads, the update, stores and sums of one block."""
+        """Print addresses, loads, update, stores and sums of one block."""
         layout, stores = self.layout, self.touched
         blocked = any(e.name.startswith("BLOCK") for e in layout.plan.slices)
         lines = ["inside = live[:, None] & (column < right)[None, :]"]
@@ -224,7 +226,7 @@ class Tile:
         return [*lines, "else:", *_indented([*general, *self._run(", mask")])]
 
     def _run(self, mask: str) -> list[str]:
-        """What is done at the addresses of a block."""
+        """Print what is done at a block's addresses."""
         lines = loads(self.layout, self.leaf_nodes, self.names, mask, "index")
         lines += updated(self.layout, self.step, self.leaf_nodes, self.names, mask)
         for r in self.step.reductions:
@@ -240,25 +242,25 @@ class Tile:
         return lines
 
     def add(self, r: Reduction) -> str:
-        """The line that adds a block's part of its lines to their totals."""
+        """Print the accumulation of a block's line sums."""
         return f"total{r.slot} = {accumulate(r.op, f'total{r.slot}', f'sum{r.slot}')}"
 
     def store_line(self, r: Reduction, value: str = "total") -> list[str]:
-        """Lines that leave the totals of lines in their places."""
+        """Print the store of line sums, or the atomic maximum."""
         if r.op is Op.AMAX:
             place = f"part{r.slot} + {self._slice(r)}"
             return [f'tl.atomic_max({place}, key_of({value}{r.slot}), live, sem="relaxed")']
         return [f"tl.store(part{r.slot} + line, {value}{r.slot}, live)"]
 
     def add_line(self, r: Reduction) -> list[str]:
-        """Lines that add a block's part of its lines to what lies in their places, from the second on."""
+        """Print the accumulation of a block's line sums in memory; the first block of a line overwrites."""
         if r.op is Op.AMAX:
             return self.store_line(r, "sum")
         known = f"tl.load(part{r.slot} + line, live & (from_column > left), 0.0)"
         return [f"total{r.slot} = sum{r.slot} + {known}", *self.store_line(r)]
 
     def store_columns(self, r: Reduction) -> list[str]:
-        """Lines that leave the totals of columns in their places."""
+        """Print the store of column sums, or the atomic maximum."""
         lines, value, live, place = [], reduce_axis(r.op, f"sum{r.slot}", 0), "column < right", "column"
         if self.multi_matrix:
             lines, value = ["matrices = first // ROWS + tl.arange(0, HEIGHT // ROWS)"], f"sum{r.slot}"
@@ -270,35 +272,38 @@ class Tile:
         return [*lines, f"tl.store(part{r.slot} + {place}, {value}, {live})"]
 
     def _inner(self, of: Node | Reduction) -> str:
+        """The variable that holds `View.inner` of an extent."""
         return f"inner{self.layout.plan.slices.index(of.extent)}"
 
     def _first(self, of: Node | Reduction) -> str:
-        """Which of the slices that are columns is the first of the matrix."""
+        """Spell the index of the matrix's first slice that is a column."""
         return "matrix*columns" if of.extent is Extent.COL else "0"
 
     def _slice(self, of: Node | Reduction) -> str:
-        """Which slices the lines are of."""
+        """Spell the slice indices of a block's lines."""
         if not self.layout.spans_lines(of.extent):
             return "line"
         return f"line // {self._inner(of)} % count{self.layout.plan.slices.index(of.extent)}"
 
     def _values(self, n: Node, at: str, live: str) -> str:
+        """Spell a masked load of a state's or slot's values."""
         real = TYPES[self.layout.plan.real]
         cast = f".to({real})" if n.op is Op.SLOT else ""
         return f"tl.load({self.names.leaf(n)}_base + {at}, {live}, 0.0){cast}"
 
     def _slices(self, columns: bool) -> list[Node]:
+        """Leaves with a value per slice, of columns or of lines."""
         return [n for n in self.leaf_nodes if n.extent.sliced and is_columns(n.extent) is columns]
 
 
 def base_of(layout: Layout, n: Node) -> str:
-    """Where the values of a state or of a reduction of slices begin."""
+    """Spell the address of a state's or slot's first slice."""
     if n.op is Op.SLOT:
         return f"lines + {entry_of(layout, f'@slot{n.value}')}"
     return pointer_of(layout, n.value or "", TYPES[layout.plan.real])
 
 
 def slice_values(layout: Layout, n: Node, at: str, live: str) -> str:
-    """Values of a state or of a reduction of slices."""
+    """Spell a masked load of values of a state or slot of slices."""
     cast = f".to({TYPES[layout.plan.real]})" if n.op is Op.SLOT else ""
     return f"tl.load({base_of(layout, n)} + {at}, {live}, 0.0){cast}"
