@@ -126,8 +126,8 @@ class Tiling:
     def chunk_rows(self) -> np.ndarray:
         """A row per tile, int64 [tiles, 6].
 
-        First line, first column, end line, index among tiles side by side, matrix of the first line, and the row
-        of column cells of that matrix.
+        First line, first column, end line, index among tiles beside each other, matrix of the first line, and
+        the row of column cells of that matrix.
         """
         high = self.matrices * self.rows
         tops = np.arange(0, high, max(self.rows, self.height))[:, None] + np.arange(0, self.rows, self.height)
