@@ -27,7 +27,7 @@ from optgen.launch.work import CODEC_OF, SUPPORTED, Work
 
 Groups = Sequence[Mapping[str, Any]]
 AddressRanges = tuple[np.ndarray, np.ndarray]  # addresses and bytes, int64
-Offsets = tuple[list[int], list[int]]  # see `places_of`
+Offsets = tuple[list[int], list[int]]  # see `offsets_of`
 
 
 class Move(NamedTuple):

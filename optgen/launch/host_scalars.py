@@ -43,7 +43,7 @@ class Hoisted(NamedTuple):
     """Cached results for some hyperparameter objects, which stay referenced so that their ids stay unique."""
 
     hypers: list[Any]
-    values: tuple[Any, ...]  # what `Program.changing` takes
+    values: tuple[Any, ...]  # what `ScalarFunctions.changing` takes
     rows: dict[tuple[float, ...], list[float]]  # values by the step and facts
 
 
