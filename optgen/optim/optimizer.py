@@ -43,7 +43,6 @@ COMPILE_OPTIONS = ("backend", "math", "state_dtype", "capturable", "fused")
 class Optimizer(Steps):
     """Base class of the classes that `optgen.optimizer` returns; `program` is the rule as a `Program`."""
 
-    __module__ = "optgen"
     _constructing = False  # then all groups are checked for overlaps together, at the end
 
     def __init__(self, params: Any, *args: Any, **options: Any):
@@ -232,12 +231,11 @@ class Optimizer(Steps):
         return report
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "compile_options": self._compile_options}
+        return {**super().__getstate__(), "settings": self._compile_options}  # the key of older pickles
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        # A loaded state dict has none, and leaves them as they are. In pickles of 0.1.0 they are "settings".
-        options = state.pop("compile_options", None) or state.pop("settings", None)
+        options = state.pop("settings", None)  # a loaded state dict has none, and leaves them as they are
         if options is not None:
             self._configure(**options)
         super().__setstate__(state)

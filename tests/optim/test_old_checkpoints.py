@@ -11,7 +11,8 @@ import torch
 
 import optgen
 
-SAVED = torch.load(Path(__file__).parents[1] / "golden" / "saved_by_0_1_0.pt", weights_only=False)
+GOLDEN = Path(__file__).parents[1] / "golden"
+SAVED = torch.load(GOLDEN / "saved_by_0_1_0.pt", weights_only=False)
 OWN = "hyper(lr=0.1)\nstate(m=0)\nm = 0.5*m + g\np = p - lr*m\n"
 MAKE = {
     "AdamW": lambda groups: optgen.AdamW(groups, lr=1e-2, amsgrad=True),
@@ -33,6 +34,16 @@ def goes_on(optimizer, saved):
             p.grad = grad.clone()
     optimizer.step()
     assert all(torch.equal(p, after) for p, after in zip(params, saved["after"], strict=True))
+
+
+def test_programs_that_were_pickled_are_read():
+    with (GOLDEN / "programs_by_0_1_0.pkl").open("rb") as file:
+        saved = pickle.load(file)
+    chain = optgen.chain("clip_norm", "adamw", "cautious")
+    assert str(pickle.loads(saved["rule"])) == str(optgen.rule("adamw"))
+    assert pickle.loads(saved["chain"]).hypers == chain.hypers
+    assert "lr" in pickle.loads(saved["scheduled"]).hypers
+    assert pickle.loads(saved["class"]) is optgen.Optimizer
 
 
 def test_every_case_was_saved():

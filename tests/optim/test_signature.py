@@ -160,7 +160,7 @@ def test_docstring_of_a_chain_names_its_parts():
 def test_help_shows_the_docstring():
     shown = pydoc.plain(pydoc.render_doc(optgen.Sophia))
     for line in (
-        "class Sophia(Optimizer)",
+        "class Sophia(optgen.optim.optimizer.Optimizer)",
         "optimizer.step(hess=hess)",
         "hessian: h, a value per",
     ):
