@@ -48,8 +48,8 @@ def check_name(name: str) -> None:
     """
     if not _can_name(name):
         stem = re.sub(r"\W+", "_", Path(name).name.removesuffix(".rule")).strip("_")
-        likely = stem if _can_name(stem) else "my_rule"
-        help = f"write letters, digits and _, and no word of Python, for example {likely}"
+        likely = stem if _can_name(stem) and stem not in library.names() else "my_rule"
+        help = f"write at most 100 letters, digits and _, and no word of Python, for example {likely}"
         raise RuleError(f"'{name}' cannot name a rule", None, help)
     if name in library.names():
         help = f"{ANOTHER}; `optgen show {name}` shows that rule"
@@ -63,8 +63,10 @@ def check_name(name: str) -> None:
 
 
 def _can_name(name: str) -> bool:
-    """Whether a name can be that of a rule, and in CamelCase that of its class."""
-    return all(x.isidentifier() and not iskeyword(x) for x in (name, library.camel(name)))
+    """Whether a name can be that of a rule, and in CamelCase that of its class; and of a file."""
+    return len(name) <= 100 and all(
+        x.isidentifier() and not iskeyword(x) for x in (name, library.camel(name))
+    )
 
 
 def write(name: str, folder: Path) -> Path:

@@ -117,7 +117,7 @@ def test_nothing_is_overwritten(run):
     assert Path("my_rule.rule").read_text() == "p = p - g\n"
 
 
-LETTERS = "write letters, digits and _, and no word of Python, for example"
+LETTERS = "write at most 100 letters, digits and _, and no word of Python, for example"
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,8 @@ LETTERS = "write letters, digits and _, and no word of Python, for example"
     [
         ("3x", "'3x' cannot name a rule", f"{LETTERS} my_rule"),
         ("", "'' cannot name a rule", f"{LETTERS} my_rule"),
+        ("x" * 101, f"'{'x' * 101}' cannot name a rule", f"{LETTERS} my_rule"),
+        ("adamw.rule", "'adamw.rule' cannot name a rule", f"{LETTERS} my_rule"),
         ("my-rule", "'my-rule' cannot name a rule", f"{LETTERS} my_rule"),
         ("rules/own.rule", "'rules/own.rule' cannot name a rule", f"{LETTERS} own"),
         ("lambda", "'lambda' cannot name a rule", f"{LETTERS} my_rule"),
