@@ -31,12 +31,6 @@ A, B = ("f", "a"), ("f", "b")
 CONF = RuleConf("adam", lr=0.1, backend="numpy")
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """No test here switches the power off."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
 @pytest.fixture(params=["folder", "memory://"])
 def url(request, tmp_path):
     return str(tmp_path / "a store") if request.param == "folder" else f"memory://{uuid4()}/a store"

@@ -5,7 +5,6 @@ Stores of files are opened again before what they hold is looked at, so that it 
 
 from __future__ import annotations
 
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
@@ -27,24 +26,7 @@ from optgen.store.context import PARAMETER_STORE_KEY, register_parameters
 from optgen.store.gradients import accumulate_param_gradients
 from optgen.store.memory import TorchParameterStore
 from optgen.store.updates import apply_update, init_optimizer
-from stores import KINDS, NUMPY, THETA, A, B, C, SignAscent, again, double, empty, fill, gradient, near, value
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """No test here switches the power off."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-@pytest.fixture(params=KINDS)
-def make(request, tmp_path):
-    """Makes empty stores of one kind."""
-    return lambda: empty(request.param, tmp_path)
-
-
-@pytest.fixture
-def store(make):
-    return make()
+from stores import NUMPY, THETA, A, B, C, SignAscent, again, double, fill, gradient, near, value
 
 
 def test_gen_33_configurations(store):

@@ -5,8 +5,6 @@ Stores of files are opened again before what they hold is looked at, so that it 
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
@@ -22,24 +20,7 @@ from optgen.store.gradients import accumulate_param_gradients
 from optgen.store.memory import TorchParameterStore
 from optgen.store.released import ParamUpdate
 from optgen.store.updates import init_optimizer
-from stores import KINDS, NUMPY, THETA, A, B, C, SignAscent, again, double, empty, fill, gradient, near, value
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """No test here switches the power off."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-@pytest.fixture(params=KINDS)
-def make(request, tmp_path):
-    """Makes empty stores of one kind."""
-    return lambda: empty(request.param, tmp_path)
-
-
-@pytest.fixture
-def store(make):
-    return make()
+from stores import NUMPY, THETA, A, B, C, SignAscent, again, double, fill, gradient, near, value
 
 
 @pytest.mark.parametrize("form", ["pairs", "dict"])
