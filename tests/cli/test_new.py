@@ -208,7 +208,9 @@ class Copy:
 
     def make_rule(self, *names, **environment):
         """Run `make rule`."""
-        return self.run("make", "rule", *names, f"BIN={Path(sys.executable).parent}", **environment)
+        # The suite itself may run below make, which would then say what folder it enters.
+        quiet = "--no-print-directory"
+        return self.run("make", quiet, "rule", *names, f"BIN={Path(sys.executable).parent}", **environment)
 
     def again(self):
         """What `make rule NAME=my_rule` says, line by line."""
